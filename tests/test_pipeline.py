@@ -1,0 +1,163 @@
+"The pipeline end to end on toy notebooks, with real kernels: kill and resume, the lock, the command line."
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+import nbformat, psutil, pytest
+from collat.pipeline import STAGES, Stage, StageError, open_run, plan, run_pipeline
+
+HEAD = """import json, sys, time; sys.path.insert(0, '..')
+from pathlib import Path
+from collat.config import load_profile
+run_dir, p = Path(run_dir), load_profile(profile, overrides)"""
+COUNT = """state = run_dir/'work/state.json'; state.parent.mkdir(exist_ok=True)
+seen = json.loads(state.read_text()) if state.exists() else []
+for i in range(len(seen), p.steps):
+    seen.append(i * p.seed); state.write_text(json.dumps(seen)); time.sleep(.25)
+(run_dir/'a.json').write_text(json.dumps(seen)); (run_dir/'resumed').write_text('')"""
+DOUBLE = "from toy.mod import double\n(run_dir/'b.json').write_text(json.dumps([double(x) for x in json.loads((run_dir/'a.json').read_text())]))"
+TOY = (Stage('01_count', (), ('a.json',), work=('work/*',)), Stage('02_double', ('a.json',), ('b.json',)))
+
+
+def notebook(path, *cells):
+    cells = ["profile = 'smoke'\nrun_dir = '.'\noverrides = {}", *cells]
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c, id=f'c{i}') for i, c in enumerate(cells)],
+                                  metadata={'kernelspec': {'name': 'python3', 'language': 'python', 'display_name': 'python3'}})
+    nb.cells[0].metadata['tags'] = ['parameters']
+    nbformat.write(nb, path)
+
+
+@pytest.fixture
+def toy(tmp_path):
+    (tmp_path/'nbs').mkdir(); (tmp_path/'toy').mkdir()
+    notebook(tmp_path/'nbs/01_count.ipynb', HEAD, COUNT); notebook(tmp_path/'nbs/02_double.ipynb', HEAD, DOUBLE)
+    (tmp_path/'toy/mod.py').write_text('def double(x): return 2*x\n')
+    def make(run_dir='run', **overrides):
+        return open_run('smoke', {'steps': 2, 'seed': 3} | overrides, tmp_path/run_dir, stages=TOY, nbs=tmp_path/'nbs', package=tmp_path/'toy')
+    make.root = tmp_path
+    return make
+
+
+def script(root, steps):
+    "A process of its own that runs the toy."
+    code = f"""from pathlib import Path
+from collat.pipeline import Stage, open_run, run_pipeline
+r = Path({str(root)!r}); T = (Stage('01_count', (), ('a.json',), work=('work/*',)), Stage('02_double', ('a.json',), ('b.json',)))
+run_pipeline(open_run('smoke', dict(steps={steps}, seed=3), r/'run', stages=T, nbs=r/'nbs', package=r/'toy'), progress=True)"""
+    return [sys.executable, '-c', code]
+
+
+def wait_for(condition, seconds=30):
+    end = time.time() + seconds
+    while not (found := condition()):
+        assert time.time() < end, 'waited too long'
+        time.sleep(.05)
+    return found
+
+
+def kernels(run_dir):
+    def env(p):
+        try: return p.environ().get('COLLAT_RUN')
+        except (psutil.Error, OSError): return None
+    return [p for p in psutil.process_iter() if env(p) == str(run_dir)]
+
+
+def test_killed_run_resumes(toy):
+    run, state = toy(steps=16), toy.root/'run/work/state.json'
+    p = subprocess.Popen(script(toy.root, 16), stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    wait_for(lambda: state.exists() and 2 <= len(state.read_text().split(',')) < 8)
+    (kernel,) = kernels(run.run_dir)
+    kernel.suspend() # even a kernel that would not notice its parent's death
+    p.send_signal(signal.SIGKILL); p.wait()
+    before = len(json.loads(state.read_text()))
+    assert not (run.run_dir/'a.json').exists() and before < 16
+    assert plan(run)['01_count'] == ['output a.json is missing']
+    state.write_text(json.dumps([-1] + json.loads(state.read_text())[1:])) # a mark that only a resumed run keeps
+    assert run_pipeline(run) == ['01_count', '02_double']
+    assert not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE
+    assert json.loads((run.run_dir/'a.json').read_text()) == [-1] + [3 * i for i in range(1, 16)]
+    assert run_pipeline(toy(steps=16)) == []
+
+
+def test_changed_parameter_does_not_resume(toy):
+    run_pipeline(toy())
+    assert plan(toy(seed=5)) == {'01_count': ['parameter seed changed 3 → 5'], '02_double': ['input a.json will be written by 01_count']}
+    run_pipeline(toy(seed=5))
+    assert json.loads((toy.root/'run/b.json').read_text()) == [0, 10]
+    assert json.loads((toy.root/'run/previous/01_count/a.json').read_text()) == [0, 3]
+
+
+def test_second_run_is_refused_while_first_runs(toy):
+    p = subprocess.Popen(script(toy.root, 60))
+    wait_for((toy.root/'run/work/state.json').exists)
+    with pytest.raises(ValueError, match=f'in use by process {p.pid}'): run_pipeline(toy(steps=60))
+    p.send_signal(signal.SIGINT); assert p.wait(30) != 0
+    wait_for(lambda: not kernels(toy.root/'run'))
+
+
+def test_output_of_a_run_is_quiet(toy):
+    done = subprocess.run(script(toy.root, 1), capture_output=True, text=True)
+    assert done.returncode == 0
+    assert [l.split(':')[0] for l in done.stdout.splitlines()] == ['[1/2] 01_count', '[1/2] 01_count', '[2/2] 02_double', '[2/2] 02_double']
+    noise = [l for l in done.stderr.replace('\r', '\n').splitlines() if l.strip() and '01_count' not in l and '02_double' not in l]
+    assert noise == []
+
+
+def test_rerun_reads_nothing_heavy_and_is_fast(toy):
+    run_pipeline(toy(), say=lambda s: None)
+    code = script(toy.root, 2)[-1] + '\nimport sys; print(sorted({"torch", "papermill"} & set(sys.modules)))'
+    t = time.time(); done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ['[1/2] 01_count: up to date', '[2/2] 02_double: up to date', '[]']
+    assert time.time() - t < 10
+
+
+def test_failed_cell_is_named(toy):
+    notebook(toy.root/'nbs/02_double.ipynb', HEAD, '#| eval: false\nraise KeyError("gone")')
+    with pytest.raises(StageError, match=r"02_double.ipynb, cell 3 \(`raise KeyError\(\"gone\"\)`\): KeyError: 'gone'"): run_pipeline(toy())
+    assert (toy.root/'run/notebooks/02_double.ipynb').exists() and plan(toy())['01_count'] == []
+
+
+def test_stage_that_writes_nothing_fails(toy):
+    notebook(toy.root/'nbs/01_count.ipynb', HEAD)
+    with pytest.raises(StageError, match='did not write a.json'): run_pipeline(toy())
+    assert plan(toy())['01_count']
+
+
+def test_runs_in_this_interpreter_whatever_is_registered(toy, monkeypatch):
+    spec = toy.root/'jupyter/kernels/python3'; spec.mkdir(parents=True)
+    (spec/'kernel.json').write_text(json.dumps(dict(argv=['/bin/false'], display_name='wrong', language='python')))
+    monkeypatch.setenv('JUPYTER_PATH', str(toy.root/'jupyter')); monkeypatch.setenv('JUPYTER_PREFER_ENV_PATH', '0')
+    notebook(toy.root/'nbs/01_count.ipynb', HEAD, "import sys; (run_dir/'a.json').write_text(json.dumps([sys.prefix]))")
+    run_pipeline(toy(), ['count'])
+    assert json.loads((toy.root/'run/a.json').read_text()) == [sys.prefix]
+
+
+def collat(*args, cwd=None): return subprocess.run([sys.executable, '-c', 'from collat.cli import main; main()', *args], capture_output=True, text=True, cwd=cwd)
+
+
+def test_plan_changes_nothing(tmp_path):
+    done = collat('run', '--profile', 'smoke', '--plan', '--run-dir', str(tmp_path/'run'))
+    assert done.returncode == 0, done.stderr
+    assert [l.split()[0] for l in done.stdout.splitlines() if not l.startswith(' ')] == [s.notebook for s in STAGES]
+    assert not (tmp_path/'run').exists()
+
+
+@pytest.mark.parametrize('args, said', [
+    (['run', '--profile', 'mimi'], "Did you mean 'mini'"), (['run', 'batchsize=3'], "Did you mean 'batch'"), (['run', '--stages', 'trainnig'], "Did you mean 'training'"),
+    (['run', '--gpus', '99'], 'this machine has'), (['run', 'steps=a'], 'type int'), (['profile', 'nope'], 'neither a file')])
+def test_refusals_are_one_line(args, said, tmp_path):
+    done = collat(*args, cwd=tmp_path)
+    assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_stage_has_its_notebook_and_parameters():
+    from collat.pipeline import check_parameters
+    nbs = Path(__file__).parent.parent/'nbs'
+    for s in STAGES: check_parameters(nbs/f'{s.notebook}.ipynb')
+
+
+def test_inputs_come_from_earlier_stages():
+    from fnmatch import fnmatch
+    made = []
+    for s in STAGES:
+        for i in s.inputs: assert any(fnmatch(o, i) for o in made), f'{s.notebook} reads {i}, which no earlier stage writes'
+        made += s.outputs

@@ -1,0 +1,131 @@
+"Gates on the repository itself: notebooks, modules, imports, sizes, settings."
+import ast, importlib.metadata, json, re, subprocess, sys
+from configparser import ConfigParser
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
+MODULES = sorted(p for p in (ROOT/'collat').glob('*.py') if not p.name.startswith('_'))
+cfg = ConfigParser(delimiters=['=']); cfg.read(ROOT/'settings.ini'); cfg = cfg['DEFAULT']
+ids = lambda p: p.stem
+
+
+def cells(path, kind='code'): return [c for c in json.loads(path.read_text())['cells'] if c['cell_type'] == kind]
+def source(cell): return ''.join(cell['source'])
+def exported(path): return [s for c in cells(path) if re.search(r'^#\|\s*exports?\b', s := source(c), re.M)]
+
+
+def number_of():
+    "module -> number of its notebook"
+    return {m[1]: nb.stem[:2] for nb in NOTEBOOKS for c in cells(nb) if (m := re.search(r'^#\|\s*default_exp (\w+)', source(c), re.M))}
+
+
+def imports(tree):
+    "(module of collat, line) for each import"
+    for n in ast.walk(tree):
+        if isinstance(n, ast.Import): yield from ((a.name.split('.')[1], n.lineno) for a in n.names if a.name.startswith('collat.'))
+        elif isinstance(n, ast.ImportFrom):
+            base = n.module or ''
+            if n.level or base.startswith('collat.'): yield (base.removeprefix('collat.') or n.names[0].name), n.lineno
+            elif base == 'collat': yield from ((a.name, n.lineno) for a in n.names)
+
+
+def test_one_notebook_one_module():
+    for nb in NOTEBOOKS:
+        names = [m[1] for c in cells(nb) if (m := re.search(r'^#\|\s*default_exp (\S+)', source(c), re.M))]
+        if re.match(r'\d\d_', nb.stem): assert names in ([], [nb.stem[3:]]), f'{nb.name} exports to {names}'
+        assert names or not exported(nb), f'{nb.name} exports without default_exp'
+    assert {p.stem for p in MODULES} == set(number_of()), 'modules and notebooks differ'
+
+
+@pytest.mark.parametrize('path', MODULES, ids=ids)
+def test_imports_go_down(path):
+    number = number_of()
+    for m, line in imports(ast.parse(path.read_text())):
+        if m.startswith('__'): continue
+        assert m in number, f'{path.name}:{line} imports collat.{m}, which no notebook makes'
+        assert number[m] < number[path.stem], f'{path.name}:{line} imports collat.{m} from a later notebook'
+
+
+@pytest.mark.parametrize('path', MODULES, ids=ids)
+def test_no_star_imports_and_no_side_effects(path):
+    for n in ast.walk(tree := ast.parse(path.read_text())):
+        assert not (isinstance(n, ast.ImportFrom) and n.names[0].name == '*'), f'{path.name}:{n.lineno} star import'
+    for n in tree.body:
+        assert 'os.environ[' not in (ast.unparse(n) if isinstance(n, (ast.Assign, ast.Expr)) else ''), f'{path.name}:{n.lineno} sets the environment at import'
+
+
+@pytest.mark.parametrize('path', MODULES, ids=ids)
+def test_direct_dependencies_are_pinned(path):
+    pins = {w.split('==')[0].lower().replace('_', '-') for k in ('requirements', 'dev_requirements', 'merlin_requirements') for w in cfg[k].split()}
+    dists = importlib.metadata.packages_distributions()
+    tree = ast.parse(path.read_text())
+    names = {a.name.split('.')[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    names |= {n.module.split('.')[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and not n.level}
+    for name in names - set(sys.stdlib_module_names) - {'collat'}:
+        assert pins & {d.lower().replace('_', '-') for d in dists.get(name, [name])}, f'{path.name} imports {name}, which settings.ini does not pin'
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=ids)
+def test_notebook_form(path):
+    nb = json.loads(path.read_text())
+    names = [c.get('id') for c in nb['cells']]
+    assert all(names) and len(set(names)) == len(names), 'every cell needs its own id'
+    first = source(nb['cells'][0])
+    assert nb['cells'][0]['cell_type'] == 'markdown' and re.match(r'# .+\n\n> .+', first), 'first cell: title and one sentence'
+    assert not any('nbdev_export()' in source(c) for c in cells(path)), 'nbdev_export() would rewrite the package in mid-run'
+    for c in exported(path):
+        assert len([l for l in c.splitlines() if not l.startswith('#|')]) <= 40, f'export cell too long: {c[:80]}'
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=ids)
+def test_notebook_outputs(path):
+    size = 0
+    for c in cells(path):
+        for o in c['outputs']:
+            size += len(json.dumps(o))
+            text = ''.join(o.get('text', '')) + ''.join(o.get('data', {}).get('text/plain', '')) + ''.join(o.get('data', {}).get('text/html', ''))
+            assert o['output_type'] != 'error', f'an error is stored: {source(c)[:80]}'
+            assert not (m := re.search(r'(?<![\w.])/(root|tmp|home|work)/\S*', text)), f'machine path in an output: {m[0]}'
+            assert not (m := re.search(r'\w*Warning\b.*', text)), f'warning in an output: {m[0]}'
+            assert not (m := re.search(r'<.* at 0x[0-9a-f]+>', text)), f'object address in an output: {m[0]}'
+    assert size <= 100_000, f'{size} bytes of outputs'
+
+
+def test_tracked_files_are_small():
+    files = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    for f in files:
+        if not (ROOT/f).is_file(): continue
+        limit = 10_000_000 if f.endswith('.safetensors') else 1_000_000
+        assert (ROOT/f).stat().st_size <= limit, f'{f} is larger than {limit} bytes'
+    assert not [f for f in files if f.startswith(('runs/', '.venv/')) or f.startswith('data/') and f != 'data/README.md']
+
+
+def test_import_is_light():
+    code = 'import sys, collat; print(*sorted({"torch", "numpy", "transformers", "papermill", "fastcore"} & set(sys.modules)))'
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == ''
+
+
+@pytest.mark.parametrize('flag', ['--help', '--version'])
+def test_command_line_starts_at_once(flag):
+    code = f'import sys, time; t = time.time()\ntry:\n from collat.cli import main; main(["{flag}"])\nexcept SystemExit as e: assert not e.code\nassert time.time() - t < 1, time.time() - t'
+    subprocess.run([sys.executable, '-c', code], capture_output=True, check=True)
+
+
+def test_settings():
+    assert cfg['allowed_cell_metadata_keys'] == 'tags' and cfg['clean_ids'] == 'True' and cfg['tst_flags'] == 'slow gpu'
+    assert cfg['console_scripts'] == 'collat=collat.cli:main'
+    words = [w for k in ('requirements', 'dev_requirements', 'merlin_requirements') for w in cfg[k].split()]
+    assert all(re.fullmatch(r'[\w.-]+==[\w.]+', w) for w in words), 'every direct dependency is pinned'
+    have = {w.split('==')[0] for w in words}
+    assert {'jupyterlab', 'nbdev', 'torch', 'torchaudio', 'open_clip_torch', 'fastai', 'seaborn', 'pycocoevalcap', 'papermill', 'pytest'} <= have
+    import collat
+    assert collat.__version__ == cfg['version']
+
+
+def test_readme_has_its_place_for_results():
+    text = (ROOT/'README.md').read_text()
+    assert text.index('<!-- results:begin -->') < text.index('<!-- results:end -->')
+    for c in 'make reproduce', 'make test': assert c in text
+    for link in re.findall(r'\]\(((?!http)[^)#]+)', text): assert (ROOT/link).exists(), f'README links to {link}'

@@ -1,0 +1,211 @@
+"The locked encoder at true shapes and with files as the libraries save them; everything offline, weights random."
+import copy, json, os, pickle, warnings
+import pytest, torch, torch.nn.functional as F
+import open_clip
+from torch import nn
+from collat import text_encoder as T
+from collat.text_encoder import LABEL, PAD, TEMPLATE, load_text_encoder
+
+TEXTS = ['This is a sound of dog', 'This is a sound of church bells, and crackling fire', 'rain']
+VISION = dict(image_size=32, layers=1, width=64, patch_size=16, head_width=16)
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    torch.manual_seed(0)
+
+def clip_model(quick_gelu, **text):
+    "A whole CLIP model of open_clip, vision tower included."
+    return open_clip.CLIP(embed_dim=48, vision_cfg=VISION, text_cfg=dict(T.TINY['text_cfg'], **text), quick_gelu=quick_gelu).eval()
+
+def diff(a, b): return (a-b).abs().max().item()
+
+def test_vit_l_14_true_shape():
+    te = load_text_encoder('open_clip:ViT-L-14', pad_id=49407, quick_gelu=True)
+    assert (te.d, te.d_out, te.n_layers, te.n_ctx, te.activation) == (768, 768, 12, 77, 'quick_gelu')
+    ids = open_clip.get_tokenizer('ViT-L-14')(TEXTS)
+    with torch.no_grad(): z = te.locked(ids)
+    assert diff(te.encode_text(TEXTS, n=77), z) <= 1e-5
+    assert diff(te.encode_text(TEXTS), z) <= 1e-5
+    g = te.targets(TEXTS, 75)
+    z_a, x = te.encode_audio_tokens(g.h)
+    assert z_a.shape == (3, 768) and x.shape == (3, 77, 768)
+
+@pytest.mark.parametrize('save', ['state_dict', 'checkpoint', 'safetensors', 'custom_text'])
+def test_open_clip_files(tmp_path, save):
+    m = clip_model(True)
+    f = tmp_path/('w.safetensors' if save == 'safetensors' else 'w.pt')
+    sd = m.state_dict()
+    if save == 'checkpoint': torch.save(dict(epoch=3, name='x', state_dict={f'module.{k}': v for k, v in sd.items()}), f)
+    elif save == 'safetensors':
+        from safetensors.torch import save_file
+        save_file({k: v.contiguous() for k, v in sd.items()}, f)
+    elif save == 'custom_text':
+        from open_clip.model import convert_to_custom_text_state_dict
+        torch.save(convert_to_custom_text_state_dict(sd), f)
+    else: torch.save(sd, f)
+    te = load_text_encoder(f'open_clip:tiny/{f}', quick_gelu=True)
+    with torch.no_grad(): assert diff(te.encode_text(TEXTS, n=77), m.encode_text(open_clip.tokenize(TEXTS))) <= 1e-5
+    with pytest.raises(ValueError, match='say quick_gelu'): load_text_encoder(f'open_clip:tiny/{f}')
+
+def openai_archive(m, f):
+    "TorchScript archive with the three numbers that OpenAI's files carry, half precision where theirs have it."
+    del m.context_length, m.vocab_size
+    for k, v in (('input_resolution', 32), ('context_length', 77), ('vocab_size', 49408)): m.register_buffer(k, torch.tensor(v))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        torch.jit.trace_module(m, dict(encode_text=torch.zeros(1, 77, dtype=torch.long)), check_trace=False).save(str(f))
+
+def test_openai_archive_is_refused_with_plain_gelu(tmp_path):
+    m, f = clip_model(True), tmp_path/'ViT-tiny.pt'
+    openai_archive(m, f)
+    assert T.file_activation(f) == 'quick_gelu'
+    for kw in ({}, dict(quick_gelu=False)):
+        with pytest.raises(ValueError, match="ViT-tiny.pt was trained with 'quick_gelu', but the model would run it with 'gelu'"): load_text_encoder(f'open_clip:tiny/{f}', **kw)
+    te = load_text_encoder(f'open_clip:tiny-quickgelu/{f}')
+    with torch.no_grad(): assert diff(te.encode_text(TEXTS, n=77), m.encode_text(open_clip.tokenize(TEXTS))) <= 1e-5
+
+def test_openai_state_dict_in_half_precision(tmp_path):
+    from open_clip.model import convert_weights_to_fp16
+    m, f = clip_model(True), tmp_path/'w.pt'
+    convert_weights_to_fp16(m)
+    torch.save(dict(m.state_dict(), input_resolution=torch.tensor(32), context_length=torch.tensor(77), vocab_size=torch.tensor(49408)), f)
+    with pytest.raises(ValueError, match='quick_gelu'): load_text_encoder(f'open_clip:tiny/{f}')
+    te = load_text_encoder(f'open_clip:tiny-quickgelu/{f}')
+    with torch.no_grad(): assert diff(te.encode_text(TEXTS, n=77), m.float().encode_text(open_clip.tokenize(TEXTS))) <= 1e-5
+    assert te.dtype == torch.float32
+
+def test_config_beside_the_file_tells_the_activation(tmp_path):
+    f = tmp_path/'open_clip_model.safetensors'
+    from safetensors.torch import save_file
+    save_file({k: v.contiguous() for k, v in clip_model(True).state_dict().items()}, f)
+    (tmp_path/'open_clip_config.json').write_text(json.dumps(dict(model_cfg=dict(quick_gelu=True))))
+    with pytest.raises(ValueError, match="trained with 'quick_gelu'"): load_text_encoder(f'open_clip:tiny/{f}')
+    assert load_text_encoder(f'open_clip:tiny-quickgelu/{f}').activation == 'quick_gelu'
+
+def test_tag_openai_runs_quick_gelu(tmp_path, monkeypatch):
+    "open_clip 3.3.0 only warns for ViT-B-32 with the tag openai; here the tag's record decides."
+    tower, _ = T._build_tower(T._tower_config('ViT-B-32'), True, seed=1)
+    torch.save(tower.state_dict(), tmp_path/'w.pt')
+    monkeypatch.setattr(T, '_tag_file', lambda *a: tmp_path/'w.pt')
+    te = load_text_encoder('open_clip:ViT-B-32/openai')
+    assert te.activation == 'quick_gelu' and type(te.blocks[0].mlp.gelu).__name__ == 'QuickGELU'
+    assert type(load_text_encoder('open_clip:ViT-B-32/laion2b_s34b_b79k').blocks[0].mlp.gelu).__name__ == 'GELU'
+    with pytest.raises(ValueError, match='openai was trained'): load_text_encoder('open_clip:ViT-B-32/openai', quick_gelu=False)
+    with torch.no_grad(): assert diff(te.encode_text(TEXTS, n=77), tower.eval()(open_clip.tokenize(TEXTS))) <= 1e-5
+
+def save_hf_clip(folder, cls='CLIPTextModelWithProjection', tokenizer=None, **kw):
+    import transformers as H
+    tok = open_clip.SimpleTokenizer()
+    names = {'<start_of_text>': '<|startoftext|>', '<end_of_text>': '<|endoftext|>'}
+    H.CLIPTokenizer({names.get(k, k): v for k, v in tok.encoder.items()}, sorted(tok.bpe_ranks, key=tok.bpe_ranks.get)).save_pretrained(tokenizer or folder)
+    text = dict(dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, projection_dim=48, bos_token_id=49406, eos_token_id=49407), **kw)
+    if cls == 'CLIPModel': c = H.CLIPConfig(text_config=text, vision_config=dict(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, image_size=32, patch_size=16), projection_dim=48)
+    else: c = H.CLIPTextConfig(**text)
+    m = getattr(H, cls)(c).eval()
+    m.save_pretrained(folder)
+    return m
+
+@pytest.mark.parametrize('eos', [49407, 2])
+def test_hf_clip_whole_model(tmp_path, eos):
+    "A whole CLIPModel folder; eos_token_id 2 is what OpenAI's old configurations say."
+    m = save_hf_clip(tmp_path, 'CLIPModel', eos_token_id=eos)
+    te = load_text_encoder(f'hf_clip:{tmp_path}')
+    i = te.tokenizer(TEXTS, padding='max_length', max_length=77, return_tensors='pt')
+    with torch.no_grad(): z, x = m.get_text_features(**i).pooler_output, m.text_model(**i).last_hidden_state
+    t = te.tokenize(TEXTS, n=77)
+    assert torch.equal(t.ids, i['input_ids']) and torch.equal(t.mask, i['attention_mask'].bool())
+    assert diff(te.encode_text(TEXTS, n=77), z) <= 1e-5
+    assert diff(te.encode_embeddings(te.static_embeddings(t.ids))[t.mask], x[t.mask]) <= 1e-5
+
+def test_hf_clip_of_stable_diffusion(tmp_path):
+    "text_encoder/ without projection, tokenizer/ beside it: all 77 states."
+    m = save_hf_clip(tmp_path/'text_encoder', 'CLIPTextModel', tmp_path/'tokenizer')
+    te = load_text_encoder(f'hf_clip:{tmp_path}/text_encoder')
+    t = te.tokenize(TEXTS, n=77)
+    with torch.no_grad(): o = m(t.ids)
+    assert te.pad_id == 49407 and te.d_out == 64
+    assert diff(te.encode_embeddings(te.static_embeddings(t.ids), t.mask), o.last_hidden_state) <= 1e-5
+    assert diff(te.encode_text(TEXTS), o.pooler_output) <= 1e-5
+
+def test_hf_clip_of_openai_needs_quick_gelu(tmp_path):
+    save_hf_clip(tmp_path/'clip-vit-large-patch14', hidden_act='gelu')
+    with pytest.raises(ValueError, match="clip-vit-large-patch14 was trained with 'quick_gelu', but the model would run it with 'gelu'"): load_text_encoder(f'hf_clip:{tmp_path}/clip-vit-large-patch14')
+    save_hf_clip(tmp_path/'laion', hidden_act='gelu')
+    assert load_text_encoder(f'hf_clip:{tmp_path}/laion').activation == 'gelu'
+
+def test_roberta_and_cls_pooling(tmp_path):
+    "Positions of RoBERTa start behind the padding id; a CLS-pooled sentence encoder says so in 1_Pooling."
+    import transformers as H
+    from tokenizers import ByteLevelBPETokenizer
+    b = ByteLevelBPETokenizer(); b.train_from_iterator(TEXTS*3, vocab_size=300, special_tokens=['<s>', '<pad>', '</s>', '<unk>', '<mask>'])
+    b.save_model(str(tmp_path))
+    vocab, merges = json.loads((tmp_path/'vocab.json').read_text()), [tuple(l.split()) for l in (tmp_path/'merges.txt').read_text().splitlines() if l and not l.startswith('#')]
+    H.RobertaTokenizer(vocab=vocab, merges=merges).save_pretrained(tmp_path)
+    m = H.RobertaModel(H.RobertaConfig(vocab_size=300, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, max_position_embeddings=42)).eval()
+    m.save_pretrained(tmp_path)
+    te = load_text_encoder(f'bert:{tmp_path}')
+    i = te.tokenizer(TEXTS, padding=True, return_tensors='pt')
+    with torch.no_grad(): x = m(**i).last_hidden_state
+    t = te.tokenize(TEXTS)
+    w = t.mask[..., None]
+    assert torch.equal(t.ids, i['input_ids']) and te.n_ctx == 40
+    assert diff(te.encode_text(TEXTS), (x*w).sum(1)/w.sum(1)) <= 1e-5
+    te.targets(TEXTS, 30, labels=[['dog'], ['church bells', 'crackling fire'], ['rain']])
+    (tmp_path/'1_Pooling').mkdir(); (tmp_path/'1_Pooling/config.json').write_text('{"pooling_mode_cls_token": true}')
+    assert diff(load_text_encoder(f'bert:{tmp_path}').encode_text(TEXTS), x[:, 0]) <= 1e-5
+
+@pytest.mark.parametrize('pad_id', [0, 49407])
+def test_pad_id(pad_id):
+    te = load_text_encoder('open_clip:tiny', pad_id=pad_id)
+    g = te.targets(TEXTS, 20)
+    assert set(g.ids[g.kind == PAD].tolist()) == {pad_id}
+    assert torch.equal(g.h[g.kind == PAD][0], te.table[pad_id])
+    with torch.no_grad(): assert diff(te.encode_text(TEXTS, n=77), te.locked(open_clip.tokenize(TEXTS))) <= 1e-5
+
+@pytest.mark.parametrize('text', ["It's a dog's  bark &amp; 3 café-cats!", 'GUITAR, (electric)', ''])
+def test_open_clip_spans(text):
+    "Character spans of the slow tokenizer cover each token."
+    te = load_text_encoder('open_clip:tiny')
+    seen, spans = te._spans(text)
+    ids = te._ids([text])[0]
+    assert len(ids) == len(spans)
+    for i, (s, e) in zip(ids, spans): assert te.tokenizer.decode([i]).strip() in seen[s:e] or not seen[s:e].isascii()
+
+def test_labels_with_parentheses_and_commas():
+    te = load_text_encoder('minilm')
+    labels = ['Domestic animals, pets', 'Chewing (mastication)']
+    g = te.targets(f'This is a sound of {labels[0]}, and {labels[1]}', 24, labels=[labels])
+    k = g.kind[0][g.kind[0] != PAD].tolist()
+    assert k[:5] == [TEMPLATE]*5 and k[5:9] == [LABEL]*4 and k[9:11] == [TEMPLATE]*2 and set(k[11:]) == {LABEL}
+
+def test_lock_in_a_copy_a_pickle_and_a_checkpoint(tmp_path):
+    te = load_text_encoder('open_clip:tiny-quickgelu')
+    net = nn.ModuleDict(dict(text=te, head=nn.Linear(4, 4)))
+    for twin in copy.deepcopy(net), pickle.loads(pickle.dumps(net)):
+        assert twin['text'].fingerprint() == te.fingerprint()
+        assert twin['text'].locked is not te.locked
+    torch.save(net.state_dict(), tmp_path/'c.pt')
+    assert os.path.getsize(tmp_path/'c.pt') < 10_000
+    fresh = nn.ModuleDict(dict(text=load_text_encoder(te.name), head=nn.Linear(4, 4)))
+    fresh.load_state_dict(torch.load(tmp_path/'c.pt', weights_only=True), strict=True)
+    assert fresh['text'].fingerprint() == te.fingerprint()
+    assert sum(p.numel() for p in net.parameters()) == 20
+
+def test_gradient_is_right():
+    "float64 gradient through a causal tower with presence, against finite differences."
+    te = load_text_encoder('open_clip:tiny-quickgelu').double()
+    h = te.targets(['a dog'], 3).h.clone().requires_grad_()
+    p = torch.full((1, 3), .6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda h, p: te.encode_audio_tokens(h, presence=p)[0][:, :4], (h, p), fast_mode=True)
+
+@pytest.mark.parametrize('name, what', [('open_clip:ViT-L-14/openai', 'timm/vit_large_patch14_clip_224.openai'), ('hf_clip:openai/clip-vit-base-patch32', 'openai/clip-vit-base-patch32'), ('bert:no-such/model', 'no-such/model')])
+def test_offline_fails_at_once(name, what, monkeypatch):
+    import time
+    monkeypatch.setattr('huggingface_hub.snapshot_download', lambda *a, **k: (_ for _ in ()).throw(OSError('not in the cache')))
+    t = time.time()
+    with pytest.raises(ConnectionError, match='OFFLINE') as e: load_text_encoder(name)
+    assert what in str(e.value) and 'By hand' in str(e.value) and time.time()-t < 20
+
+def test_offline_tag_with_a_plain_url():
+    with pytest.raises(ConnectionError, match="cannot download m/t from https://example.org/w.pt: .*By hand.*open_clip:m/PATH"): T._tag_file('m', 't', dict(url='https://example.org/w.pt'))

@@ -1,0 +1,85 @@
+"""Gradients of CoLLATLoss under DistributedDataParallel against one process with the whole batch, in float64 on gloo.
+
+    python -m torch.distributed.run --standalone --nproc_per_node=2 tests/two_ranks.py OUT.json
+
+OUT.json: for each case the largest relative error of a parameter's gradient, and of the loss.
+"""
+import json, os, sys
+from pathlib import Path
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from collat.losses import CoLLATLoss, PAD, TEMPLATE, LABEL
+
+B, N, D = 8, 6, 5
+CASES = dict(
+    default=dict(),
+    padding_masked=dict(mask_padding=True),
+    hungarian_sum=dict(matcher='hungarian', norm='sum', closeness='l2', lambdas=(.1, 1., .1)),
+    diagonal=dict(targets='diagonal', stop_grad=True, lambdas=(1., 1., 1.)),
+    contrastive_only=dict(lambdas=(0., 1., 0.)),
+    filler=dict(),
+)
+
+class Model(nn.Module):
+    "As few layers as give every term of the loss and logit_scale a gradient."
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.audio, self.text = nn.Linear(7, N*D), nn.Linear(D, 4), nn.Linear(D, 4)
+        self.logit_scale = nn.Parameter(torch.tensor(2.))
+    def forward(self, x, noise, h_t):
+        h_at, noisy = (self.tokens(v).tanh().unflatten(1, (N, D)) for v in (x, x + noise))
+        return dict(h_at=h_at, h_t=h_t, z_a=self.audio(h_at).tanh().mean(1), z_t=self.text(h_t).tanh().mean(1),
+                    logit_scale=self.logit_scale.exp(), h_at_noisy=noisy)
+
+def batch():
+    "Whole batch: texts of unequal length, equal texts within and across the halves."
+    g = torch.Generator().manual_seed(1)
+    rand = lambda *s: torch.randn(*s, generator=g, dtype=torch.float64)
+    ids = torch.tensor([4, 9, 4, 2, 9, 4, 7, 1])
+    length = 2 + ids % 5
+    table = rand(10, N, D)
+    table[:, :2] = table[0, :2]                                   # template words, the same everywhere
+    h_t, slot = table[ids], torch.arange(N)[None]
+    kind = torch.where(slot < 2, TEMPLATE, torch.where(slot < length[:, None], LABEL, PAD))
+    return dict(x=rand(B, 7), noise=.1*rand(B, 7), h_t=h_t.masked_fill((kind == PAD)[..., None], 0.)), dict(kind=kind, text_ids=ids)
+
+def gradients(model, loss_fn, views, rest):
+    model.zero_grad()
+    out = loss_fn(**model(**views), **rest)
+    out['loss'].backward()
+    return out, {k.removeprefix('module.'): p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
+
+def main(path):
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model, (views, rest) = Model().double(), batch()
+    weights = {'filler': torch.tensor([1., 1, 1, 1, 1, 1, 0, 0], dtype=torch.float64)}
+    fns = {k: CoLLATLoss(embed_scale=.8, **v) for k, v in CASES.items()}
+    whole = {k: gradients(model, f, views, rest | dict(weight=weights.get(k))) for k, f in fns.items()}
+
+    dist.init_process_group('gloo')
+    r, R = dist.get_rank(), dist.get_world_size()
+    mine = lambda d: {k: None if v is None else v.chunk(R)[r] for k, v in d.items()}
+    result = {}
+    for k, f in fns.items():
+        ddp = DistributedDataParallel(Model().double())
+        ddp.module.load_state_dict(model.state_dict())
+        out, grads = gradients(ddp, f, mine(views), mine(rest | dict(weight=weights.get(k))))
+        ref, ref_grads = whole[k]
+        assert grads.keys() == ref_grads.keys() == dict(model.named_parameters()).keys()
+        loss = out['loss'].detach().clone()
+        dist.all_reduce(loss)
+        result[k] = dict(gradient={p: ((grads[p]-ref_grads[p]).norm()/ref_grads[p].norm()).item() for p in grads},
+                         loss=((loss/R - ref['loss'])/ref['loss']).abs().item(), n_duplicates=out['duplicates'].item()*B/R)
+    try: fns['default'](**model(**{k: v[:3+r] for k, v in views.items()}), **{k: v[:3+r] for k, v in rest.items()})
+    except ValueError as e: result['unequal'] = str(e)
+    if r == 0:
+        tmp = Path(path).with_suffix('.tmp')
+        tmp.write_text(json.dumps(result, indent=1))
+        os.replace(tmp, path)
+    dist.destroy_process_group()
+
+if __name__ == '__main__': main(sys.argv[1])
