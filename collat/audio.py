@@ -235,13 +235,13 @@ def spec_augment(
     hide_t, hide_f = (frame >= t0) & (frame < t1), (mel >= f0) & (mel < f1)
     return spec.masked_fill(rearrange(hide_t, 'b t -> b t 1') | rearrange(hide_f, 'b f -> b 1 f'), 0.)
 
-# %% ../nbs/01_audio.ipynb #acd96267
+# %% ../nbs/01_audio.ipynb #82698754
 def add_noise(
     x: Tensor, # (b, ...) float waveforms or spectrograms
     std: float, # of the noise, in units of `x`
     seeds: list[int], # one a sample, from `sample_seed`
 ) -> Tensor: # (b, ...)
-    "`x` plus Gaussian noise (§5.4), each sample's from its own seed; raises `ValueError` for wrong counts, std or dtype"
+    "`x` plus Gaussian noise (Table 3a), each sample's from its own seed; raises `ValueError` for wrong counts, std or dtype"
     if len(seeds) != len(x): raise ValueError(f'{len(seeds)} seeds for {len(x)} samples; accepted: one each')
     if not std >= 0: raise ValueError(f'std={std}; accepted: 0 or more')
     if not x.is_floating_point(): raise ValueError(f'samples of {x.dtype}; accepted: a float dtype')

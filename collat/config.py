@@ -47,7 +47,7 @@ class SceneFields:
     single_share: float = doc(.35, 'share of training scenes with a single event')
     n_classes: int = doc(0, 'use only the first so many training classes; 0 = all')
 
-# %% ../nbs/00_config.ipynb #15422800
+# %% ../nbs/00_config.ipynb #175ac7ac
 @dataclass(frozen=True)
 class ModelFields:
     "Locked text encoder, audio encoder, interaction module."
@@ -55,11 +55,12 @@ class ModelFields:
     pad_id: int = doc(-1, 'padding token id; -1 = what the encoder\'s library uses')
     form: str = doc('slots', 'what the audio path feeds the encoder: slots | raw (notebook 07)')
     presence: bool = doc(False, 'let a slot\'s presence bias the locked encoder\'s attention')
-    n_tokens: int = doc(20, 'text tokens n that the interaction module predicts')
+    n_tokens: int = doc(18, 'text tokens n that the interaction module predicts')
     template: str = doc('paper', 'training prompt form, see notebook 02')
     d_audio: int = doc(128, 'width of the audio encoder; 768 in the paper')
     depth_audio: int = doc(4, 'transformer blocks of the audio encoder; 12 in the paper')
     heads_audio: int = doc(4, 'attention heads of the audio encoder; 12 in the paper')
+    stride: int = doc(16, 'step between patches, bins and frames; 10 in the paper, where patches overlap by 6')
     stem: str = doc('conv', 'front of the audio encoder: patch (the paper) | conv')
     depth_interaction: int = doc(4, 'cross-attention blocks; 8 in the paper')
     width_interaction: int = doc(192, 'width inside the interaction module')
@@ -81,13 +82,13 @@ class LossFields:
     targets: str = doc('same_text', 'positives of Eq. 2: same_text | diagonal (as printed)')
     stop_grad: bool = doc(False, 'no gradient through the clean view of Eq. 3')
 
-# %% ../nbs/00_config.ipynb #88b95c53
+# %% ../nbs/00_config.ipynb #468991b3
 @dataclass(frozen=True)
 class TrainFields:
     "Optimisation, counted in steps."
     seed: int = doc(0, 'seed of initial weights, data order and augmentation')
     gpus: int = doc(0, 'processes to train with; 0 = one, on whatever device is there')
-    pretrain_steps: int = doc(400, 'steps of the classification pretraining of the audio encoder')
+    pretrain_steps: int = doc(600, 'steps of the classification pretraining of the audio encoder')
     pretrain_batch: int = doc(64, 'clips per pretraining step')
     pretrain_lr: float = doc(1e-3, 'peak learning rate of the pretraining')
     steps: int = doc(400, 'training steps')
@@ -109,11 +110,11 @@ class Profile(TrainFields, LossFields, ModelFields, SceneFields, SoundFields):
     "Everything that an experiment depends on."
     name: str = doc('mini', 'name of the profile')
 
-# %% ../nbs/00_config.ipynb #f338fdce
+# %% ../nbs/00_config.ipynb #d2828d6a
 _smoke = dict(clip_seconds=2., phrases=6, phrases_eval=4, n_train=96, n_valid=32, n_test=32, n_classes=8, d_audio=32, depth_audio=1, heads_audio=2,
-              n_tokens=14, depth_interaction=2, width_interaction=32, heads_interaction=2, pretrain_steps=6, pretrain_batch=16, steps=6, batch=16,
+              n_tokens=16, depth_interaction=2, width_interaction=32, heads_interaction=2, pretrain_steps=6, pretrain_batch=16, steps=6, batch=16,
               warmup=2, eval_every=3, checkpoint_every=2, ablation_steps=2, n_boot=50, time_mask=10)
-_large = dict(n_mels=128, d_audio=768, depth_audio=12, heads_audio=12, stem='patch', clip_seconds=10., norm_mean=-4.2677393, norm_std=4.5689974,
+_large = dict(n_mels=128, stride=10, d_audio=768, depth_audio=12, heads_audio=12, stem='patch', clip_seconds=10., norm_mean=-4.2677393, norm_std=4.5689974,
               freq_mask=48, time_mask=192, n_tokens=75, pad_id=49407, width_interaction=768, heads_interaction=12, depth_interaction=8, lr=1e-4, lr_audio=1e-5, batch=256,
               warmup=1_000, checkpoint_every=500, eval_every=2_000, pretrain_steps=0)
 PROFILES = dict(

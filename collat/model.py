@@ -26,11 +26,11 @@ from .losses import CoLLATLoss
 from .prompts import class_prompts, label_to_words, prompt
 from .text_encoder import load_text_encoder
 
-# %% ../nbs/11_model.ipynb #d8201848
+# %% ../nbs/11_model.ipynb #ab4597ea
 def make_audio_encoder(p:Profile, n_classes:int|None=None) -> AST:
     "AST in the size of the profile, with a classification head of `n_classes` if wanted."
     n_frames = 1 + int((p.clip_seconds * 1000 - p.frame_ms) // p.hop_ms)
-    return AST(p.n_mels, n_frames, p.d_audio, p.depth_audio, p.heads_audio, stem=p.stem, n_classes=n_classes)
+    return AST(p.n_mels, n_frames, p.d_audio, p.depth_audio, p.heads_audio, stride=p.stride, stem=p.stem, n_classes=n_classes)
 
 class CoLLAT(nn.Module, ModelHubMixin):
     "Audio encoder, token interaction module and locked text encoder (Fig. 3)."
@@ -47,6 +47,13 @@ class CoLLAT(nn.Module, ModelHubMixin):
         self.loss = CoLLATLoss((p.lambda_cross_token, p.lambda_global, p.lambda_uni_token), p.matcher, p.closeness, p.token_norm, self.text.embed_scale,
                                p.mask_padding, p.targets, p.stop_grad)
         self.text_cache, self.precision = {}, 'fp32'
+
+    def train(self, mode:bool=True):
+        "Training mode; the batch statistics of a convolutional stem stay as pretraining left them."
+        super().train(mode)
+        for m in self.audio.stem.modules():
+            if isinstance(m, nn.BatchNorm2d): m.eval()
+        return self
 
 # %% ../nbs/11_model.ipynb #ce21daf0
 def front_end(wav:Tensor, p:Profile) -> Tensor: # (b s) -> (b t f)

@@ -37,18 +37,27 @@ def test_fbank_is_kaldi_at_other_rates(rate):
     ref = kaldi.fbank(x[None], htk_compat=True, dither=0., sample_frequency=rate, num_mel_bins=40, window_type='hamming')
     torch.testing.assert_close(fbank(x[None], rate, 40, 'hamming')[0], ref, atol=1e-3, rtol=0)
 
-def test_fbank_is_three_times_faster(recordings):
+def processor_seconds(f):
+    "Of this thread: neighbours on a busy machine disturb it less than wall time"
+    start = time.thread_time(); f()
+    return time.thread_time() - start
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+def test_fbank_is_three_times_faster(recordings, one_thread):
     sounds = torch.cat(recordings); batch = torch.stack([sounds[i*11000:][:48000] for i in range(64)])
-    def seconds(f): t = time.perf_counter(); f(); return time.perf_counter() - t
-    threads, ours, theirs = torch.get_num_threads(), [], []
-    torch.set_num_threads(1) # a neighbour's load then slows both alike
-    try:
-        for i in range(40):
-            ours.append(seconds(lambda: fbank(batch)))
-            theirs.append(seconds(lambda: [kaldi_fbank(x) for x in batch]))
-            if i >= 4 and min(theirs) >= 3*min(ours): break
-    finally: torch.set_num_threads(threads)
-    assert min(theirs) >= 3*min(ours), f'{min(theirs)/min(ours):.2f} times'
+    def ratio(): # best against best
+        both = [(processor_seconds(lambda: fbank(batch)), processor_seconds(lambda: [kaldi_fbank(x) for x in batch])) for _ in range(10)]
+        ours, theirs = zip(*both)
+        return min(theirs)/min(ours)
+    ratios = []
+    while len(ratios) < 4 and max(ratios, default=0) < 3: ratios.append(ratio()) # a loaded cache costs the batch more
+    assert max(ratios) >= 3, ratios
 
 @pytest.mark.parametrize('ext', ['wav', 'flac', 'ogg', 'mp3'])
 @pytest.mark.parametrize('channels', [1, 2])
@@ -116,10 +125,9 @@ def test_randomness_ignores_batch_mates(f):
     assert not torch.equal(whole, x)
     for i in range(16): assert torch.equal(f(x[i:i+1], seeds[i:i+1])[0], whole[i])
 
-def test_noise_is_quick():
-    x, seeds, took = torch.zeros(64, 48000), list(range(64)), math.inf
-    for _ in range(10): t = time.perf_counter(); add_noise(x, .1, seeds); took = min(took, time.perf_counter() - t)
-    assert took < .1
+def test_noise_is_quick(one_thread):
+    x, seeds = torch.zeros(64, 48000), list(range(64))
+    assert min(processor_seconds(lambda: add_noise(x, .1, seeds)) for _ in range(10)) < .1
 
 def test_windows_cover_everything():
     for n in (1, 47999, 48000, 48001, 80000, 99999):

@@ -1,0 +1,63 @@
+"The whole model: embeddings that do not depend on company or run, and gradients that do not depend on the number of processes."
+import json, subprocess, sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from collat.config import load_profile
+from collat.model import CoLLAT
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope='module')
+def model(): return CoLLAT(load_profile('smoke')).eval()
+
+
+def clips(n, seconds=2., seed=0):
+    return list(torch.randn(n, int(16_000 * seconds), generator=torch.Generator().manual_seed(seed)) * .1)
+
+
+def test_embeddings_do_not_depend_on_batch_size_or_mates(model):
+    sounds = clips(5) + clips(3, 1.37, 1) + clips(2, 7.9, 2)
+    together = model.encode_audio(sounds)
+    for size in (1, 2, 3): assert (model.encode_audio(sounds, batch_size=size) - together).abs().max() <= 1e-5
+    mixed = model.encode_audio(sounds[::-1]).flip(0)
+    assert (mixed - together).abs().max() <= 1e-5
+    assert torch.allclose(together.norm(dim=-1), torch.ones(len(sounds)), atol=1e-6)
+
+
+def test_embeddings_are_the_same_in_another_process(model):
+    code = ("import torch; from collat.config import load_profile; from collat.model import CoLLAT; torch.set_num_threads(%d);"
+            "w = torch.randn(3, 32000, generator=torch.Generator().manual_seed(0)) * .1;"
+            "print(CoLLAT(load_profile('smoke')).eval().encode_audio(w).numpy().tobytes().hex())" % torch.get_num_threads())
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip()
+    assert out == model.encode_audio(torch.stack(clips(3))).numpy().tobytes().hex()
+
+
+@pytest.mark.parametrize('profile', ['smoke', 'smoke_clip'])
+@pytest.mark.parametrize('override', [{}, {'form': 'raw'}, {'token_layer': 1}, {'start': 'resample'}, {'mask_padding': True, 'targets': 'diagonal', 'matcher': 'hungarian'}])
+def test_every_option_gives_gradients_to_all_that_learns(profile, override):
+    model = CoLLAT(load_profile(profile, override)).train()
+    before = model.text.fingerprint()
+    batch = dict(wav=torch.stack(clips(3)), seeds=[1, 2, 3], texts=['This is a sound of flute', 'This is a sound of piano, and guiro', 'This is a sound of flute'],
+                 labels=[['flute'], ['piano', 'guiro'], ['flute']])
+    out = model(batch)
+    out['loss'].backward()
+    assert torch.isfinite(out['loss']) and out['dist_label'] > 0
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
+    torch.optim.AdamW(model.parameters(), lr=.1).step()
+    assert model.text.fingerprint() == before
+
+
+@pytest.mark.parametrize('profile', ['smoke', 'smoke_clip'])
+def test_two_ranks_equal_one_process(profile, tmp_path):
+    "float64: unequal text lengths, duplicate prompts across ranks, `logit_scale` included."
+    one, two = tmp_path/'one.pt', tmp_path/'two.pt'
+    script = str(HERE/'model_ranks.py')
+    subprocess.run([sys.executable, script, profile, str(one)], check=True, capture_output=True)
+    subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', script, profile, str(two)], check=True, capture_output=True)
+    a, b = (torch.load(f, weights_only=True) for f in (one, two))
+    assert set(a) == set(b) and 'logit_scale' in a and len(a) > 50
+    for k in a: assert (a[k] - b[k]).abs().max() <= 1e-8 * a[k].abs().max().clamp_min(1e-12), k
