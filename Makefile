@@ -1,4 +1,5 @@
 # make reproduce   everything from a fresh clone to tables and figures (PROFILE=mini, EXTRAS=merlin, ARGS="key=value --plan ...")
+# make long        the same with three seeds of everything (profile mini_long; about an hour and a half on 2 cores)
 # make test        all gates and tests
 # make lab         JupyterLab on nbs/
 # make clean       removes caches and build leftovers; runs/ (trained models), .venv and data/ stay: delete those by hand
@@ -12,7 +13,7 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 SUMS    := git ls-files -co --exclude-standard nbs collat | sort | xargs -d '\n' sha256sum
 
-.PHONY: setup reproduce test gates lab clean
+.PHONY: setup reproduce long test gates lab clean
 
 setup: $(VENV)/.installed $(addprefix $(VENV)/.extra-,$(EXTRAS))
 
@@ -33,6 +34,9 @@ $(VENV)/.extra-merlin: settings.ini | $(VENV)/.installed
 reproduce: setup
 	$(BIN)/collat run --profile $(PROFILE) $(ARGS)
 
+long: setup
+	$(BIN)/collat run --profile mini_long $(ARGS)
+
 test: setup gates
 	$(BIN)/python -m pytest -q
 
@@ -42,6 +46,7 @@ gates: setup
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_export
 	@$(SUMS) | diff $(VENV)/.before - || { echo 'nbdev_clean or nbdev_export changed the files above: look at them and commit'; exit 1; }
+	rm -rf runs/nb
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --n_workers 2 --timing
 
 lab: setup

@@ -82,27 +82,29 @@ class LossFields:
     targets: str = doc('same_text', 'positives of Eq. 2: same_text | diagonal (as printed)')
     stop_grad: bool = doc(False, 'no gradient through the clean view of Eq. 3')
 
-# %% ../nbs/00_config.ipynb #468991b3
+# %% ../nbs/00_config.ipynb #a1f351f7
 @dataclass(frozen=True)
 class TrainFields:
     "Optimisation, counted in steps."
     seed: int = doc(0, 'seed of initial weights, data order and augmentation')
     gpus: int = doc(0, 'processes to train with; 0 = one, on whatever device is there')
-    pretrain_steps: int = doc(600, 'steps of the classification pretraining of the audio encoder')
+    pretrain_steps: int = doc(900, 'steps of the classification pretraining of the audio encoder')
     pretrain_batch: int = doc(64, 'clips per pretraining step')
     pretrain_lr: float = doc(1e-3, 'peak learning rate of the pretraining')
     steps: int = doc(400, 'training steps')
     batch: int = doc(64, 'clips per step over all processes')
     lr: float = doc(1e-3, 'peak learning rate of the new parts')
-    lr_audio: float = doc(2e-4, 'peak learning rate of the pretrained audio encoder')
+    lr_audio: float = doc(3e-4, 'peak learning rate of the pretrained audio encoder')
     warmup: int = doc(30, 'steps of linear warm-up before the cosine')
     weight_decay: float = doc(.05, 'AdamW weight decay, matrices only')
     grad_clip: float = doc(1., 'largest gradient norm')
     precision: str = doc('bf16', 'autocast: bf16 (where the device has it) | fp32')
-    eval_every: int = doc(100, 'steps between validations (an "epoch" of the progress bar)')
+    eval_every: int = doc(200, 'steps between validations (an "epoch" of the progress bar)')
     checkpoint_every: int = doc(50, 'steps between checkpoints')
-    ablation_steps: int = doc(60, 'steps of each variant in the short ablation')
+    ablation_steps: int = doc(36, 'steps of each variant in the short ablation')
     ablation_seeds: int = doc(1, 'seeds of each variant in the ablation')
+    ablation_groups: str = doc('losses,lambdas,form,targets', 'groups of variants in the ablation, see notebook 30')
+    main_seeds: int = doc(1, 'training seeds of the main model that are evaluated; the first is the main model itself')
     n_boot: int = doc(1_000, 'bootstrap resamples of a confidence interval')
 
 @dataclass(frozen=True)
@@ -110,15 +112,16 @@ class Profile(TrainFields, LossFields, ModelFields, SceneFields, SoundFields):
     "Everything that an experiment depends on."
     name: str = doc('mini', 'name of the profile')
 
-# %% ../nbs/00_config.ipynb #d2828d6a
+# %% ../nbs/00_config.ipynb #526bae67
 _smoke = dict(clip_seconds=2., phrases=6, phrases_eval=4, n_train=96, n_valid=32, n_test=32, n_classes=8, d_audio=32, depth_audio=1, heads_audio=2,
-              n_tokens=16, depth_interaction=2, width_interaction=32, heads_interaction=2, pretrain_steps=6, pretrain_batch=16, steps=6, batch=16,
+              n_tokens=16, depth_interaction=2, width_interaction=32, heads_interaction=2, pretrain_steps=6, pretrain_batch=16, steps=6, batch=16, ablation_groups='losses,lambdas',
               warmup=2, eval_every=3, checkpoint_every=2, ablation_steps=2, n_boot=50, time_mask=10)
 _large = dict(n_mels=128, stride=10, d_audio=768, depth_audio=12, heads_audio=12, stem='patch', clip_seconds=10., norm_mean=-4.2677393, norm_std=4.5689974,
               freq_mask=48, time_mask=192, n_tokens=75, pad_id=49407, width_interaction=768, heads_interaction=12, depth_interaction=8, lr=1e-4, lr_audio=1e-5, batch=256,
               warmup=1_000, checkpoint_every=500, eval_every=2_000, pretrain_steps=0)
 PROFILES = dict(
     mini={}, smoke=_smoke,
+    mini_long=dict(main_seeds=3, ablation_seeds=3),
     smoke_clip=_smoke | dict(text_encoder='open_clip:tiny', n_tokens=20),
     small=_large | dict(data='fsd50k', text_encoder='open_clip:ViT-B-32/openai', steps=20_000, width_interaction=512, heads_interaction=8),
     paper=_large | dict(data='audioset', text_encoder='open_clip:ViT-L-14/openai', lambda_cross_token=1., lambda_global=.1, steps=24_000))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAPER_ZERO_SHOT', 'PAPER_LOSSES', 'EMPTY', 'SPLIT_NAMES', 'ABLATION_COLUMNS', 'markdown_table', 'with_interval',
-           'zero_shot_table', 'mean_spread', 'ablation_table', 'optional_results', 'cost_table', 'report_page',
-           'fill_markers', 'publish']
+           'zero_shot_table', 'mean_spread', 'ablation_table', 'seeds_table', 'optional_results', 'cost_table',
+           'report_page', 'fill_markers', 'publish']
 
 # %% ../nbs/50_report.ipynb #a7ddfb6f
 import json, shutil, time
@@ -61,7 +61,14 @@ def ablation_table(rows:list, group:str, paper:bool=False) -> str: # `rows`: of 
         out.append([name, *(mean_spread(mine, k) for k in ABLATION_COLUMNS), *(PAPER_LOSSES[name] if paper else ())])
     return markdown_table(out, ['variant', *ABLATION_COLUMNS.values(), *(('ESC-50', 'ESC-50 noisy', 'FSD50K', 'FSD50K noisy') if paper else ())])
 
-# %% ../nbs/50_report.ipynb #32c564fa
+# %% ../nbs/50_report.ipynb #7f9825e8
+def seeds_table(main:list) -> str: # `main`: rows of the main model under several seeds
+    "Mean and range over training seeds of each number of the main row."
+    keys = list(dict.fromkeys((r['split'], r['metric'], r['noisy']) for r in main if r['metric'] != 'clip-wise mAP'))
+    rows = [[SPLIT_NAMES[s], m, 'noisy' if n else 'clean', mean_spread([r for r in main if (r['split'], r['metric'], r['noisy']) == (s, m, n)], 'value')] for s, m, n in keys]
+    return markdown_table(rows, ['sound', 'metric', 'view', f"mean (range) over {len({r['seed'] for r in main})} seeds"])
+
+# %% ../nbs/50_report.ipynb #f9182d63
 def optional_results(path:Path):
     "A results file, or None when its stage has not run."
     return read_results(path) if path.exists() else None
@@ -71,8 +78,8 @@ def cost_table(run:Path) -> str:
     rows = [(f.stem, read_results(f)['run']) for f in sorted((run/'results').glob('*.json')) if f.stem not in ('report', 'run', 'denoising')]
     return markdown_table([[n, r['wall_seconds'], r['device'], r['threads'], r['seed'], (r['commit'] or '')[:8] + (' (changed)' if r['dirty'] else '')] for n, r in rows], ['stage', 's', 'device', 'threads', 'seed', 'commit'])
 
-def report_page(run:Path, extra:dict|None=None) -> str: # Markdown
-    "All tables of a run. `extra` holds committed results of longer runs: title -> text."
+def report_page(run:Path) -> str: # Markdown
+    "All tables of a run."
     zs, ab, tr = (read_results(run/f'results/{n}.json') for n in ('zero_shot', 'ablations', 'training'))
     data, pre, p = read_results(run/'results/scenes.json')['results'], optional_results(run/'results/pretrain.json'), zs['profile']
     last, res = tr['results']['valid'][-1], zs['results']
@@ -82,7 +89,9 @@ def report_page(run:Path, extra:dict|None=None) -> str: # Markdown
         'Paper, CoLLAT, real data: ' + ', '.join(f'{k} {v}' for k, v in PAPER_ZERO_SHOT.items()) + '. Not comparable in height.',
         '## Losses (Table 3a)', f"Validation splits, {ab['results']['steps']} steps from the same pretrained audio encoder, {ab['results']['seeds']} seed(s). Right of the bar: the paper.", ablation_table(ab['results']['rows'], 'losses', True),
         '## Loss weights', ablation_table(ab['results']['rows'], 'lambdas')]
-    for title, text in (extra or {}).items(): parts += [f'## {title}', text]
+    for group, title in (('form', 'What the locked encoder is fed'), ('targets', 'Positives of Eq. 2')):
+        if any(r['group'] == group for r in ab['results']['rows']): parts += [f'## {title}', ablation_table(ab['results']['rows'], group)]
+    if ab['results']['main']: parts += ['## The main row over training seeds', seeds_table(ab['results']['main'])]
     parts += ['## Not here yet', markdown_table(list(EMPTY.items()), ['part of the paper', 'will be filled by']), '## Cost', cost_table(run)]
     return '\n\n'.join(parts) + '\n'
 

@@ -8,8 +8,9 @@ __all__ = ['StepLoader', 'prompt_maker', 'Pretrainer', 'multi_hot', 'lr_factor',
            'best_precision', 'Loaders', 'run_steps', 'zero_shot_scores', 'validator', 'pretrain', 'load_audio_encoder',
            'train', 'launch', 'main', 'read_log', 'plot_curves', 'block_distances']
 
-# %% ../nbs/12_training.ipynb #5ec97f0c
+# %% ../nbs/12_training.ipynb #c4c3f311
 import csv, dataclasses, json, math, os, subprocess, sys, time
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from fastcore.basics import patch
 from fastcore.script import call_parse
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -168,7 +170,7 @@ class StepLog(Callback):
     def after_fit(self):
         if self.file: self.bar.close(); self.file.close(); self.file = None
 
-# %% ../nbs/12_training.ipynb #cd47f95a
+# %% ../nbs/12_training.ipynb #2a88aa5b
 def unwrap(model): return model.module if isinstance(model, DistributedDataParallel) else model
 
 def save_checkpoint(path, model, opt, step:int, profile:Profile, valid:list):
@@ -190,7 +192,7 @@ def same_profile(path, was:dict, profile:Profile):
     if other := [k for k in now if k not in _harmless and was.get(k) != now[k]]:
         raise ValueError(f"{path} was made with {other[0]}={was.get(other[0])}, now it is {now[other[0]]}; remove it to start anew")
 
-_harmless = ('name', 'gpus', 'checkpoint_every', 'n_boot', 'n_test', 'ablation_steps', 'ablation_seeds')
+_harmless = ('name', 'gpus', 'checkpoint_every', 'n_boot', 'n_test', 'ablation_steps', 'ablation_seeds', 'ablation_groups', 'main_seeds')
 
 # %% ../nbs/12_training.ipynb #5988dfc4
 class Checkpoint(Callback):
@@ -234,7 +236,7 @@ def best_precision(wanted:str) -> str:
     has = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
     return wanted if has else 'fp32'
 
-# %% ../nbs/12_training.ipynb #644e24a1
+# %% ../nbs/12_training.ipynb #b5e363ac
 class Loaders:
     "What a fastai `Learner` asks for: a train and an (unused) valid loader."
     n_inp = 1
@@ -263,7 +265,8 @@ def run_steps(
     start = load_checkpoint(checkpoint.path, model, opt, p)
     loader.step = start['step'] if start else 0
     checkpoint.valid = start['valid'] if start else []
-    if loader.step < loader.steps: learn.fit(math.ceil(loader.steps / loader.per_epoch) - loader.step // loader.per_epoch)
+    with sdpa_kernel(SDPBackend.MATH) if device.type == 'cpu' else nullcontext():
+        if loader.step < loader.steps: learn.fit(math.ceil(loader.steps / loader.per_epoch) - loader.step // loader.per_epoch)
     return model.eval(), checkpoint.valid
 
 # %% ../nbs/12_training.ipynb #03b89fb1
@@ -304,7 +307,7 @@ def pretrain(profile:Profile, run_dir:str|Path) -> Path: # safetensors file of t
         write_results(Path(run_dir)/'results/pretrain.json', dict(valid=rows, classes=len(model.classes)), p, started)
     return path
 
-# %% ../nbs/12_training.ipynb #792848c2
+# %% ../nbs/12_training.ipynb #cf02c92c
 def load_audio_encoder(model:CoLLAT, path:str|Path):
     "Put pretrained audio encoder weights into a model; the classification head stays out. Raises ValueError on keys that do not fit."
     weights = {k: v for k, v in load_file(path).items() if not k.startswith('head.')}
@@ -316,6 +319,7 @@ def train(
     run_dir:str|Path, # where checkpoints, logs and results go
     pretrained:str|Path|None=None, # weights of the audio encoder
     data:str|Path|None=None, # rendered data; None = `data` in the run folder
+    validate:bool=True, # zero-shot on `valid` after every `eval_every` steps
 ) -> Path: # folder for `CoLLAT.from_pretrained`
     "Act two. Done already when the model is there; raises ValueError when that one was made with another profile."
     folder, started, p, (rank, world) = Path(run_dir)/'checkpoints/model', time.time(), profile, ranks()
@@ -327,7 +331,7 @@ def train(
     if pretrained: load_audio_encoder(model, pretrained)
     loader = StepLoader(scenes, p.batch, p.steps, p.eval_every, p.seed, prompt_maker(model), rank, world)
     new = [*model.interaction.parameters(), model.logit_scale]
-    model, rows = run_steps(model, loader, [(model.audio.parameters(), p.lr_audio), (new, p.lr)], p, run_dir, 'train', validator(p, data))
+    model, rows = run_steps(model, loader, [(model.audio.parameters(), p.lr_audio), (new, p.lr)], p, run_dir, 'train', validator(p, data) if validate else None)
     if rank == 0:
         path = write_results(Path(run_dir)/'results/training.json', dict(valid=rows, parameters=sum(x.numel() for x in model.parameters() if x.requires_grad), locked=model.text.n_params), p, started)
         model._save_pretrained(folder, read_results(path)['run'])
