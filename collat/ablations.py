@@ -32,12 +32,14 @@ def variants(profile:Profile, groups) -> dict: # profile of the variant -> its n
         for name, o in GROUPS[g].items(): out.setdefault(dataclasses.replace(profile, **o), []).append((g, name))
     return out
 
-# %% ../nbs/30_ablations.ipynb #6aed87a1
+# %% ../nbs/30_ablations.ipynb #fec732a3
 def variant_scores(model:CoLLAT, p:Profile, data:Path) -> dict:
     "Zero-shot numbers on the validation splits, and label-token distances before and after the interaction module."
     out = {}
     for split, noise, tag in (('valid', 0., ''), ('valid', p.noise_std, '_noisy'), ('valid_unseen', 0., '_unseen')):
-        for r in score_split(model, embed_split(model, data, split, noise_std=noise), p.template, n_boot=2):
+        e = embed_split(model, data, split, noise_std=noise)
+        if noise: out['snr_db'] = e.snr
+        for r in score_split(model, e, p.template, n_boot=2):
             if r['metric'] in ('top-1', 'mAP'): out[dict([('top-1', 'top1'), ('mAP', 'map')])[r['metric']] + tag] = r['value']
     steps = block_distances(model, Scenes(data, 'valid', p), 200)
     return out | dict(label_distance=float(steps[-1, 0]), label_distance_start=float(steps[0, 0]), template_distance=float(steps[-1, 1]))

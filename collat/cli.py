@@ -46,7 +46,7 @@ def cmd_profile(args) -> int:
         print(f"{'*' if v != f.default else ' '} {f.name:22} {str(v):24} {f.metadata['doc']}")
     return 0
 
-# %% ../nbs/52_cli.ipynb #8db0fbcb
+# %% ../nbs/52_cli.ipynb #4f9cde79
 def make_parser() -> argparse.ArgumentParser:
     "Sub-commands and their options."
     top = argparse.ArgumentParser(prog='collat', description='CoLLAT: sound as token embeddings of a locked, pretrained text encoder.')
@@ -68,7 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _eval_and_profile(command):
     add = command('eval', cmd_eval, '--checkpoint P --data CSV [--task T] [--template T] [--out JSON]')
     add('--checkpoint', required=True, help='folder written by save_pretrained')
-    add('--data', required=True, help='table with the columns path and label')
+    add('--data', required=True, help='table with the columns path and labels (separated by ;)')
     add('--task', default='zero_shot', choices=sorted(TASKS))
     add('--template', default='paper', help='prompt form, see 02_prompts (default: paper)')
     add('--out', help='results file to write')

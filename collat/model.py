@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['make_audio_encoder', 'CoLLAT', 'front_end', 'text_id', 'as_waveforms', 'model_card']
 
-# %% ../nbs/11_model.ipynb #95b90eef
+# %% ../nbs/11_model.ipynb #3bb0d231
 import dataclasses, json, math, zlib
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from fastcore.basics import patch
 from huggingface_hub import ModelHubMixin
 from safetensors.torch import load_file, save_file
@@ -26,7 +25,7 @@ from .losses import CoLLATLoss
 from .prompts import class_prompts, label_to_words, prompt
 from .text_encoder import load_text_encoder
 
-# %% ../nbs/11_model.ipynb #ab4597ea
+# %% ../nbs/11_model.ipynb #5f2a8c07
 def make_audio_encoder(p:Profile, n_classes:int|None=None) -> AST:
     "AST in the size of the profile, with a classification head of `n_classes` if wanted."
     n_frames = 1 + int((p.clip_seconds * 1000 - p.frame_ms) // p.hop_ms)
@@ -42,7 +41,7 @@ class CoLLAT(nn.Module, ModelHubMixin):
             self.text = load_text_encoder(p.text_encoder, pad_id=None if p.pad_id < 0 else p.pad_id)
             self.audio = make_audio_encoder(p)
             self.interaction = TokenInteraction(p.n_tokens, self.text.d, p.d_audio, p.depth_interaction, p.heads_interaction, p.width_interaction,
-                                                start=p.start, start_scale=self.text.embed_scale, seed=p.seed)
+                                                self_attn=p.self_attn, start=p.start, start_scale=self.text.embed_scale, seed=p.seed)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / .07)))
         self.loss = CoLLATLoss((p.lambda_cross_token, p.lambda_global, p.lambda_uni_token), p.matcher, p.closeness, p.token_norm, self.text.embed_scale,
                                p.mask_padding, p.targets, p.stop_grad)
@@ -73,7 +72,7 @@ def audio_tokens(self:CoLLAT,
     "Static token embeddings of the locked encoder, predicted from sound (§3.1)."
     return self.interaction(self.audio(self.spectrogram(wav)), **kwargs)
 
-# %% ../nbs/11_model.ipynb #0439f599
+# %% ../nbs/11_model.ipynb #1a73b213
 def text_id(text:str) -> int:
     "A whole number for a text, the same in every process: equal texts, equal ids."
     return zlib.crc32(text.encode()) | zlib.adler32(text.encode()) << 32 & 0x7fffffffffffffff
@@ -84,16 +83,17 @@ def text_targets(self:CoLLAT,
     texts:list, # (b,) prompts
     labels:list, # (b,) lists of the label words in each prompt
 ) -> tuple: # h_t (b n d), kind (b n), z_t (b d_out)
-    "Targets of Eq. 1 and 2, computed once per distinct prompt and kept."
+    "Targets of Eq. 1 and 2. Token ids and z are computed once per distinct prompt and kept; embeddings are looked up."
     p, device = self.profile, self.logit_scale.device
     new = {t: l for t, l in zip(texts, labels) if t not in self.text_cache}
     if new:
-        h, kind, _ = self.text.targets(list(new), p.n_tokens, p.form, list(new.values()))
+        _, kind, ids = self.text.targets(list(new), p.n_tokens, p.form, list(new.values()))
         z = self.text.encode_text(list(new))
-        self.text_cache |= {t: (h[i].cpu(), kind[i].cpu(), z[i].cpu()) for i, t in enumerate(new)}
-    return tuple(torch.stack(x).to(device, non_blocking=True) for x in zip(*(self.text_cache[t] for t in texts)))
+        self.text_cache |= {t: (ids[i].cpu(), kind[i].cpu(), z[i].cpu()) for i, t in enumerate(new)}
+    ids, kind, z = (torch.stack(x).to(device, non_blocking=True) for x in zip(*(self.text_cache[t] for t in texts)))
+    return self.text.static_embeddings(ids), kind, z
 
-# %% ../nbs/11_model.ipynb #b284549d
+# %% ../nbs/11_model.ipynb #23dcd244
 @patch
 def autocast(self:CoLLAT):
     "bfloat16 for the networks when `precision` is bf16, else nothing."
@@ -106,8 +106,12 @@ def training_views(self:CoLLAT,
 ) -> tuple: # (b t f) clean, (b t f) noisy or None
     "The clean and the noisy view under one SpecAugment mask (Eq. 3)."
     p = self.profile
-    augment = lambda w: spec_augment(self.spectrogram(w), seeds, p.freq_mask, p.time_mask)
-    return augment(wav), augment(add_noise(wav, p.noise_std, seeds)) if p.lambda_uni_token > 0 else None
+    if p.noise_domain not in ('waveform', 'spectrogram'): raise ValueError(f"noise_domain '{p.noise_domain}': waveform or spectrogram is accepted")
+    augment = lambda spec: spec_augment(spec, seeds, p.freq_mask, p.time_mask)
+    clean = self.spectrogram(wav)
+    if p.lambda_uni_token == 0: return augment(clean), None
+    noisy = add_noise(clean, p.noise_std, seeds) if p.noise_domain == 'spectrogram' else self.spectrogram(add_noise(wav, p.noise_std, seeds))
+    return augment(clean), augment(noisy)
 
 # %% ../nbs/11_model.ipynb #b8c9f025
 @patch

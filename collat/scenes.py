@@ -7,7 +7,7 @@ __all__ = ['CLASSES', 'UNSEEN', 'VALID_ONLY', 'TRAINED', 'SPLIT_IDS', 'TEST_SPLI
            'soundfont_path', 'soundfont_presets', 'split_values', 'phrase_notes', 'render_notes', 'level_normalise',
            'render_phrase', 'split_classes', 'render_split', 'Event', 'Scenes', 'log_reading', 'recorded_clips']
 
-# %% ../nbs/04_scenes.ipynb #17a0c80e
+# %% ../nbs/04_scenes.ipynb #4b0c4b61
 import json, time, zlib
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +21,7 @@ from joblib import Parallel, delayed
 from torch import Tensor
 from tqdm import tqdm
 
-from .audio import load_audio, resample
+from .audio import load_audio
 from .config import Profile, atomic_path, nearest_name, write_results
 
 # %% ../nbs/04_scenes.ipynb #c0541c97
@@ -244,7 +244,7 @@ def _tilt(x, a):
     y = x.copy(); y[1:] -= a * x[:-1]
     return y / (1 + abs(a))
 
-# %% ../nbs/04_scenes.ipynb #cb3d842a
+# %% ../nbs/04_scenes.ipynb #2a4ba3a7
 class Scenes(torch.utils.data.Dataset):
     "The scenes of one split: `scenes[i]` is (waveform (s,), labels), `scenes.events(i)` the truth in time."
     def __init__(self,
@@ -254,6 +254,7 @@ class Scenes(torch.utils.data.Dataset):
         n:int|None=None, # number of scenes; None = as the profile says
         purpose:str|None=None, # who reads; required for the test splits, and logged
     ):
+        if profile.data != 'scenes': raise ValueError(f"profile '{profile.name}' trains on '{profile.data}', whose adapter is not built yet (05_datasets); data='scenes' is accepted")
         if split not in SPLIT_IDS: raise ValueError(f"split '{split}' is not one of {', '.join(SPLIT_IDS)}.{nearest_name(split, SPLIT_IDS)}")
         if split in TEST_SPLITS: log_reading(root, split, purpose)
         path = render_split(root, split, profile)

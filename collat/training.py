@@ -8,7 +8,7 @@ __all__ = ['StepLoader', 'prompt_maker', 'Pretrainer', 'multi_hot', 'lr_factor',
            'best_precision', 'Loaders', 'run_steps', 'zero_shot_scores', 'validator', 'pretrain', 'load_audio_encoder',
            'train', 'launch', 'main', 'read_log', 'plot_curves', 'block_distances']
 
-# %% ../nbs/12_training.ipynb #c4c3f311
+# %% ../nbs/12_training.ipynb #be38f5c8
 import csv, dataclasses, json, math, os, subprocess, sys, time
 from contextlib import nullcontext
 from functools import lru_cache
@@ -32,7 +32,7 @@ from .audio_encoder import classification_loss
 from .config import Profile, atomic_path, load_profile, read_results, write_results
 from .metrics import accuracy, mean_average_precision
 from .model import CoLLAT, front_end, make_audio_encoder
-from .prompts import fit_prompt
+from .prompts import fit_prompt, label_to_words
 from .scenes import Scenes, split_classes
 
 # %% ../nbs/12_training.ipynb #e9ca3c33
@@ -75,14 +75,17 @@ def load(self:StepLoader, step:int) -> tuple: # ({wav (b s), seeds, labels, text
     if self.make_prompt: out['texts'], out['labels'] = zip(*map(self.make_prompt, out['labels']))
     return out, step
 
-# %% ../nbs/12_training.ipynb #3628f382
+# %% ../nbs/12_training.ipynb #a3eb6342
 def prompt_maker(model:CoLLAT):
-    "labels -> (prompt that fits the profile's n text tokens, the labels in it); labels that do not fit are dropped whole, from the end."
+    "labels -> (prompt that fits the profile's n text tokens, the labels in it); labels that do not fit are dropped whole, from the end, and counted in `dropped`."
     p = model.profile
     room = p.n_tokens - (model.text.n_special if p.form == 'raw' else 0)
     def make(labels):
-        text, dropped = fit_prompt(labels, model.text.count_tokens, room, p.template)
-        return text, labels[:len(labels) - dropped]
+        words = [label_to_words(l) for l in labels]
+        text, dropped = fit_prompt(words, model.text.count_tokens, room, p.template)
+        make.dropped += dropped
+        return text, words[:len(words) - dropped]
+    make.dropped = 0
     return make
 
 # %% ../nbs/12_training.ipynb #773c9449
@@ -194,19 +197,16 @@ def same_profile(path, was:dict, profile:Profile):
 
 _harmless = ('name', 'gpus', 'checkpoint_every', 'n_boot', 'n_test', 'ablation_steps', 'ablation_seeds', 'ablation_groups', 'main_seeds')
 
-# %% ../nbs/12_training.ipynb #5988dfc4
+# %% ../nbs/12_training.ipynb #2264e766
 class Checkpoint(Callback):
-    "Restores before the first step, saves every `every` steps and after the last."
+    "Saves every `every` steps, and after each validation together with its numbers."
     order = 40
     def __init__(self, path, profile, every, steps, main): self.path, self.profile, self.every, self.steps, self.main, self.valid = path, profile, every, steps, main, []
-    def before_fit(self):
-        if found := load_checkpoint(self.path, self.learn.model, self.opt.opt, self.profile):
-            self.dls.train.step, self.valid = found['step'], found['valid']
-            if self.main and found['step'] < self.steps: print(f"resumed at step {found['step']} of {self.steps}")
     def save(self, step):
         if self.main: save_checkpoint(self.path, self.learn.model, self.opt.opt, step, self.profile, self.valid)
     def after_batch(self):
-        if self.training and (self.dls.train.step + 1) % self.every == 0: self.save(self.dls.train.step + 1)
+        done = self.dls.train.step + 1   # after the last batch of an epoch, validation comes first
+        if self.training and done % self.every == 0 and done % self.dls.train.per_epoch and done < self.steps: self.save(done)
     def after_epoch(self): self.save(self.dls.train.step)
 
 class Validate(Callback):
@@ -236,7 +236,7 @@ def best_precision(wanted:str) -> str:
     has = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
     return wanted if has else 'fp32'
 
-# %% ../nbs/12_training.ipynb #b5e363ac
+# %% ../nbs/12_training.ipynb #e446a83e
 class Loaders:
     "What a fastai `Learner` asks for: a train and an (unused) valid loader."
     n_inp = 1
@@ -263,8 +263,8 @@ def run_steps(
            Validate(evaluate, rank == 0), checkpoint]
     learn = Learner(Loaders(loader, device), net, loss_func=lambda out, step: out['loss'], opt_func=OptimWrapper(opt=opt), cbs=cbs, default_cbs=False, path=Path(run_dir), train_bn=False, wd_bn_bias=True)
     start = load_checkpoint(checkpoint.path, model, opt, p)
-    loader.step = start['step'] if start else 0
-    checkpoint.valid = start['valid'] if start else []
+    if start: loader.step, checkpoint.valid = start['step'], start['valid']
+    if start and rank == 0 and loader.step < loader.steps: print(f'resumed at step {loader.step} of {loader.steps}')
     with sdpa_kernel(SDPBackend.MATH) if device.type == 'cpu' else nullcontext():
         if loader.step < loader.steps: learn.fit(math.ceil(loader.steps / loader.per_epoch) - loader.step // loader.per_epoch)
     return model.eval(), checkpoint.valid
@@ -285,7 +285,7 @@ def validator(profile:Profile, data:Path):
         return dict(top1=seen['top1'], map=seen['map'], unseen_top1=new['top1'])
     return evaluate
 
-# %% ../nbs/12_training.ipynb #9d5da122
+# %% ../nbs/12_training.ipynb #6a96d756
 def pretrain(profile:Profile, run_dir:str|Path) -> Path: # safetensors file of the audio encoder
     "Act one. Done already when the file is there."
     path, started, p = Path(run_dir)/'checkpoints/pretrain.safetensors', time.time(), profile
@@ -305,9 +305,10 @@ def pretrain(profile:Profile, run_dir:str|Path) -> Path: # safetensors file of t
     if rank == 0:
         with atomic_path(path) as tmp: save_file({k: v.contiguous() for k, v in model.audio.state_dict().items()}, tmp)
         write_results(Path(run_dir)/'results/pretrain.json', dict(valid=rows, classes=len(model.classes)), p, started)
+    if world > 1: dist.barrier()
     return path
 
-# %% ../nbs/12_training.ipynb #cf02c92c
+# %% ../nbs/12_training.ipynb #7cae23ee
 def load_audio_encoder(model:CoLLAT, path:str|Path):
     "Put pretrained audio encoder weights into a model; the classification head stays out. Raises ValueError on keys that do not fit."
     weights = {k: v for k, v in load_file(path).items() if not k.startswith('head.')}
@@ -329,11 +330,12 @@ def train(
     data = Path(data or Path(run_dir)/'data')
     model, scenes = CoLLAT(p), Scenes(data, 'train', p)
     if pretrained: load_audio_encoder(model, pretrained)
-    loader = StepLoader(scenes, p.batch, p.steps, p.eval_every, p.seed, prompt_maker(model), rank, world)
+    make_prompt = prompt_maker(model)
+    loader = StepLoader(scenes, p.batch, p.steps, p.eval_every, p.seed, make_prompt, rank, world)
     new = [*model.interaction.parameters(), model.logit_scale]
     model, rows = run_steps(model, loader, [(model.audio.parameters(), p.lr_audio), (new, p.lr)], p, run_dir, 'train', validator(p, data) if validate else None)
     if rank == 0:
-        path = write_results(Path(run_dir)/'results/training.json', dict(valid=rows, parameters=sum(x.numel() for x in model.parameters() if x.requires_grad), locked=model.text.n_params), p, started)
+        path = write_results(Path(run_dir)/'results/training.json', dict(valid=rows, labels_dropped=make_prompt.dropped, parameters=sum(x.numel() for x in model.parameters() if x.requires_grad), locked=model.text.n_params), p, started)
         model._save_pretrained(folder, read_results(path)['run'])
     if world > 1: dist.barrier()
     return folder

@@ -1,10 +1,14 @@
 "The whole sequence, shrunk to seconds, by papermill: with MiniLM, and with a randomly initialised CLIP tower."
-import json, subprocess, sys
+import json, os, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from collat.config import read_results
+from collat.config import load_profile, read_results
+from collat.model import CoLLAT
+from collat.training import launch, read_log
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,3 +35,36 @@ def test_every_stage_runs_and_a_second_call_does_nothing(profile, tmp_path):
     second = collat('run', '--profile', profile, '--run-dir', str(run))
     assert second.returncode == 0 and 'stage 1 of' not in second.stdout
     assert read_results(run/'results/zero_shot.json') == zs
+
+
+def wait_for_step(log, step, process, seconds=120):
+    "Waits until the training log holds a step."
+    end = time.time() + seconds
+    while time.time() < end and process.poll() is None:
+        if log.exists() and sum(1 for _ in log.open()) > step: return True
+        time.sleep(.02)
+    return False
+
+
+def test_a_killed_run_resumes_and_ends_with_the_same_weights(tmp_path):
+    "kill -9 in mid-training, through the command line: bitwise the weights of an uninterrupted run."
+    args = lambda run: ['run', '--profile', 'smoke', '--run-dir', str(run), '--stages', 'scenes,training', 'steps=30', 'eval_every=20', 'checkpoint_every=4']
+    assert collat(*args(tmp_path/'a')).returncode == 0
+    first = subprocess.Popen([sys.executable, '-m', 'collat.cli', *args(tmp_path/'b')], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    assert wait_for_step(tmp_path/'b/logs/train.csv', 9, first)
+    os.killpg(first.pid, signal.SIGKILL); first.wait()
+    assert not (tmp_path/'b/checkpoints/model/model.safetensors').exists()
+    again = collat(*args(tmp_path/'b'))
+    assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-2000:]
+    a, b = (load_file(tmp_path/x/'checkpoints/model/model.safetensors') for x in 'ab')
+    assert set(a) == set(b) and all(torch.equal(a[k], b[k]) for k in a)
+    assert 'resumed at step' in json.dumps(json.loads((tmp_path/'b/notebooks/12_training.ipynb').read_text()))
+
+
+def test_two_processes_by_torchrun(tmp_path):
+    "Both acts on two ranks; one model, one log, one row per step."
+    p = load_profile('smoke', dict(gpus=2, steps=4, pretrain_steps=2, eval_every=4, n_valid=16))
+    folder = launch(p, tmp_path)
+    assert CoLLAT.from_pretrained(folder).profile.steps == 4
+    assert read_log(tmp_path)['step'].tolist() == [0, 1, 2, 3]
+    assert read_results(tmp_path/'results/training.json')['results']['valid'][-1]['step'] == 4
