@@ -34,7 +34,7 @@ class SoundFields:
     noise_std: float = doc(.1, 'standard deviation of the Gaussian perturbation: training view of Eq. 3, and noisy test (always on the waveform, full scale = 1)')
     noise_domain: str = doc('waveform', 'where the training view of Eq. 3 is perturbed: waveform | spectrogram (the letter of section 3.4)')
 
-# %% ../nbs/00_config.ipynb #115ac27b
+# %% ../nbs/00_config.ipynb #94e7c733
 @dataclass(frozen=True)
 class SceneFields:
     "The rendered training world of `mini` (notebook 04)."
@@ -45,6 +45,7 @@ class SceneFields:
     n_valid: int = doc(600, 'validation scenes (half single-event, half multi-event)')
     n_test: int = doc(1_200, 'scenes of a test split (half single-event, half multi-event)')
     max_events: int = doc(3, 'most events in one scene')
+    speed_change: float = doc(.06, 'largest change of playback speed (and so of pitch) of an event in training, as a share; 0.06 is a semitone')
     single_share: float = doc(.35, 'share of training scenes with a single event')
     n_classes: int = doc(0, 'use only the first so many training classes; 0 = all')
 

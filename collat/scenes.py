@@ -229,7 +229,7 @@ def render_split(
     with atomic_path(meta) as tmp: tmp.write_text(json.dumps(dict(settings=settings, lengths=lengths)))
     return path
 
-# %% ../nbs/04_scenes.ipynb #8796fdf0
+# %% ../nbs/04_scenes.ipynb #bc7f2dd1
 @dataclass(frozen=True)
 class Event:
     "One source in a scene."
@@ -238,6 +238,7 @@ class Event:
     onset: float  # s
     offset: float  # s
     gain: float  # dB
+    speed: float = 1.  # playback speed; other than 1 only in training
 
 def _tilt(x, a):
     "First-order spectral tilt; a > 0 is brighter, a < 0 darker."
@@ -269,7 +270,7 @@ class Scenes(torch.utils.data.Dataset):
     def labels(self, i): return [e.label for e in self.events(i)]
     def __getitem__(self, i): return self.waveform(i), self.labels(i)
 
-# %% ../nbs/04_scenes.ipynb #2c7b34e8
+# %% ../nbs/04_scenes.ipynb #4715c2e7
 @patch
 def n_events(self:Scenes, rng, i:int) -> int:
     "Training draws the number of events; in every other split even scenes hold one event and odd ones two or more."
@@ -285,9 +286,11 @@ def events(self:Scenes, i:int) -> list:
     n = self.n_events(rng, i)
     out = []
     for c in rng.choice(len(self.classes), n, replace=False):
-        j = int(rng.integers(self.phrases.shape[1])); length = self.lengths[c][j]
+        j, change = int(rng.integers(self.phrases.shape[1])), self.profile.speed_change if self.split == 'train' else 0.
+        speed = float(rng.uniform(1 - change, 1 + change)) if change else 1.
+        length = min(self.size, int(self.lengths[c][j] / speed))
         onset = int(rng.integers(0, self.size - length + 1))
-        out.append(Event(self.classes[c], j, onset / rate, (onset + length) / rate, float(rng.uniform(-9, 0)) if n > 1 else 0.))
+        out.append(Event(self.classes[c], j, onset / rate, (onset + length) / rate, float(rng.uniform(-9, 0)) if n > 1 else 0., speed))
     return sorted(out, key=lambda e: (e.onset, e.label))
 
 @patch
@@ -298,6 +301,7 @@ def waveform(self:Scenes, i:int) -> Tensor: # (s,) float32
     for e in self.events(i):
         c, at = self.classes.index(e.label), round(e.onset * p.sample_rate)
         x = self.phrases[c, e.phrase, :self.lengths[c][e.phrase]].astype(np.float32) / 32767
+        if e.speed != 1: x = np.interp(np.arange(round((e.offset - e.onset) * p.sample_rate)) * e.speed, np.arange(len(x)), x).astype(np.float32)
         mix[at:at + len(x)] += _tilt(x * 10 ** (e.gain / 20), rng.uniform(-.5, .5))
     floor = 10 ** (rng.uniform(-68, -43) / 20)
     mix += floor * _tilt(rng.standard_normal(self.size, np.float32), rng.uniform(-.8, .2))

@@ -236,7 +236,7 @@ def best_precision(wanted:str) -> str:
     has = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
     return wanted if has else 'fp32'
 
-# %% ../nbs/12_training.ipynb #e446a83e
+# %% ../nbs/12_training.ipynb #9bb64b14
 class Loaders:
     "What a fastai `Learner` asks for: a train and an (unused) valid loader."
     n_inp = 1
@@ -262,6 +262,7 @@ def run_steps(
     cbs = [TrainEvalCallback(), Schedule(loader.steps, p.warmup, p.grad_clip), Guard(), StepLog(Path(run_dir)/f'logs/{name}.csv', loader.steps, rank == 0, name),
            Validate(evaluate, rank == 0), checkpoint]
     learn = Learner(Loaders(loader, device), net, loss_func=lambda out, step: out['loss'], opt_func=OptimWrapper(opt=opt), cbs=cbs, default_cbs=False, path=Path(run_dir), train_bn=False, wd_bn_bias=True)
+    learn.create_opt()   # before the checkpoint: it clears the optimiser's state
     start = load_checkpoint(checkpoint.path, model, opt, p)
     if start: loader.step, checkpoint.valid = start['step'], start['valid']
     if start and rank == 0 and loader.step < loader.steps: print(f'resumed at step {loader.step} of {loader.steps}')
