@@ -7,7 +7,7 @@ __all__ = ['CLASSES', 'UNSEEN', 'VALID_ONLY', 'TRAINED', 'SPLIT_IDS', 'TEST_SPLI
            'soundfont_path', 'soundfont_presets', 'split_values', 'phrase_notes', 'render_notes', 'level_normalise',
            'render_phrase', 'split_classes', 'render_split', 'Event', 'Scenes', 'log_reading', 'recorded_clips']
 
-# %% ../nbs/04_scenes.ipynb #4b0c4b61
+# %% ../nbs/04_scenes.ipynb #42d785a4
 import json, time, zlib
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from joblib import Parallel, delayed
+from joblib.externals.loky import get_reusable_executor
 from torch import Tensor
 from tqdm import tqdm
 
@@ -202,7 +203,7 @@ def _phrase_settings(split, profile):
     return font, dict(classes=split_classes(split, profile), n=n, seconds=profile.clip_seconds, sample_rate=profile.sample_rate, seed=profile.seed_data,
                       font=zlib.crc32(Path(font).read_bytes()), version=1)
 
-# %% ../nbs/04_scenes.ipynb #d3dd7023
+# %% ../nbs/04_scenes.ipynb #cf3ee4f3
 def _render_class(name, split, n, profile, font):
     out, lengths = np.zeros((n, int(profile.clip_seconds * profile.sample_rate)), np.int16), []
     for i in range(n):
@@ -224,6 +225,7 @@ def render_split(
     jobs = (delayed(_render_class)(n, split, settings['n'], profile, font) for n in settings['classes'])
     done = tqdm(Parallel(workers, return_as='generator')(jobs), total=len(settings['classes']), desc=f'rendering {split}', unit='class')
     phrases, lengths = zip(*done)
+    get_reusable_executor().shutdown()   # idle workers would keep this process from ending
     with atomic_path(path) as tmp:
         with tmp.open('wb') as f: np.save(f, np.stack(phrases))
     with atomic_path(meta) as tmp: tmp.write_text(json.dumps(dict(settings=settings, lengths=lengths)))
