@@ -341,7 +341,7 @@ def train(
     if world > 1: dist.barrier()
     return folder
 
-# %% ../nbs/12_training.ipynb #6bd892e7
+# %% ../nbs/12_training.ipynb #3530c2c9
 def launch(profile:Profile, run_dir:str|Path) -> Path: # folder of the trained model
     "Both acts, in this process or in `gpus` processes. Raises RuntimeError naming the command that failed."
     if profile.gpus <= 1: return train(profile, run_dir, pretrain(profile, run_dir) if profile.pretrain_steps else None)
@@ -358,7 +358,9 @@ def main(
 ):
     "Both acts of the training; start it with torchrun for several processes."
     launch(dataclasses.replace(load_profile(profile), gpus=0), run_dir)
-    if dist.is_initialized(): dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.barrier(); sys.stdout.flush(); sys.stderr.flush()
+        os._exit(0)   # all is written; tearing gloo's threads down sometimes aborts (torch 2.14)
 
 # %% ../nbs/12_training.ipynb #938508ad
 def read_log(run_dir:str|Path, name:str='train'):

@@ -80,6 +80,7 @@ def main(path):
         tmp = Path(path).with_suffix('.tmp')
         tmp.write_text(json.dumps(result, indent=1))
         os.replace(tmp, path)
-    dist.destroy_process_group()
+    dist.barrier()
+    os._exit(0) # all is written; tearing gloo's threads down sometimes aborts (torch 2.14)
 
 if __name__ == '__main__': main(sys.argv[1])
