@@ -173,12 +173,13 @@ class StepLog(Callback):
     def after_fit(self):
         if self.file: self.bar.close(); self.file.close(); self.file = None
 
-# %% ../nbs/12_training.ipynb #2a88aa5b
+# %% ../nbs/12_training.ipynb #acb5a00e
 def unwrap(model): return model.module if isinstance(model, DistributedDataParallel) else model
 
 def save_checkpoint(path, model, opt, step:int, profile:Profile, valid:list):
     "Everything that resuming needs, atomically."
-    body = dict(model=unwrap(model).state_dict(), opt=opt.state_dict(), step=step, rng=torch.get_rng_state(), profile=dataclasses.asdict(profile), valid=valid)
+    body = dict(model=unwrap(model).state_dict(), opt=opt.state_dict(), step=step, rng=torch.get_rng_state(), profile=dataclasses.asdict(profile), valid=valid,
+                texts=getattr(unwrap(model), 'text_cache', {}))
     with atomic_path(path) as tmp: torch.save(body, tmp)
 
 def load_checkpoint(path, model, opt, profile:Profile) -> dict|None: # step and valid; None when there is no checkpoint
@@ -187,6 +188,7 @@ def load_checkpoint(path, model, opt, profile:Profile) -> dict|None: # step and 
     body = torch.load(path, map_location='cpu', weights_only=True)
     same_profile(path, body['profile'], profile)
     unwrap(model).load_state_dict(body['model']); opt.load_state_dict(body['opt']); torch.set_rng_state(body['rng'])
+    if body['texts']: unwrap(model).text_cache = body['texts']
     return dict(step=body['step'], valid=body['valid'])
 
 def same_profile(path, was:dict, profile:Profile):
