@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-# %% ../nbs/00_config.ipynb #b4ba058e
+# %% ../nbs/00_config.ipynb #a861ef01
 def doc(default, text): return field(default=default, metadata={'doc': text})
 
 @dataclass(frozen=True)
@@ -27,25 +27,26 @@ class SoundFields:
     window: str = doc('hanning', 'analysis window: hanning (the pretrained AST) | hamming (the paper\'s text)')
     frame_ms: float = doc(25., 'window length, ms')
     hop_ms: float = doc(10., 'window hop, ms')
-    norm_mean: float = doc(-6.5, 'mean of the log-mel values that the encoder expects')
-    norm_std: float = doc(4.5, 'standard deviation of the same; a spectrogram is shown as (x - mean) / (2 std)')
-    freq_mask: int = doc(0, 'SpecAugment: widest band masked in training, mel bins; 48 for AST on AudioSet')
-    time_mask: int = doc(0, 'SpecAugment: longest stretch masked in training, frames; 192 for AST on AudioSet')
-    noise_std: float = doc(.1, 'standard deviation of the Gaussian perturbation: training view of Eq. 3, and noisy test (always on the waveform, full scale = 1)')
+    norm_mean: float = doc(-6.05, 'mean of the log-mel values that the encoder expects; measured over training scenes')
+    norm_std: float = doc(3.88, 'standard deviation of the same; a spectrogram is shown as (x - mean) / (2 std)')
+    freq_mask: int = doc(8, 'SpecAugment: widest band masked in training, mel bins; 48 for AST on AudioSet')
+    time_mask: int = doc(30, 'SpecAugment: longest stretch masked in training, frames; 192 for AST on AudioSet')
+    noise_std: float = doc(.1, 'standard deviation of the Gaussian perturbation in the training view of Eq. 3 (full scale = 1)')
+    noise_test: str = doc('0.1,0.01', 'standard deviations of the noisy tests, on the waveform (full scale = 1); 0.1 is the paper\'s (Table 3a)')
     noise_domain: str = doc('waveform', 'where the training view of Eq. 3 is perturbed: waveform | spectrogram (the letter of section 3.4)')
 
-# %% ../nbs/00_config.ipynb #45940719
+# %% ../nbs/00_config.ipynb #8733911c
 @dataclass(frozen=True)
 class SceneFields:
     "The rendered training world of `mini` (notebook 04)."
-    seed_data: int = doc(2023, 'seed of the rendered world')
+    seed_data: int = doc(2026, 'seed of the rendered world')
     phrases: int = doc(60, 'rendered phrases per class for training')
     phrases_eval: int = doc(16, 'rendered phrases per class for each other split')
     n_train: int = doc(20_000, 'training scenes, each mixed anew from phrases')
     n_valid: int = doc(600, 'validation scenes (half single-event, half multi-event)')
     n_test: int = doc(1_200, 'scenes of a test split (half single-event, half multi-event)')
     max_events: int = doc(3, 'most events in one scene')
-    speed_change: float = doc(0., 'largest change of playback speed (and so of pitch) of an event in training, as a share; 0.06 is a semitone')
+    speed_change: float = doc(.06, 'largest change of playback speed (and so of pitch) of an event in training, as a share; 0.06 is a semitone')
     single_share: float = doc(.35, 'share of training scenes with a single event')
     n_classes: int = doc(0, 'use only the first so many training classes; 0 = all')
 
@@ -85,13 +86,13 @@ class LossFields:
     targets: str = doc('same_text', 'positives of Eq. 2: same_text | diagonal (as printed)')
     stop_grad: bool = doc(False, 'no gradient through the clean view of Eq. 3')
 
-# %% ../nbs/00_config.ipynb #7876dd97
+# %% ../nbs/00_config.ipynb #adbb73ef
 @dataclass(frozen=True)
 class TrainFields:
     "Optimisation, counted in steps."
     seed: int = doc(0, 'seed of initial weights, data order and augmentation')
     gpus: int = doc(0, 'processes to train with; 0 = one, on whatever device is there')
-    pretrain_steps: int = doc(1000, 'steps of the classification pretraining of the audio encoder')
+    pretrain_steps: int = doc(1200, 'steps of the classification pretraining of the audio encoder')
     pretrain_batch: int = doc(64, 'clips per pretraining step')
     pretrain_lr: float = doc(1e-3, 'peak learning rate of the pretraining')
     steps: int = doc(400, 'training steps')
@@ -115,8 +116,8 @@ class Profile(TrainFields, LossFields, ModelFields, SceneFields, SoundFields):
     "Everything that an experiment depends on."
     name: str = doc('mini', 'name of the profile')
 
-# %% ../nbs/00_config.ipynb #f69465a9
-_smoke = dict(clip_seconds=2., phrases=6, phrases_eval=4, n_train=96, n_valid=32, n_test=32, n_classes=8, speed_change=.06, d_audio=32, depth_audio=1, heads_audio=2,
+# %% ../nbs/00_config.ipynb #58b670cf
+_smoke = dict(clip_seconds=2., phrases=6, phrases_eval=4, n_train=96, n_valid=32, n_test=32, n_classes=8, d_audio=32, depth_audio=1, heads_audio=2,
               n_tokens=16, depth_interaction=2, width_interaction=32, heads_interaction=2, pretrain_steps=6, pretrain_batch=16, steps=6, batch=16, ablation_groups='losses,lambdas',
               warmup=2, eval_every=3, checkpoint_every=2, ablation_steps=2, n_boot=50, freq_mask=4, time_mask=10)
 _large = dict(n_mels=128, stride=10, d_audio=768, depth_audio=12, heads_audio=12, stem='patch', clip_seconds=10., norm_mean=-4.2677393, norm_std=4.5689974,
@@ -124,7 +125,7 @@ _large = dict(n_mels=128, stride=10, d_audio=768, depth_audio=12, heads_audio=12
               warmup=1_000, checkpoint_every=500, eval_every=2_000, pretrain_steps=0)
 PROFILES = dict(
     mini={}, smoke=_smoke,
-    mini_long=dict(main_seeds=3, ablation_seeds=3),
+    mini_long=dict(main_seeds=3, ablation_seeds=3, ablation_groups='losses,lambdas,form,targets,paper_losses'),
     smoke_clip=_smoke | dict(text_encoder='open_clip:tiny-quickgelu', pad_id=49407, n_tokens=20),
     small=_large | dict(data='fsd50k', text_encoder='open_clip:ViT-B-32/openai', steps=20_000, width_interaction=512, heads_interaction=8),
     paper=_large | dict(data='audioset', text_encoder='open_clip:ViT-L-14/openai', lambda_cross_token=1., lambda_global=.1, steps=24_000))

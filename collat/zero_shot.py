@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'Embedded', 'embed_split', 'class_scores', 'number', 'score_split', 'checkpoint_id', 'rank_among_all',
-           'score_recorded', 'evaluate', 'class_recall', 'read_clips', 'evaluate_csv']
+           'score_recorded', 'noise_levels', 'evaluate', 'class_recall', 'read_clips', 'evaluate_csv']
 
 # %% ../nbs/20_zero_shot.ipynb #d9129f47
 import csv, hashlib, time
@@ -104,16 +104,23 @@ def score_recorded(model:CoLLAT, data:str|Path, template:str, purpose:str) -> di
     return dict(split='recorded', protocol=template, metric='top-1', value=float(np.mean([a == b for a, b in zip(top, labels)])), n=len(labels), classes=len(classes),
                 labels=label_hash(classes), answers=dict(zip(labels, top)))
 
-# %% ../nbs/20_zero_shot.ipynb #af2e2bf7
+# %% ../nbs/20_zero_shot.ipynb #b778da50
+def noise_levels(profile:Profile) -> list: # standard deviations, 0 (clean) first
+    "The noisy tests of a profile. Raises ValueError on what is not a positive number."
+    try: levels = [float(s) for s in profile.noise_test.split(',') if s.strip()]
+    except ValueError: levels = [-1.]
+    if any(s <= 0 for s in levels): raise ValueError(f"noise_test='{profile.noise_test}': positive numbers separated by commas are accepted")
+    return [0., *levels]
+
 def evaluate(model:CoLLAT, profile:Profile, data:str|Path, purpose:str) -> dict:
     "All zero-shot numbers of the final model, clean and noisy; splits whose sound is not installed say so."
     rows, missing, per_class, ranks = [], {}, {}, None
     for split in ('test', 'unseen', 'other'):
-        for noise in (0., profile.noise_std):
+        for noise in noise_levels(profile):
             try: e = embed_split(model, data, split, purpose, noise)
             except FileNotFoundError as err: missing[split] = str(err); break
             for t in PROTOCOLS if noise == 0 else [profile.template]:
-                rows += [r | dict(noisy=noise > 0) for r in score_split(model, e, t, n_boot=profile.n_boot)]
+                rows += [r | dict(noise=noise) for r in score_split(model, e, t, n_boot=profile.n_boot)]
             if noise: continue
             per_class[split] = class_recall(model, e, profile.template)
             if split == 'unseen': ranks = rank_among_all(model, e, profile.template)
