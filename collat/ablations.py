@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GROUPS', 'lambdas', 'variants', 'variant_scores', 'run_variant', 'ablate', 'summary', 'main_rows']
 
-# %% ../nbs/30_ablations.ipynb #40c74b8f
+# %% ../nbs/30_ablations.ipynb #384c3883
 import dataclasses, time
 from pathlib import Path
 
@@ -13,16 +13,17 @@ from .config import Profile, nearest_name, read_results, write_results
 from .model import CoLLAT
 from .scenes import Scenes
 from .training import block_distances, launch, pretrain, read_log, train
-from .zero_shot import embed_split, score_split
+from .zero_shot import embed_split, noise_levels, score_split
 
-# %% ../nbs/30_ablations.ipynb #ed4e8d3d
+# %% ../nbs/30_ablations.ipynb #c540d198
 def lambdas(*l): return dict(zip(('lambda_cross_token', 'lambda_global', 'lambda_uni_token'), l))
 
 GROUPS = dict(
     losses={'all losses': {}, '− cross-token': dict(lambda_cross_token=0.), '− uni-token': dict(lambda_uni_token=0.), '− cross-global': dict(lambda_global=0.)},
     lambdas={'λ = (1, 0.1, 0.01)': lambdas(1., .1, .01), 'λ = (1, 1, 0.01)': lambdas(1., 1., .01), 'λ = (0.1, 1, 0.01)': lambdas(.1, 1., .01), 'λ = (0, 1, 0)': lambdas(0., 1., 0.)},
     form={'slots': dict(form='slots'), 'raw': dict(form='raw')},
-    targets={'same text': dict(targets='same_text'), 'diagonal': dict(targets='diagonal')})
+    targets={'same text': dict(targets='same_text'), 'diagonal': dict(targets='diagonal')},
+    paper_losses={'all losses, paper λ': lambdas(1., .1, .01), '− cross-token, paper λ': lambdas(0., .1, .01), '− uni-token, paper λ': lambdas(1., .1, 0.), '− cross-global, paper λ': lambdas(1., 0., .01)})
 
 def variants(profile:Profile, groups) -> dict: # profile of the variant -> its names [(group, name)]
     "The distinct variants of some groups: equal profiles are trained once. Raises ValueError on an unknown group."
@@ -32,13 +33,13 @@ def variants(profile:Profile, groups) -> dict: # profile of the variant -> its n
         for name, o in GROUPS[g].items(): out.setdefault(dataclasses.replace(profile, **o), []).append((g, name))
     return out
 
-# %% ../nbs/30_ablations.ipynb #fec732a3
+# %% ../nbs/30_ablations.ipynb #7f665c24
 def variant_scores(model:CoLLAT, p:Profile, data:Path) -> dict:
     "Zero-shot numbers on the validation splits, and label-token distances before and after the interaction module."
-    out = {}
-    for split, noise, tag in (('valid', 0., ''), ('valid', p.noise_std, '_noisy'), ('valid_unseen', 0., '_unseen')):
+    out = dict(snr_db={})
+    for split, noise, tag in [('valid', s, f'_noise_{s:g}' if s else '') for s in noise_levels(p)] + [('valid_unseen', 0., '_unseen')]:
         e = embed_split(model, data, split, noise_std=noise)
-        if noise: out['snr_db'] = e.snr
+        if noise: out['snr_db'][f'{noise:g}'] = e.snr
         for r in score_split(model, e, p.template, n_boot=2):
             if r['metric'] in ('top-1', 'mAP'): out[dict([('top-1', 'top1'), ('mAP', 'map')])[r['metric']] + tag] = r['value']
     steps = block_distances(model, Scenes(data, 'valid', p), 200)
@@ -57,7 +58,7 @@ def run_variant(
     write_results(path, variant_scores(model, p, data) | dict(seconds_per_step=float(read_log(folder)['seconds'].median())), p, started)
     return read_results(path)['results']
 
-# %% ../nbs/30_ablations.ipynb #81731468
+# %% ../nbs/30_ablations.ipynb #43911ce1
 def ablate(
     profile:Profile,
     run_dir:str|Path,
@@ -81,12 +82,12 @@ def summary(rows:list):
     "Mean and spread (max - min) over seeds of each variant."
     import pandas as pd
     d = pd.DataFrame(rows)
-    keys = [k for k in d if k not in ('group', 'variant', 'seed', 'steps')]
+    keys = [k for k in d if k not in ('group', 'variant', 'seed', 'steps', 'snr_db')]
     by = d.groupby(['group', 'variant'], sort=False)[keys]
     return by.mean().join((by.max() - by.min()).add_suffix(' spread')).assign(seeds=by.size())
 
-# %% ../nbs/30_ablations.ipynb #9302b801
-def main_rows(profile:Profile, run_dir:str|Path, seeds:int) -> list: # of rows: seed, split, metric, noisy, value
+# %% ../nbs/30_ablations.ipynb #f8ddc798
+def main_rows(profile:Profile, run_dir:str|Path, seeds:int) -> list: # of rows: seed, split, metric, noise, value
     "The main row of the zero-shot table for `seeds` trainings; seed 0 of the profile is the main model of the run."
     run, rows = Path(run_dir), []
     for s in range(seeds):
@@ -95,8 +96,8 @@ def main_rows(profile:Profile, run_dir:str|Path, seeds:int) -> list: # of rows: 
         folder = launch(p, run) if s == 0 else train(p, run/f'seeds/{p.seed}', run/'checkpoints/pretrain.safetensors' if p.pretrain_steps else None, run/'data')
         model = CoLLAT.from_pretrained(folder)
         for split in ('test', 'unseen', 'other'):
-            for noise in (0., p.noise_std):
+            for noise in noise_levels(p):
                 try: e = embed_split(model, run/'data', split, f'30_ablations: main row, seed {p.seed}', noise)
                 except FileNotFoundError: continue
-                rows += [dict(seed=p.seed, noisy=noise > 0, split=split, metric=r['metric'], value=r['value']) for r in score_split(model, e, p.template, n_boot=2)]
+                rows += [dict(seed=p.seed, noise=noise, split=split, metric=r['metric'], value=r['value']) for r in score_split(model, e, p.template, n_boot=2)]
     return rows

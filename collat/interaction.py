@@ -145,16 +145,16 @@ def forward(self:TokenInteraction,
     if return_blocks: more['blocks'] = torch.stack([self.head(s) for s in states]) * self.start_scale
     return h_at, more
 
-# %% ../nbs/09_interaction.ipynb #18cd1634
+# %% ../nbs/09_interaction.ipynb #eb022b63
 def token_distance(
     blocks:Tensor, # (l b n d) predictions of each block
     h_t:Tensor, # (b n d) true tokens
     match:Tensor|None=None, # (b n) predicted token that stands for each true token, None: in order
     mask:Tensor|None=None, # (b n) true tokens that count, None: all
-)->Tensor: # (l b) mean absolute difference
+)->Tensor: # (l,) mean absolute difference over all tokens that count
     "How far each block's prediction still is from the true tokens, by one given assignment."
     if blocks.ndim!=4 or blocks.shape[1:]!=h_t.shape: raise ValueError(f"blocks {tuple(blocks.shape)} and tokens {tuple(h_t.shape)}: expected (l, b, n, d) and (b, n, d)")
     if match is not None: blocks = blocks.gather(2, repeat(match, 'b n -> l b n d', l=len(blocks), d=h_t.shape[-1]))
     dist = (blocks - h_t).abs().mean(-1)
     mask = torch.ones_like(h_t[..., 0]) if mask is None else mask.to(dist.dtype)
-    return (dist * mask).sum(-1) / mask.sum(-1)
+    return (dist * mask).sum((1, 2)) / mask.sum()

@@ -8,7 +8,7 @@ __all__ = ['StepLoader', 'prompt_maker', 'Pretrainer', 'multi_hot', 'lr_factor',
            'best_precision', 'Loaders', 'run_steps', 'zero_shot_scores', 'validator', 'pretrain', 'load_audio_encoder',
            'train', 'launch', 'main', 'read_log', 'plot_curves', 'block_distances']
 
-# %% ../nbs/12_training.ipynb #be38f5c8
+# %% ../nbs/12_training.ipynb #810073db
 import csv, dataclasses, json, math, os, subprocess, sys, time
 from contextlib import nullcontext
 from functools import lru_cache
@@ -29,7 +29,8 @@ from tqdm import tqdm
 
 from .audio import sample_seed, spec_augment
 from .audio_encoder import classification_loss
-from .config import Profile, atomic_path, load_profile, read_results, write_results
+from .config import EvaluationFields, Profile, atomic_path, load_profile, read_results, write_results
+from .interaction import token_distance
 from .metrics import accuracy, mean_average_precision
 from .model import CoLLAT, front_end, make_audio_encoder
 from .prompts import fit_prompt, label_to_words
@@ -173,7 +174,7 @@ class StepLog(Callback):
     def after_fit(self):
         if self.file: self.bar.close(); self.file.close(); self.file = None
 
-# %% ../nbs/12_training.ipynb #acb5a00e
+# %% ../nbs/12_training.ipynb #3832826a
 def unwrap(model): return model.module if isinstance(model, DistributedDataParallel) else model
 
 def save_checkpoint(path, model, opt, step:int, profile:Profile, valid:list):
@@ -197,7 +198,8 @@ def same_profile(path, was:dict, profile:Profile):
     if other := [k for k in now if k not in _harmless and was.get(k) != now[k]]:
         raise ValueError(f"{path} was made with {other[0]}={was.get(other[0])}, now it is {now[other[0]]}; remove it to start anew")
 
-_harmless = ('name', 'gpus', 'checkpoint_every', 'n_boot', 'n_test', 'ablation_steps', 'ablation_seeds', 'ablation_groups', 'main_seeds')
+_harmless = {'name', 'gpus', 'checkpoint_every', 'n_boot', 'n_test', 'noise_test', 'ablation_steps', 'ablation_seeds', 'ablation_groups', 'main_seeds',
+             *(f.name for f in dataclasses.fields(EvaluationFields))}
 
 # %% ../nbs/12_training.ipynb #2264e766
 class Checkpoint(Callback):
@@ -382,21 +384,16 @@ def plot_curves(log, axes):
     axes[0].set(xlabel='step', ylabel='loss term', yscale='log'); axes[1].set(xlabel='step', ylabel='matched L1 distance\n/ mean |embedding|')
     for a in axes: a.legend(frameon=False, fontsize=7)
 
-# %% ../nbs/12_training.ipynb #589d5560
+# %% ../nbs/12_training.ipynb #d11ef64b
 @torch.no_grad()
 def block_distances(model:CoLLAT, scenes, n:int=200) -> Tensor: # (l+1 3): start vectors and each block; label, template, padding tokens
     "Matched distance to the true tokens after each block, in units of the mean absolute embedding, over `n` scenes."
-    from collat.losses import reorder
-    make, kinds, device = prompt_maker(model), (2, 1, 0), model.logit_scale.device
-    out, count = 0., torch.zeros(3, device=device)
-    n = min(n, len(scenes))
-    for at in range(0, n, 64):
+    make, parts = prompt_maker(model), []
+    for at in range(0, n := min(n, len(scenes)), 64):
         wavs, labels = zip(*(scenes[i] for i in range(at, min(at + 64, n))))
         texts, labels = zip(*(make(sorted(l)) for l in labels))
-        h_at, more = model.audio_tokens(torch.stack(wavs).to(device), return_blocks=True)
+        h_at, more = model.audio_tokens(torch.stack(wavs).to(model.logit_scale.device), return_blocks=True)
         h_t, kind, _ = model.text_targets(texts, labels)
-        perm, _ = model.loss.align(h_at, h_t, kind)
-        states = [model.interaction.start_for(len(h_at)), *more['blocks']]
-        dist = torch.stack([(reorder(s, perm) - h_t).abs().mean(-1) for s in states]) / model.text.embed_scale
-        out = out + torch.stack([(dist * (kind == k)).sum((1, 2)) for k in kinds], 1); count += torch.stack([(kind == k).sum() for k in kinds])
-    return out / count
+        parts.append((torch.stack([model.interaction.start_for(len(h_at)), *more['blocks']], 1), h_t, model.loss.align(h_at, h_t, kind)[0], kind))
+    blocks, h_t, match, kind = map(torch.cat, zip(*parts))
+    return torch.stack([token_distance(blocks.transpose(0, 1), h_t, match, kind == k) for k in (2, 1, 0)], 1) / model.text.embed_scale
