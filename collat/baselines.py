@@ -288,7 +288,7 @@ def load_baseline(folder:str|Path): # Baseline, or CoLLAT
     load_model(model, str(folder/'model.safetensors'))
     return model.eval()
 
-# %% ../nbs/13_baselines.ipynb #25a4a6d8
+# %% ../nbs/13_baselines.ipynb #a82b45b5
 def baseline_profile(
     profile:Profile,
     spec:BaselineSpec,
@@ -305,6 +305,7 @@ def data_order(loader:StepLoader) -> str: # 8 hex digits
     "A fingerprint of all samples that a training takes, in order."
     return f'{zlib.crc32(str([loader.sample_ids(s) for s in range(loader.steps)]).encode()):08x}'
 
+# %% ../nbs/13_baselines.ipynb #8754363a
 class Kept:
     "Batches that several trainings share, computed once: spectrograms of training steps and sounds of validation, up to `limit` bytes."
     def __init__(self, limit:int=1 << 30): self.limit, self.bytes, self.rows = limit, 0, {}
@@ -327,6 +328,7 @@ class SpecLoader(StepLoader):
         if self.make_prompt: out['texts'], out['labels'] = zip(*map(self.make_prompt, out['labels']))
         return out, step
 
+# %% ../nbs/13_baselines.ipynb #6f16d097
 def baseline_evaluator(profile:Profile, data:Path, supervised:bool, kept:Kept):
     "model -> top-1 and mAP on `valid`, and zero-shot top-1 on `valid_unseen` where there is a text side."
     def score(model, split):

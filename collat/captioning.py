@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['METRICS', 'INTERVALS', 'PAPER_TABLE4', 'PAD', 'START', 'END', 'UNKNOWN', 'java_bin', 'java', 'meteor', 'tokenise',
            'spice_missing', 'spice_clips', 'score_tokens', 'check_captions', 'score_sets', 'caption_scores',
-           'caption_rows', 'paper_table4', 'audiocaps_csv', 'read_audiocaps', 'holdouts', 'mean_scores',
-           'leave_one_out', 'human_row', 'caption_words', 'build_vocabulary', 'encode_captions', 'decode_ids',
-           'Captioned', 'scene_captioned', 'clip_captioned', 'pad_memory', 'Captioner', 'caption_loss',
-           'seeded_captioner', 'beam_search', 'write_captions', 'valid_loss', 'check_captioned', 'fit_captioner',
-           'save_captioner', 'load_captioner', 'describe', 'named_labels', 'label_f1', 'train_captioner',
-           'score_captioner', 'evaluate_captioning', 'evaluate_data', 'caption_others']
+           'caption_rows', 'paper_table4', 'read_audiocaps', 'holdouts', 'mean_scores', 'leave_one_out', 'human_row',
+           'caption_words', 'build_vocabulary', 'encode_captions', 'decode_ids', 'Captioned', 'scene_captioned',
+           'clip_captioned', 'pad_memory', 'Captioner', 'caption_loss', 'seeded_captioner', 'beam_search',
+           'write_captions', 'valid_loss', 'check_captioned', 'fit_captioner', 'save_captioner', 'load_captioner',
+           'describe', 'named_labels', 'label_f1', 'train_captioner', 'score_captioner', 'evaluate_captioning',
+           'evaluate_data', 'caption_others']
 
-# %% ../nbs/23_captioning.ipynb #f21dda8c
+# %% ../nbs/23_captioning.ipynb #09041da4
 import csv, itertools, json, os, re, shutil, threading, time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -33,13 +33,13 @@ from tqdm import tqdm
 
 from .baselines import load_baseline, trained_methods
 from .config import Profile, atomic_path, package_version, write_results
-from .datasets import Clip, Manifest, load_dataset
-from .linear_probe import manifest_features, scene_features
+from .datasets import Clip, Manifest, audiocaps_csv, load_dataset
+from .linear_probe import feature_folder, manifest_features, scene_features
 from .metrics import bootstrap_ci
 from .model import CoLLAT, evaluating
 from .scenes import Scenes, split_classes
 from .training import launch, lr_factor
-from .zero_shot import checkpoint_id
+from .zero_shot import checkpoint_id, load_any
 
 # %% ../nbs/23_captioning.ipynb #1733dd4b
 def java_bin() -> Path:
@@ -178,7 +178,7 @@ def caption_rows(
         rows.append(row)
     return rows
 
-# %% ../nbs/23_captioning.ipynb #d08dba20
+# %% ../nbs/23_captioning.ipynb #6f049d80
 PAPER_TABLE4 = { # as printed: BLEU-1..4, "CIDEr", "METEOR", ROUGE, SPICE
     'AudioCLIP': (50.2, 34.9, 22.1, 14.4, 14.4, 28.7, 36.1, 8.7), 'CLAP': (48.4, 31.7, 20.4, 13.4, 13.7, 30.2, 35.1, 8.9),
     'CoLLAT': (55.1, 37.2, 24.3, 15.1, 16.3, 43.0, 39.6, 11.3), 'Human': (65.4, 48.9, 37.3, 29.1, 28.8, 91.3, 49.6, 21.6)}
@@ -188,10 +188,6 @@ def paper_table4(corrected:bool=True) -> dict: # {method: {metric: value}}
     names = list(METRICS[:8])
     if corrected: names[4:6] = names[5], names[4]
     return {m: dict(sorted(zip(names, v), key=lambda x: METRICS.index(x[0]))) for m, v in PAPER_TABLE4.items()}
-
-def audiocaps_csv(root:str|Path='..') -> Path|None: # root of the repository, as seen from a notebook
-    "AudioCaps test captions in `data/audiocaps` of the repository, or in `shared/data/audiocaps` beside it; None when they are in neither."
-    return next((f for f in (Path(root)/'data/audiocaps/test.csv', Path(root)/'../shared/data/audiocaps/test.csv') if f.exists()), None)
 
 def read_audiocaps(path:str|Path, at_least:int=5) -> dict: # {youtube id: [captions]}
     "Captions by clip, of the clips that have `at_least`. Raises ValueError on other columns, or when no clip is left."
@@ -280,7 +276,7 @@ def scene_captioned(
     ids = f.index.tolist()
     return Captioned(ids, [f.tokens(j).half() for j in range(len(f))], [scenes.captions(i) for i in ids], kind, model_id, [scenes.labels(i) for i in ids])
 
-# %% ../nbs/23_captioning.ipynb #fe805ea1
+# %% ../nbs/23_captioning.ipynb #f5e2dd04
 def clip_captioned(
     model, # anything with `token_features`
     manifest:Manifest,
@@ -292,7 +288,8 @@ def clip_captioned(
     m = replace(manifest, clips=[c for c in manifest.clips if c.captions])
     if not m.clips: raise ValueError(f'{manifest.name}: no clip has a caption; a column caption or captions is needed')
     f, _, clips, skipped = manifest_features(model, m, folder, model_id, kind)
-    return Captioned([c.id or c.path for c in clips], [f.tokens(j).half() for j in range(len(f))], [list(c.captions) for c in clips], kind, model_id), skipped
+    names = [f'{c.id or c.path} {c.start:g}' for c in clips]   # clips of one source have different starts
+    return Captioned(names, [f.tokens(j).half() for j in range(len(f))], [list(c.captions) for c in clips], kind, model_id), skipped
 
 # %% ../nbs/23_captioning.ipynb #68c50d6d
 def pad_memory(features:list) -> tuple: # (b m width) float32, (b m) bool
@@ -550,7 +547,7 @@ def evaluate_captioning(
     examples = [dict(id=i, labels=l, references=c, greedy=r['captions']['greedy'][i], beam=r['captions'][f'beam {beams}'][i]) for i, l, c in list(zip(test.ids, test.labels, test.captions))[:8]]
     return dict(rows=r['rows'], missing=r['missing'], examples=examples)
 
-# %% ../nbs/23_captioning.ipynb #10e21137
+# %% ../nbs/23_captioning.ipynb #0cba74ce
 def evaluate_data(
     checkpoint:str|Path, # folder of CoLLAT or a baseline
     data:str|Path, # audiocaps, audiocaps2, or a table (*.csv) with captions and splits
@@ -561,19 +558,19 @@ def evaluate_data(
     **fit, # of `fit_captioner`
 ) -> dict: # rows, missing, skipped, and what stands beside the numbers
     "Table 4 on real clips; features are kept beside the checkpoint. Raises ValueError naming the split that has no captions."
-    started, model, m, model_id = time.time(), load_baseline(checkpoint), load_dataset(data, root), checkpoint_id(checkpoint)
+    started, model, m, model_id = time.time(), load_any(checkpoint), load_dataset(data, root), checkpoint_id(checkpoint)
     kind, parts, skipped = model.profile.caption_features, {}, []
     for name, splits in dict(train=('train',), valid=('val', 'valid'), test=('test', 'eval')).items():
         part = replace(m, clips=m.of(*splits))
         if not part.clips: raise ValueError(f"{data}: no clips in split {' or '.join(splits)} (found: {', '.join(filter(None, m.splits)) or 'no splits'}); captioning needs train, valid and test")
-        parts[name], bad = clip_captioned(model, part, Path(checkpoint)/'features', kind, model_id); skipped += bad
+        parts[name], bad = clip_captioned(model, part, feature_folder(checkpoint), kind, model_id); skipped += bad
     captioner, log = fit_captioner(parts['train'], parts['valid'], device='cuda' if torch.cuda.is_available() else 'cpu', **fit)
     r = score_captioner(captioner, parts['test'], model.profile.caption_beams, n_boot, around=min(map(len, parts['test'].captions)) >= 5, split='test')
     result = dict(rows=r['rows'], missing=r['missing'], log=log, skipped=skipped, checkpoint=model_id) | m.stamp()
     if out: write_results(out, result, model.profile, started)
     return result
 
-# %% ../nbs/23_captioning.ipynb #fb8947fa
+# %% ../nbs/23_captioning.ipynb #e7d24f76
 def caption_others(run:str|Path, p:Profile) -> list: # of rows with `model`
     "Table 4 for the methods that notebook 13 has trained; empty when there are none."
     rows = []
@@ -582,5 +579,5 @@ def caption_others(run:str|Path, p:Profile) -> list: # of rows with `model`
         model, model_id, kind = load_baseline(folder), f'{name}-{checkpoint_id(folder)}', p.caption_features
         captioner, _ = train_captioner(model, p, run, kind, model_id, p.caption_scenes, steps=p.caption_steps)
         out = evaluate_captioning(model, captioner, p, run, f'23_captioning: {name}', kind, model_id, beams=p.caption_beams, around=False)
-        rows += [r | dict(model=name) for r in out['rows']]
+        rows += [r | dict(model=name, checkpoint=checkpoint_id(folder), seed=model.profile.seed) for r in out['rows']]
     return rows

@@ -23,12 +23,13 @@ def cmd_run(args) -> int:
     if not ran: print(f'nothing to do: {args.run_dir or Path("runs")/run.profile.name} is up to date')
     return 0
 
-# %% ../nbs/52_cli.ipynb #d56b4dbb
+# %% ../nbs/52_cli.ipynb #9df73e0a
 TASKS = {t: f'collat.{t}' for t in ('zero_shot', 'linear_probe', 'retrieval', 'captioning')} # each has `evaluate_data`
 
 def cmd_eval(args) -> int:
     "Evaluates a checkpoint on a data set or on the clips of a table, and prints the results as JSON."
-    if not Path(args.checkpoint).exists(): raise ValueError(f'{args.checkpoint}: no such file or folder')
+    from collat.baselines import PUBLISHED
+    if args.checkpoint not in PUBLISHED and not Path(args.checkpoint).exists(): raise ValueError(f"{args.checkpoint}: no such folder, and no published model ({', '.join(PUBLISHED)})")
     results = importlib.import_module(TASKS[args.task]).evaluate_data(args.checkpoint, args.data, args.protocol, args.out, args.root)
     print(json.dumps(results, indent=1, ensure_ascii=False))
     return 0
@@ -52,7 +53,7 @@ def cmd_profile(args) -> int:
         print(f"{'*' if v != f.default else ' '} {f.name:22} {str(v):24} {f.metadata['doc']}")
     return 0
 
-# %% ../nbs/52_cli.ipynb #f30cd5a2
+# %% ../nbs/52_cli.ipynb #0e7ebcc8
 def make_parser() -> argparse.ArgumentParser:
     "Sub-commands and their options."
     top = argparse.ArgumentParser(prog='collat', description='CoLLAT: sound as token embeddings of a locked, pretrained text encoder.')
@@ -73,10 +74,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _others(command):
     add = command('eval', cmd_eval, '--checkpoint P --data NAME|CSV [--task T] [--protocol P] [--root D] [--out JSON]')
-    add('--checkpoint', required=True, help='folder written by save_pretrained')
+    add('--checkpoint', required=True, help='folder of a trained model, or the name of a published one (13_baselines)')
     add('--data', required=True, help='data set, or a table with the columns path and labels (separated by ;) or caption')
     add('--task', default='zero_shot', choices=sorted(TASKS))
-    add('--protocol', default='paper', help='prompt form of zero_shot, see 02_prompts (default: paper)')
+    add('--protocol', default='', help='prompt form of zero_shot, see 02_prompts (default: the one that the model was trained with)')
     add('--root', default='data', help='where the data sets lie (default: data)')
     add('--out', help='results file to write')
     add = command('data', cmd_data, 'check | get NAME [--root D]')

@@ -8,8 +8,8 @@ __all__ = ['TROUBLES', 'SOURCES', 'ALIASES', 'AUDIOSET_LISTS', 'ADAPTERS', 'UNRE
            'missing_data', 'locate', 'csv_rows', 'table', 'by_number', 'list_esc50', 'list_urbansound8k', 'tabbed',
            'tut_folds', 'list_tut2017', 'list_fsd50k', 'segments', 'list_audioset', 'list_vggsound', 'list_audiocaps',
            'index_files', 'spellings', 'find_youtube', 'trouble', 'check_clips', 'Listing', 'listed', 'load_dataset',
-           'load_csv', 'held_out_ids', 'training_clips', 'DownloadError', 'Resuming', 'git_blob', 'fetch', 'Chain',
-           'open_zip', 'unpack', 'data_get', 'check_data', 'data_check', 'table_1']
+           'load_csv', 'audiocaps_csv', 'held_out_ids', 'training_clips', 'DownloadError', 'Resuming', 'git_blob',
+           'fetch', 'Chain', 'open_zip', 'unpack', 'data_get', 'check_data', 'data_check', 'table_1']
 
 # %% ../nbs/05_datasets.ipynb #c9e6e027
 import csv, dataclasses, hashlib, json, os, re, struct, tarfile, time, zipfile, zlib
@@ -359,7 +359,7 @@ def list_audiocaps(base:Path, splits:tuple, version:str='') -> tuple:
 ADAPTERS = dict(esc50=list_esc50, urbansound8k=list_urbansound8k, tut2017=list_tut2017, fsd50k=list_fsd50k, audioset=list_audioset, vggsound=list_vggsound,
                 audiocaps=list_audiocaps, audiocaps2=lambda base, splits: list_audiocaps(base, splits, '2.0'))
 
-# %% ../nbs/05_datasets.ipynb #782c646b
+# %% ../nbs/05_datasets.ipynb #c08b0888
 UNREADABLE = {'.m4a', '.mp4', '.webm', '.mkv', '.aac', '.wma', '.3gp', '.mov', '.avi'}  # by libsndfile
 IMAGES = {'.jpg', '.jpeg', '.png'}
 
@@ -382,10 +382,10 @@ def spellings(id:str, start:float, end:float, bare:bool=True) -> list:
     moments = (f'_{a:06d}', f'_{a}_{b}', f'_{a*1000}_{b*1000}', f'_{start:.3f}_{end:.3f}', f'_{start:.3f}', f'_{a}', f'_{a*1000}')
     return [p + id + t for t in (*moments, *([''] if bare else [])) for p in ('', 'Y')]
 
-def find_youtube(clips:list, folders:Iterable, whole:bool=False) -> list:
-    "The clips with the files that were found; path '' where there is none."
+def find_youtube(clips:list, folders:Iterable, whole:bool=False, everything:list|None=None) -> list:
+    "The clips with the files that were found; path '' where there is none. `everything` is the whole list, where `clips` are some of its splits."
     sounds, images = index_files(folders)
-    once, out = Counter(c.id for c in clips), []
+    once, out = Counter(c.id for c in everything or clips), []
     if not sounds: return list(clips)   # lists without sound; AudioSet's are long
     for c in clips:
         names = spellings(c.id, c.start, c.start + (c.seconds or 0), whole or once[c.id] == 1)
@@ -445,7 +445,7 @@ def listed(
     except FileNotFoundError as e: raise missing_data(source, root, f'{e.filename} is not there') from e
     return Listing(source, base, clips, classes, notes)
 
-# %% ../nbs/05_datasets.ipynb #457a336c
+# %% ../nbs/05_datasets.ipynb #c88e26e1
 def load_dataset(
     name:str|Path, # esc50 | urbansound8k | tut2017 | fsd50k | audioset | vggsound | audiocaps | audiocaps2, or a table (*.csv)
     root:str|Path='data', # folder of all data sets
@@ -459,7 +459,7 @@ def load_dataset(
     l = listed(name, root, splits)
     if l.source in _youtube:
         other = [b for n in ('audioset',) if l.source.name.startswith('audiocaps') and (b := locate(SOURCES[n], root))]   # AudioCaps clips are AudioSet clips
-        clips = find_youtube(l.clips, [l.base, *other], whole)
+        clips = find_youtube(l.clips, [l.base, *other], whole, listed(name, root).clips if splits else None)
     else: clips = [replace(c, path=f'{l.base}/{c.path}') for c in l.clips]
     expected = {s: n for s, n in l.source.expected.items() if s in (splits or l.source.expected)}
     good, report = check_clips(l.source.title, clips, l.base, expected, check, l.notes)
@@ -495,6 +495,13 @@ def load_csv(path:str|Path, check:str='stat') -> Manifest:
     clips, report = check_clips(path.name, list(merged.values()), path.parent, {}, check)
     if not clips: raise ValueError(f'{path}: none of the {len(merged)} clips can be used: {report}')
     return Manifest(path.stem, clips, sorted({l for c in clips for l in c.labels}), any(len(c.labels) > 1 for c in clips), "the user's own", report)
+
+# %% ../nbs/05_datasets.ipynb #a96e2db2
+def audiocaps_csv(root:str|Path='..') -> Path|None: # root of the repository, as seen from a notebook
+    "The captions of AudioCaps' test clips, where `data get` puts them or in `shared/data` beside the repository; None when they are in neither."
+    base = locate(SOURCES['audiocaps'], Path(root)/'data')
+    places = ([base/'dataset/test.csv', base/'test.csv'] if base else []) + [Path(root)/'../shared/data/audiocaps/test.csv']
+    return next((f for f in places if f.exists()), None)
 
 # %% ../nbs/05_datasets.ipynb #ca83fdb2
 LEAKS = dict(fsd50k=dict(train=('train',), against=(('fsd50k', 'eval'), ('esc50', 'all'), ('urbansound8k', 'all'))),

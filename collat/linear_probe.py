@@ -7,10 +7,10 @@ __all__ = ['POOLS', 'L2', 'TRAIN', 'VALID', 'Features', 'as_features', 'join_fea
            'extract', 'tasks', 'selection_score', 'pooled', 'standardiser', 'probe_loss', 'fit_line', 'line_probe',
            'DecoderProbe', 'decoder_scores', 'train_decoder', 'decoder_probe', 'cut_valid', 'plan_folds', 'plan_splits',
            'fold_mean', 'probe_rows', 'probe', 'scene_features', 'phrase_folds', 'decoder_minus_line', 'probe_unseen',
-           'evaluate_probe', 'manifest_features', 'manifest_plans', 'evaluate_manifest', 'evaluate_data',
-           'probe_others', 'plot_curve']
+           'evaluate_probe', 'manifest_features', 'manifest_plans', 'evaluate_manifest', 'feature_folder',
+           'evaluate_data', 'probe_others', 'plot_curve']
 
-# %% ../nbs/21_linear_probe.ipynb #b4f29ba9
+# %% ../nbs/21_linear_probe.ipynb #e7e922f5
 import hashlib, json, math, time, zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from .model import CoLLAT
 from .prompts import label_hash
 from .scenes import Scenes
 from .training import launch, multi_hot
-from .zero_shot import checkpoint_id, embed_split, number, score_split
+from .zero_shot import at_least, checkpoint_id, embed_split, load_any, number, score_split
 
 # %% ../nbs/21_linear_probe.ipynb #19a7a058
 @dataclass
@@ -428,15 +428,14 @@ def evaluate_probe(
     return dict(rows=rows, curve=[{k: r[k] for k in ('split', 'probe', 'metric', 'value', 'train', 'n')} for r in small + rows],
                 difference=decoder_minus_line(tail, y[after], splits[after], None, n_boot) if len(kinds) == 2 else [], chosen={k: full[k]['chosen'] for k in kinds}, missing=missing)
 
-# %% ../nbs/21_linear_probe.ipynb #a3c4d483
+# %% ../nbs/21_linear_probe.ipynb #21def266
 def manifest_features(model, manifest:Manifest, folder:str|Path, checkpoint:str, kind:str='audio') -> tuple: # Features, y (b k), readable clips, names of the others
     "Cached features of the readable clips. Files that change on disk are extracted again."
     p, clips = model.profile, manifest.clips
-    shortest = math.ceil((p.frame_ms + 15 * p.hop_ms) / 1000 * p.sample_rate)   # 16 frames
     stamp = lambda c: [str(c.path), c.start, c.seconds, (s := Path(c.path).stat()).st_size, s.st_mtime_ns] if Path(c.path).exists() else [str(c.path)]
     data = f'{manifest.name} ' + hashlib.sha256(json.dumps([stamp(c) for c in clips]).encode()).hexdigest()
     def read(ids):
-        for i, wav in read_clips(clips[ids.start:ids.stop], p.sample_rate, min_seconds=0.): yield ids.start + i, F.pad(wav, (0, max(0, shortest - len(wav))))
+        for i, wav in read_clips(clips[ids.start:ids.stop], p.sample_rate, min_seconds=1 / p.sample_rate): yield ids.start + i, at_least(wav, p.sample_rate)
     f = extract(model, read, len(clips), folder, checkpoint, data, kind)
     kept = [clips[i] for i in f.index]; bad = sorted(set(range(len(clips))) - set(f.index.tolist()))
     return f, multi_hot([c.labels for c in kept], manifest.classes), kept, [str(clips[i].path) for i in bad]
@@ -467,9 +466,11 @@ def evaluate_manifest(
             rows += [r | about for r in got['rows']]; chosen[f'{rule} {kind}'] = got['chosen']
     return dict(rows=rows, chosen=chosen, skipped=skipped)
 
-# %% ../nbs/21_linear_probe.ipynb #f265d121
+# %% ../nbs/21_linear_probe.ipynb #6db95c36
+def feature_folder(checkpoint:str|Path) -> Path: return Path(checkpoint)/'features' if Path(checkpoint).is_dir() else Path('runs/features')/str(checkpoint)
+
 def evaluate_data(
-    checkpoint:str|Path, # folder of CoLLAT or a baseline
+    checkpoint:str|Path, # folder of CoLLAT or a baseline, or the name of a published model
     data:str|Path, # name of a data set, or a table (*.csv) with splits or folds
     protocol:str='paper', # prompt form; a probe reads no prompt
     out:str|Path|None=None, # JSON file for the result
@@ -477,12 +478,13 @@ def evaluate_data(
     n_boot:int=1000,
 ) -> dict: # rows, chosen, skipped, and what stands beside the numbers
     "Both probes of a data set by its official rule; features are kept beside the checkpoint. Errors as `load_dataset` and `evaluate_manifest`."
-    started, model, m = time.time(), load_baseline(checkpoint), load_dataset(data, root)
-    result = evaluate_manifest(model, m, Path(checkpoint)/'features', checkpoint_id(checkpoint), n_boot=n_boot) | dict(checkpoint=checkpoint_id(checkpoint)) | m.stamp()
+    started, model, m = time.time(), load_any(checkpoint), load_dataset(data, root)
+    if not m.classes: raise ValueError(f'{data}: no labels; a probe needs them')
+    result = evaluate_manifest(model, m, feature_folder(checkpoint), checkpoint_id(checkpoint), n_boot=n_boot) | dict(checkpoint=checkpoint_id(checkpoint)) | m.stamp()
     if out: write_results(out, result, model.profile, started)
     return result
 
-# %% ../nbs/21_linear_probe.ipynb #7d0ab398
+# %% ../nbs/21_linear_probe.ipynb #bb908002
 def probe_others(run:str|Path, p:Profile) -> list: # of rows with `model`; `probe` is zero-shot, linear or decoder
     "Table 2 for the methods that notebook 13 has trained; empty when there are none."
     rows, data = [], Path(run)/'data'
@@ -494,7 +496,7 @@ def probe_others(run:str|Path, p:Profile) -> list: # of rows with `model`; `prob
             try: e = embed_split(model, data, split, purpose)
             except FileNotFoundError: continue
             out += [r | dict(probe='zero-shot') for r in score_split(model, e, model.profile.template, n_boot=p.n_boot)]
-        rows += [r | dict(model=name) for r in out]
+        rows += [r | dict(model=name, checkpoint=checkpoint_id(folder), seed=model.profile.seed) for r in out]
     return rows
 
 # %% ../nbs/21_linear_probe.ipynb #44cf9e61

@@ -26,7 +26,7 @@ PAPER_LOSSES = {  # Table 3a: ESC-50 clean, noisy; FSD50K clean, noisy
     'all losses': (.84, .59, .19, .17), '− cross-token': (.81, .50, .13, .11), '− uni-token': (.85, .53, .18, .13), '− cross-global': (.82, .54, .17, .16)}
 EMPTY = {'Figures 1a, 5 (grounding, images)': '24_image_generation, 26_grounding', 'Figures 2, 4 (sizes, backbones, layers, blocks)': '30_ablations, further groups'}
 
-# %% ../nbs/50_report.ipynb #e5d18d86
+# %% ../nbs/50_report.ipynb #d2e73bbe
 def markdown_table(rows:list, columns:list) -> str: # rows of values, as text
     "A Markdown table; numbers are shown with three decimals, None as an empty cell."
     show = lambda v: '' if v is None else f'{v:.3f}' if isinstance(v, float) else str(v)
@@ -34,7 +34,7 @@ def markdown_table(rows:list, columns:list) -> str: # rows of values, as text
 
 def with_interval(r:dict) -> str:
     "A number with its 95 % interval."
-    return f"{r['value']:.3f} [{r['lo']:.3f}, {r['hi']:.3f}]"
+    return f"{r['value']:.3f}" + (f" [{r['lo']:.3f}, {r['hi']:.3f}]" if r['lo'] is not None else '')
 
 # %% ../nbs/50_report.ipynb #354ff179
 SPLIT_NAMES = dict(test='in-domain', unseen='unseen classes', other='other recordings', recorded='recorded animals')
@@ -96,11 +96,11 @@ def seeds_table(main:list) -> str: # `main`: rows of the main model under severa
     rows = [[SPLIT_NAMES[s], m, f'noise {n:g}' if n else 'clean', mean_spread([r for r in main if (r['split'], r['metric'], r['noise']) == (s, m, n)], 'value')] for s, m, n in keys]
     return markdown_table(rows, ['sound', 'metric', 'view', f"mean (range) over {len({r['seed'] for r in main})} seeds"])
 
-# %% ../nbs/50_report.ipynb #0a250108
+# %% ../nbs/50_report.ipynb #732e3d6e
 def method(name:str, titles:dict) -> str: # titles: folder name -> title of the method
     "How a row is called: `clap-frozen-seed1` is CLAP, text frozen."
-    base = name.split('-seed')[0]
-    return 'CoLLAT' if base == 'collat-equal' else titles.get(base, base) + (', text frozen' if base.endswith('-frozen') else '')
+    base = name.split('-seed')[0]; root = base.removesuffix('-frozen')
+    return 'CoLLAT' if base == 'collat-equal' else titles.get(root, root) + (', text frozen' if root != base else '')
 
 def by_method(rows:list, titles:dict, cells:list) -> list: # `cells`: one test per column; returns table rows
     "One row per method, seeds gathered; a cell is the mean and range of the rows that pass its test."
@@ -120,9 +120,10 @@ def retrieval_table(rows:list, titles:dict) -> str: # `rows`: of notebook 22
     "Table 3b, in-domain scenes: instance level over the whole gallery, with the protocol that asks for the sounds only."
     cells = [('A→I', 'MRR', 'instance'), ('I→A', 'MRR', 'instance'), ('A→T', 'AP@10', 'instance'), ('T→A', 'AP@10', 'instance'), ('A→T', 'R@1', 'instance'), ('T→A', 'R@1', 'instance'), ('T→A', 'MRR', 'label set')]
     body = by_method([r for r in rows if r['split'] == 'test'], titles, [is_row(direction=d, metric=m, protocol=p) for d, m, p in cells])
-    return markdown_table([[*r, *(PAPER_RETRIEVAL.get(r[0].split(',')[0], (None,) * 4))] for r in body], ['method', *(f'{d} {m}, {p}' for d, m, p in cells), *(f'paper {x}' for x in ('VGGSound A→I', 'I→A', 'AudioCaps A→T', 'T→A'))])
+    paper = {n + ('' if n in ('Wav2CLIP', 'CoLLAT') else ', text frozen'): v for n, v in PAPER_RETRIEVAL.items()}   # the paper froze every text tower here
+    return markdown_table([[*r, *paper.get(r[0], (None,) * 4)] for r in body], ['method', *(f'{d} {m}, {p}' for d, m, p in cells), *(f'paper {x}' for x in ('VGGSound A→I', 'I→A', 'AudioCaps A→T', 'T→A'))])
 
-# %% ../nbs/50_report.ipynb #ab4ba5ed
+# %% ../nbs/50_report.ipynb #3c1b90ea
 def captioning_table(cap:dict, titles:dict) -> str: # `cap`: results of notebook 23
     "Table 4: what was measured here, and the paper's rows (columns corrected) beneath."
     columns = list(dict.fromkeys(r['metric'] for r in cap['rows']))
@@ -141,7 +142,7 @@ def retention_table(rows:list, titles:dict) -> str: # `rows`: of notebook 25
 
 def datasets_table(rows:list) -> str: # `rows`: of notebook 05
     "Table 1: the paper's count, the official one, and the clips that lie here."
-    return markdown_table([[r['data'], r['metric'], r['paper_instances'], r['official'], r['found'], r['paper_classes'], r['official_classes'], r['remark'] or None, r['reason'].split(':')[-1].split('. By hand')[0].strip() or None] for r in rows],
+    return markdown_table([[r['data'], r['metric'], r['paper_instances'], r['official'], r['found'], r['paper_classes'], r['official_classes'], r['remark'] or None, r['reason'].split('. By hand')[0].split(': ', 1)[-1] or None] for r in rows],
                           ['data set', 'metric', 'paper', 'official', 'found here', 'classes, paper', 'classes, official', 'remark', 'why empty'])
 
 # %% ../nbs/50_report.ipynb #47537ba9
@@ -154,21 +155,21 @@ def cost_table(run:Path) -> str:
     rows = [(f.stem, read_results(f)['run']) for f in sorted((run/'results').glob('*.json')) if f.stem not in ('report', 'run', 'denoising')]
     return markdown_table([[n, r['wall_seconds'], r['device'], r['threads'], r['seed'], (r['commit'] or '')[:8] + (' (changed)' if r['dirty'] else '')] for n, r in rows], ['stage', 's', 'device', 'threads', 'seed', 'commit'])
 
-# %% ../nbs/50_report.ipynb #a7384e74
+# %% ../nbs/50_report.ipynb #2871a5d0
 def comparison(run:Path) -> list: # parts of the page
     "Tables 1, 2, 3b and 4 and the text axis of Fig. 1b, as far as their stages have run."
     got = {n: r['results'] for n in ('datasets', 'baselines', 'linear_probe', 'retrieval', 'captioning', 'text_retention') if (r := optional_results(run/f'results/{n}.json'))}
-    titles, out = {r['name'].split('-seed')[0]: r['title'] for r in got.get('baselines', {}).get('rows', [])}, []
+    titles, out = {r['name'].split('-seed')[0].removesuffix('-frozen'): r['title'] for r in got.get('baselines', {}).get('rows', [])}, []
     if 'linear_probe' in got:
         lp = got['linear_probe']
-        probes = [[SPLIT_NAMES[r['split']], r['metric'], r['probe'], with_interval(r), r['n'], r['classes']] for r in lp['rows'] if r['metric'] != 'clip-wise mAP']
+        probes = [[SPLIT_NAMES[r['split']], r['metric'], r['probe'], with_interval(r), r['folds'], r['n'], r['classes']] for r in lp['rows'] if r['metric'] != 'clip-wise mAP']
         paper = [[n, *v] for n, v in PAPER_METHODS.items()]
-        out += ['## Probes of the frozen audio encoder (Table 2)', 'A line on the mean of the tokens, and the paper\'s one-layer transformer decoder; both on $h_a$, chosen on `valid`.', markdown_table(probes, ['sound', 'metric', 'probe', 'value', 'N', 'classes'])]
-        if lp['others']: out += ['## Methods on one budget (Table 2)', f"Every method trained for {got['baselines']['steps']} steps (schedule: {got['baselines']['schedule']}), on the same clips in the same order.", methods_table(lp['others'], titles),
+        out += ['## Probes of the frozen audio encoder (Table 2)', 'A line on the mean of the tokens, and the paper\'s one-layer transformer decoder; both on $h_a$, chosen on `valid`.', markdown_table(probes, ['sound', 'metric', 'probe', 'value', 'rule', 'N', 'classes'])]
+        if lp['others']: out += ['## Methods on one budget (Table 2)', f"Every method trained for {got['baselines']['steps']} steps (schedule: {got['baselines']['schedule']}), on the same clips in the same order; {len({r['seed'] for r in got['baselines']['rows']})} seed(s). Supervised methods have no text side, hence no zero-shot number.", methods_table(lp['others'], titles),
                                  'The paper, on real data (zero-shot, then probe):', markdown_table(paper, ['method', *(f'{d} {k}' for d in ('ESC-50', 'US8K', 'TUT', 'FSD50K', 'AudioSet') for k in ('ZS', 'LP'))])]
-    if 'retrieval' in got: out += ['## Retrieval (Table 3b)', 'Ours: in-domain scenes, their five templated captions, their OpenMoji pictures; the row CoLLAT gathers the model of the run apart from `collat-equal`. The paper\'s AudioCaps numbers are out of reach of the public protocol and stand here for the record.', retrieval_table([r | dict(model='CoLLAT of the run' if r['model'] == 'CoLLAT' else r['model']) for r in got['retrieval']['rows']], titles)]
-    if 'captioning' in got: out += ['## Captioning (Table 4)', 'Scores times 100. Templated sentences on rendered scenes and people\'s sentences on YouTube clips do not compare; the columns are the same code. ' + '; '.join(f'{k}: {v}' for k, v in got['captioning']['missing'].items()), captioning_table(got['captioning'], titles)]
-    if 'text_retention' in got: out += ['## What is left of the text tower (Fig. 1b, text axis)', 'MRR of finding another caption of the same scene or clip, by text alone.', retention_table(got['text_retention']['rows'], titles)]
+    if 'retrieval' in got: out += ['## Retrieval (Table 3b)', f'''Ours: in-domain scenes, their five templated captions, their OpenMoji pictures, N = {max(r['n'] for r in got['retrieval']['rows'] if r['direction'] == 'A→T' and r['split'] == 'test')} clips. The CoLLAT of the run had its full training, the other rows one budget. Empty picture cells: {'; '.join(f'{k}: {v}' for k, v in got['retrieval']['skipped'].items()) or 'none'}. The paper\'s AudioCaps numbers are out of reach of the public protocol and stand here for the record.''', retrieval_table([r | dict(model='CoLLAT of the run' if r['model'] == 'CoLLAT' else r['model']) for r in got['retrieval']['rows']], titles)]
+    if 'captioning' in got: out += ['## Captioning (Table 4)', f"Scores times 100, N = {max(r['n'] for r in got['captioning']['rows'])} scenes. Templated sentences on rendered scenes and people's sentences on YouTube clips do not compare; the columns are the same code. " + '; '.join(f'{k}: {v}' for k, v in got['captioning']['missing'].items()), captioning_table(got['captioning'], titles)]
+    if 'text_retention' in got: out += ['## What is left of the text tower (Fig. 1b, text axis)', f"MRR of finding another caption of the same scene or clip, by text alone, {', '.join(sorted({str(r['n']) for r in got['text_retention']['rows']}))} captions.", retention_table(got['text_retention']['rows'], titles)]
     if 'datasets' in got: out += ['## Data sets (Table 1)', datasets_table(got['datasets']['rows'])]
     return out
 

@@ -9,9 +9,9 @@ __all__ = ['CURVE', 'NEWER', 'DRAWN', 'GLYPH_OF', 'PICTURED', 'relevant_items', 
            'ImageTower', 'as_picture', 'embed_frames', 'CLIPTower', 'load_image_tower', 'glyph_name', 'glyph_font',
            'glyphs', 'draw_picture', 'GlyphTower', 'name_targets', 'glyph_bank', 'fit_tower', 'train_image_tower',
            'tower_check', 'scene_glyphs', 'scene_pictures', 'guess_ceiling', 'fixed_subset', 'image_rows',
-           'scene_images', 'baseline_models', 'same_space', 'evaluate_model']
+           'scene_images', 'evaluate_data', 'baseline_models', 'same_space', 'evaluate_model']
 
-# %% ../nbs/22_retrieval.ipynb #bd9a3c54
+# %% ../nbs/22_retrieval.ipynb #28f2b124
 import json, re, time, unicodedata, zlib
 from collections import Counter
 from functools import cache
@@ -24,13 +24,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .baselines import load_baseline, trained_methods
 from .config import Profile, atomic_path, write_results
+from .datasets import load_dataset, read_clips, source_of
 from .metrics import bootstrap_ci
 from .model import CoLLAT
 from .scenes import Scenes
 from .text_encoder import LockedTextEncoder, load_text_encoder
 from .training import launch
-from .zero_shot import checkpoint_id
+from .zero_shot import EVAL_SPLITS, checkpoint_id, load_any
 
 # %% ../nbs/22_retrieval.ipynb #9645dc35
 def relevant_items(
@@ -209,7 +211,7 @@ def scene_retrieval(
     b = range(len(scenes))
     return evaluate_retrieval(model, z, [scenes.captions(i) for i in b], [sorted(scenes.labels(i)) for i in b], n_boot, split=scenes.split)
 
-# %% ../nbs/22_retrieval.ipynb #7c498211
+# %% ../nbs/22_retrieval.ipynb #9a3d992e
 def manifest_retrieval(
     model, # anything with encode_audio and encode_text
     manifest, # of notebook 05: clips with captions, and frames where pictures are wanted
@@ -218,7 +220,6 @@ def manifest_retrieval(
     n_boot:int=1000,
 ) -> dict: # as `evaluate_retrieval`, with the ids of the gallery, what was skipped, and rows of audio ↔ image
     "Retrieval on a data set: audio ↔ text over the clips that have captions, audio ↔ image over those that have frames."
-    from collat.datasets import read_clips
     clips = [c for c in manifest.clips if c.captions or (tower is not None and c.frames)]
     kept, skipped = [], []
     def wavs():
@@ -498,13 +499,30 @@ def scene_images(
     rows = image_rows(z[list(shown)], embed_frames(tower, scene_pictures(scenes, shown)), list(shown), kinds, n_boot, split=scenes.split)
     return dict(rows=rows, clips=len(shown), left_out=len(scenes) - len(shown), kinds=len({str(k) for k in kinds}), ceiling=guess_ceiling(kinds))
 
-# %% ../nbs/22_retrieval.ipynb #e00ffbd5
+# %% ../nbs/22_retrieval.ipynb #119a67af
+def evaluate_data(
+    checkpoint:str|Path, # folder of CoLLAT or a baseline, or the name of a published model
+    data:str|Path, # audiocaps, vggsound, or a table (*.csv) with captions
+    protocol:str='', # prompt form; captions are read as they are
+    out:str|Path|None=None, # JSON file for the result
+    root:str|Path='data', # where the data sets lie
+    n_boot:int=1000,
+) -> dict: # rows, skipped, and what stands beside the numbers
+    "Retrieval on a data set or a user's table; pictures too where clips have frames and the text encoder is a CLIP with an image tower. Errors as `load_dataset`."
+    table = str(data).lower().endswith('.csv')
+    started, model, m = time.time(), load_any(checkpoint), load_dataset(data, root, None if table else EVAL_SPLITS.get(source_of(data).name))
+    if model.encode_text is None: raise ValueError(f'{checkpoint}: a supervised model has no text side, and nothing to retrieve with')
+    framed, name = any(c.frames for c in m.clips), model.profile.text_encoder
+    if not framed and not any(c.captions for c in m.clips): raise ValueError(f'{data}: no captions and no frames; retrieval needs a column caption')
+    tower = load_image_tower(name) if framed and name.startswith('open_clip:') else None
+    result = manifest_retrieval(model, m, tower, n_boot=n_boot) | dict(checkpoint=checkpoint_id(checkpoint)) | m.stamp()
+    if out: write_results(out, result, model.profile, started)
+    return result
+
+# %% ../nbs/22_retrieval.ipynb #250ef4d1
 def baseline_models(run:str|Path): # yields (name, model)
-    "The baselines that a run has trained, by name; none when the folder is not there."
-    folder = Path(run)/'checkpoints/baselines'
-    for f in sorted(p for p in folder.glob('*') if p.is_dir()) if folder.exists() else []:
-        from collat.baselines import load_baseline
-        yield f.name, load_baseline(f)
+    "The methods that a run has trained on one budget (notebook 13), by name; none when that stage has not run."
+    for name, folder in trained_methods(run).items(): yield name, load_baseline(folder)
 
 @torch.no_grad()
 def same_space(model, text:LockedTextEncoder) -> bool:
@@ -524,8 +542,8 @@ def evaluate_model(
     "All retrieval numbers of one model."
     out = dict(rows=[], text={}, images={}, skipped={})
     for scenes in splits:
+        if getattr(model, 'encode_text', None) is None: out['skipped'][name] = 'no text side'; break
         z = embed_scenes(model, scenes)
-        if getattr(model, 'encode_text', None) is None: out['skipped'][name] = 'no text side'; continue
         parts = dict(text=scene_retrieval(model, scenes, z, n_boot))
         if tower is not None and same_space(model, text): parts['images'] = scene_images(scenes, z, tower, n_boot)
         elif tower is not None: out['skipped'][f'{name}, pictures'] = 'its text side is not the encoder that the image tower was trained for'
