@@ -161,3 +161,9 @@ def test_inputs_come_from_earlier_stages():
     for s in STAGES:
         for i in s.inputs: assert any(fnmatch(o, i) for o in made), f'{s.notebook} reads {i}, which no earlier stage writes'
         made += s.outputs
+
+
+def test_every_glob_of_unfinished_work_is_known():
+    "Work that a stage leaves must be found again, or a changed stage would resume from the old one's: the globs name files, not folders."
+    for s in STAGES:
+        for g in s.work: assert g.endswith('*') and not g.startswith('/'), f'{s.notebook}: {g}'
