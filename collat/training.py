@@ -8,7 +8,7 @@ __all__ = ['StepLoader', 'prompt_maker', 'Pretrainer', 'multi_hot', 'lr_factor',
            'best_precision', 'Loaders', 'run_steps', 'zero_shot_scores', 'validator', 'pretrain', 'load_audio_encoder',
            'train', 'launch', 'main', 'read_log', 'plot_curves', 'block_distances']
 
-# %% ../nbs/12_training.ipynb #bbcd7f8a
+# %% ../nbs/12_training.ipynb #810073db
 import csv, dataclasses, json, math, os, subprocess, sys, time
 from contextlib import nullcontext
 from functools import lru_cache
@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from .audio import sample_seed, spec_augment
 from .audio_encoder import classification_loss
-from .config import Profile, atomic_path, load_profile, read_results, write_results
+from .config import EvaluationFields, Profile, atomic_path, load_profile, read_results, write_results
 from .interaction import token_distance
 from .metrics import accuracy, mean_average_precision
 from .model import CoLLAT, front_end, make_audio_encoder
@@ -174,7 +174,7 @@ class StepLog(Callback):
     def after_fit(self):
         if self.file: self.bar.close(); self.file.close(); self.file = None
 
-# %% ../nbs/12_training.ipynb #acb5a00e
+# %% ../nbs/12_training.ipynb #3832826a
 def unwrap(model): return model.module if isinstance(model, DistributedDataParallel) else model
 
 def save_checkpoint(path, model, opt, step:int, profile:Profile, valid:list):
@@ -198,7 +198,8 @@ def same_profile(path, was:dict, profile:Profile):
     if other := [k for k in now if k not in _harmless and was.get(k) != now[k]]:
         raise ValueError(f"{path} was made with {other[0]}={was.get(other[0])}, now it is {now[other[0]]}; remove it to start anew")
 
-_harmless = ('name', 'gpus', 'checkpoint_every', 'n_boot', 'n_test', 'ablation_steps', 'ablation_seeds', 'ablation_groups', 'main_seeds')
+_harmless = {'name', 'gpus', 'checkpoint_every', 'n_boot', 'n_test', 'noise_test', 'ablation_steps', 'ablation_seeds', 'ablation_groups', 'main_seeds',
+             *(f.name for f in dataclasses.fields(EvaluationFields))}
 
 # %% ../nbs/12_training.ipynb #2264e766
 class Checkpoint(Callback):
