@@ -155,10 +155,11 @@ def cost_table(run:Path) -> str:
     rows = [(f.stem, read_results(f)['run']) for f in sorted((run/'results').glob('*.json')) if f.stem not in ('report', 'run', 'denoising')]
     return markdown_table([[n, r['wall_seconds'], r['device'], r['threads'], r['seed'], (r['commit'] or '')[:8] + (' (changed)' if r['dirty'] else '')] for n, r in rows], ['stage', 's', 'device', 'threads', 'seed', 'commit'])
 
-# %% ../nbs/50_report.ipynb #2871a5d0
+# %% ../nbs/50_report.ipynb #337e1916
 def comparison(run:Path) -> list: # parts of the page
     "Tables 1, 2, 3b and 4 and the text axis of Fig. 1b, as far as their stages have run."
-    got = {n: r['results'] for n in ('datasets', 'baselines', 'linear_probe', 'retrieval', 'captioning', 'text_retention') if (r := optional_results(run/f'results/{n}.json'))}
+    stages = 'datasets', 'baselines', 'linear_probe', 'retrieval', 'captioning', 'text_retention'
+    got = {n: r['results'] for n in stages if (r := optional_results(run/f'results/{n}.json'))}
     titles, out = {r['name'].split('-seed')[0].removesuffix('-frozen'): r['title'] for r in got.get('baselines', {}).get('rows', [])}, []
     if 'linear_probe' in got:
         lp = got['linear_probe']
@@ -171,6 +172,7 @@ def comparison(run:Path) -> list: # parts of the page
     if 'captioning' in got: out += ['## Captioning (Table 4)', f"Scores times 100, N = {max(r['n'] for r in got['captioning']['rows'])} scenes. Templated sentences on rendered scenes and people's sentences on YouTube clips do not compare; the columns are the same code. " + '; '.join(f'{k}: {v}' for k, v in got['captioning']['missing'].items()), captioning_table(got['captioning'], titles)]
     if 'text_retention' in got: out += ['## What is left of the text tower (Fig. 1b, text axis)', f"MRR of finding another caption of the same scene or clip, by text alone, {', '.join(sorted({str(r['n']) for r in got['text_retention']['rows']}))} captions.", retention_table(got['text_retention']['rows'], titles)]
     if 'datasets' in got: out += ['## Data sets (Table 1)', datasets_table(got['datasets']['rows'])]
+    if lack := [n for n in stages if n not in got]: out += ['## Stages that have not run here', f"{', '.join(lack)}: their tables are missing above, and with the baselines the rows of the other methods. `make reproduce` runs them."]
     return out
 
 # %% ../nbs/50_report.ipynb #03e46ced
