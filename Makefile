@@ -1,5 +1,5 @@
 # make reproduce   everything from a fresh clone to tables and figures (PROFILE=mini, EXTRAS=merlin, ARGS="key=value --plan ...")
-# make long        the same with three seeds of everything (profile mini_long; about an hour and a half on 2 cores)
+# make long        three seeds of the main row and the loss ablations, two of the baselines on the full schedule (profile mini_long; hours on 2 cores)
 # make test        all gates and tests
 # make lab         JupyterLab on nbs/
 # make clean       removes caches and build leftovers; runs/ (trained models), .venv and data/ stay: delete those by hand

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 CSV = C.audiocaps_csv(ROOT)
 
 
-@pytest.mark.skipif(CSV is None, reason='no data/audiocaps/test.csv and no ../shared/data/audiocaps/test.csv: `collat data get audiocaps` brings it')
+@pytest.mark.skipif(CSV is None, reason='the captions of AudioCaps are neither in data/AudioCaps nor in ../shared/data: `collat data get audiocaps` brings them')
 def test_human_row_of_table_4():
     row = C.human_row(CSV)
     measured = {'BLEU-1': 65.4, 'BLEU-2': 48.8, 'BLEU-3': 37.3, 'BLEU-4': 29.0, 'METEOR': 28.8, 'CIDEr': 90.8, 'ROUGE-L': 49.5}
@@ -34,7 +34,8 @@ def test_table_4_is_put_right():
 def test_import_leaves_the_environment_alone():
     code = 'import os; was = dict(os.environ); import collat.captioning; assert os.environ["PATH"] == was["PATH"] and "JAVA_TOOL_OPTIONS" not in os.environ'
     env = {k: v for k, v in os.environ.items() if k != 'JAVA_TOOL_OPTIONS'}
-    subprocess.run([sys.executable, '-c', code], check=True, env=env, cwd=ROOT)
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture

@@ -161,5 +161,3 @@ def test_inputs_come_from_earlier_stages():
     for s in STAGES:
         for i in s.inputs: assert any(fnmatch(o, i) for o in made), f'{s.notebook} reads {i}, which no earlier stage writes'
         made += s.outputs
-
-
