@@ -225,17 +225,18 @@ def decoder_scores(net:DecoderProbe, features:Features, rows, batch:int=256) -> 
         out.append(net(x.to(device), mask if mask is None else mask.to(device)).cpu())
     return torch.cat(out)
 
-# %% ../nbs/21_linear_probe.ipynb #2e944b79
+# %% ../nbs/21_linear_probe.ipynb #4679c225
 def train_decoder(
     features:Features, y:Tensor, train, # (b k); rows
     steps:int, seed:int,
     look, # after every twelfth of the steps: (net, step) -> True to stop
+    batch:int=64, # clips a step
     until:int|None=None, # stop here instead
     lr:float=1e-3,
 ) -> DecoderProbe:
     "AdamW, warm-up and cosine over `steps`; same seed, same weights."
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    batch = int(np.clip(len(train) // 32, 8, 128)); rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     some, _ = features.batch(np.sort(rng.permutation(train)[:500])); flat = some.flatten(0, 1); flat = flat[flat.abs().sum(1) > 0]
     std = flat.std(0, unbiased=False)
     with torch.random.fork_rng():
@@ -253,7 +254,7 @@ def train_decoder(
             if step == until or until is None and step % max(1, steps // 12) == 0 and look(net, step): break
     return net
 
-# %% ../nbs/21_linear_probe.ipynb #39e3c462
+# %% ../nbs/21_linear_probe.ipynb #161886c1
 def decoder_probe(
     features:Features,
     y:Tensor, # (b k), NaN outside train and valid
@@ -263,15 +264,15 @@ def decoder_probe(
     seed:int=0,
 ) -> tuple: # scores (b k) of every row, what was chosen
     "The decoder at its best look on the validation rows, applied to all rows."
-    steps = max(steps, 8 * len(train) // 128)
+    steps, batch = max(steps, 8 * len(train) // 128), int(np.clip(len(train) // 32, 8, 128))
     best = dict(score=-1., step=0, state=None, bad=0)
     def look(net, step):
         score = selection_score(decoder_scores(net, features, valid), y[valid], multilabel)
         if score > best['score']: best.update(score=score, step=step, state={k: v.clone() for k, v in net.state_dict().items()}, bad=0)
         else: best['bad'] += 1
         return best['bad'] >= 4
-    net = train_decoder(features, y, train, steps, seed, look)
-    if refit: net = train_decoder(features, y, np.concatenate([train, valid]), steps, seed, look, until=best['step'])
+    net = train_decoder(features, y, train, steps, seed, look, batch)
+    if refit: net = train_decoder(features, y, np.concatenate([train, valid]), steps, seed, look, batch, until=best['step'])
     else: net.load_state_dict(best['state'])
     return decoder_scores(net, features, np.arange(len(features))), dict(loss='softmax', step=best['step'], of=steps, valid=round(best['score'], 4))
 
@@ -499,7 +500,7 @@ def probe_others(run:str|Path, p:Profile) -> list: # of rows with `model`; `prob
         rows += [r | dict(model=name, checkpoint=checkpoint_id(folder), seed=model.profile.seed) for r in out]
     return rows
 
-# %% ../nbs/21_linear_probe.ipynb #44cf9e61
+# %% ../nbs/21_linear_probe.ipynb #781c9cea
 def plot_curve(curve:list, zero:dict, axes): # rows with split, probe, metric, value, train; (split, metric) -> value; two axes
     "Top-1 and mAP against the number of labelled training scenes, with zero-shot as a dashed line."
     import pandas as pd, seaborn as sns
@@ -509,5 +510,6 @@ def plot_curve(curve:list, zero:dict, axes): # rows with split, probe, metric, v
             color = colors[('test', 'other').index(split)]
             ax.plot(part.train.sort_values(), part.sort_values('train').value, color=color, marker='o' if kind == 'linear' else 's', ls='-' if kind == 'linear' else ':', label=f"{dict(test='in-domain', other='other recordings')[split]}, {kind}")
             if kind == 'linear' and (split, metric) in zero: ax.axhline(zero[split, metric], color=color, ls='--', lw=1)
-        ax.set(xscale='log', xlabel='labelled training scenes', ylabel=metric, ylim=(0, 1)); sns.despine(ax=ax)
+        ax.set(xscale='log', xlabel='labelled training scenes', ylabel=metric, ylim=(0, 1)); ax.minorticks_off(); sns.despine(ax=ax)
+        ticks = sorted(table.train.unique()); ax.set_xticks(ticks, [f'{t:,}' for t in ticks])
     axes[0].legend(fontsize=7, frameon=False)
