@@ -4,16 +4,21 @@
 
 # %% auto #0
 __all__ = ['AST_SIZES', 'patch_grid', 'n_patches', 'fit_axis', 'fit_positions', 'ConvStem', 'make_stem', 'make_blocks', 'AST',
-           'classification_loss', 'hf_ast_state', 'from_hf_ast']
+           'classification_loss', 'vit_ast_state', 'hf_ast_state', 'from_hf_ast', 'original_ast_state',
+           'from_original_ast', 'deit_ast_state', 'timm_weights', 'load_pretrained']
 
-# %% ../nbs/08_audio_encoder.ipynb #03e99bbc
-import math
-import re
+# %% ../nbs/08_audio_encoder.ipynb #255c4fb7
+import json, math, re
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from fastcore.basics import patch
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from .text_encoder import hub_folder
 
 # %% ../nbs/08_audio_encoder.ipynb #e1f8e598
 def patch_grid(
@@ -181,17 +186,29 @@ def classification_loss(
     if (n==0).any(): raise ValueError(f"{int((n==0).sum())} of {len(n)} clips have no label: softmax over the labels present is undefined")
     return -((labels * logits.log_softmax(1)).sum(1) / n).mean()
 
-# %% ../nbs/08_audio_encoder.ipynb #c5ae0c56
+# %% ../nbs/08_audio_encoder.ipynb #48d2ad8b
+def vit_ast_state(
+    state:dict, # tensors by timm's names: cls_token, dist_token, pos_embed, patch_embed.proj, blocks, norm
+    gf:int, # patches along frequency in that model
+)->dict: # the same tensors under the names of `AST`
+    "Weights of a distilled vision transformer under our names, positions laid out on their grid."
+    s = {k.replace('patch_embed.proj', 'stem'): v for k,v in state.items()}
+    pos = s.pop('pos_embed')[0]
+    s['extra_pos'],s['patch_pos'] = pos[:2], rearrange(pos[2:], '(f t) d -> f t d', f=gf)
+    s['extra_tokens'] = torch.cat([s.pop('cls_token')[0], s.pop('dist_token')[0]])
+    return s
+
 _hf_names = [(r'^audio_spectrogram_transformer\.', ''), (r'^encoder\.layer\.', 'blocks.'), (r'^layernorm\.', 'norm.'),
              (r'layernorm_before', 'norm1'), (r'layernorm_after', 'norm2'), (r'attention\.output\.dense', 'attn.proj'),
              (r'intermediate\.dense', 'mlp.fc1'), (r'output\.dense', 'mlp.fc2'), (r'^classifier\.layernorm', 'head.0'),
-             (r'^classifier\.dense', 'head.1'), (r'^embeddings\.patch_embeddings\.projection', 'stem')]
+             (r'^classifier\.dense', 'head.1'), (r'^embeddings\.patch_embeddings\.projection', 'patch_embed.proj'),
+             (r'^embeddings\.position_embeddings', 'pos_embed'), (r'^embeddings\.cls_token', 'cls_token'), (r'^embeddings\.distillation_token', 'dist_token')]
 
 def hf_ast_state(
     state:dict, # tensors by name, as in the published `model.safetensors`
     gf:int, # patches along frequency in the published model
 )->dict: # the same tensors under the names of `AST`
-    "Published AST weights under our names: query, key and value joined, positions laid out on their grid."
+    "AST weights of Hugging Face's format under our names: query, key and value joined."
     s = {}
     for k,v in state.items():
         for old,new in _hf_names: k = re.sub(old, new, k)
@@ -199,10 +216,7 @@ def hf_ast_state(
     for k in [k for k in s if '.attention.query.' in k]:
         qkv = [s.pop(k.replace('query', x)) for x in ('query', 'key', 'value')]
         s[k.replace('attention.attention.query', 'attn.qkv')] = torch.cat(qkv)
-    pos = s.pop('embeddings.position_embeddings')[0]
-    s['extra_pos'],s['patch_pos'] = pos[:2], rearrange(pos[2:], '(f t) d -> f t d', f=gf)
-    s['extra_tokens'] = torch.cat([s.pop(f'embeddings.{x}_token')[0] for x in ('cls', 'distillation')])
-    return s
+    return vit_ast_state(s, gf)
 
 # %% ../nbs/08_audio_encoder.ipynb #ecb8ffa4
 def from_hf_ast(
@@ -216,3 +230,72 @@ def from_hf_ast(
             c['patch_size'], c['time_stride'], n_classes=None if head is None else len(head))
     m.load_state_dict(hf_ast_state(state, len(m.patch_pos)))
     return m.eval()
+
+# %% ../nbs/08_audio_encoder.ipynb #31c4d5f4
+def original_ast_state(
+    state:dict, # tensors by name, as in the authors' checkpoint
+    gf:int=12, # patches along frequency
+)->dict: # the same under the names of `AST`
+    "AST weights of the authors' checkpoint under our names; DeiT's heads for pictures stay behind."
+    s = {k.removeprefix('module.'): v for k,v in state.items()}
+    s = {k: v for k,v in s.items() if not re.match(r'v\.head(_dist)?\.', k)}
+    return vit_ast_state({k.removeprefix('v.').replace('mlp_head', 'head'): v for k,v in s.items()}, gf)
+
+def from_original_ast(
+    path:str|Path, # *.pth
+    n_frames:int=1024, n_mels:int=128, stride:int=10, # what it was trained for
+)->AST: # in eval mode, with its classification head
+    "AST from the authors' checkpoint. Raises `ValueError` where positions and grid do not fit, `RuntimeError` for other tensors."
+    state = torch.load(path, map_location='cpu', weights_only=True)
+    pos = next((v for k,v in state.items() if k.endswith('v.pos_embed')), None)
+    if pos is None: raise ValueError(f"{path}: no tensor named v.pos_embed; a checkpoint of the AST repository is accepted")
+    gf,gt = patch_grid(n_frames, n_mels, 16, stride)
+    if pos.shape[1] != gf*gt + 2: raise ValueError(f"{path}: {pos.shape[1] - 2} patch positions, but {n_frames} frames × {n_mels} bins at stride {stride} make {gf*gt}")
+    s,d = original_ast_state(state, gf), pos.shape[2]
+    m = AST(n_mels, n_frames, d, 1 + max(int(k.split('.')[1]) for k in s if k.startswith('blocks.')), d//64, 16, stride, n_classes=len(s['head.1.bias']))
+    m.load_state_dict(s)
+    return m.eval()
+
+# %% ../nbs/08_audio_encoder.ipynb #a5604f46
+def deit_ast_state(
+    state:dict, # of timm's distilled DeiT
+    gf:int, gt:int, # grid of the new model
+)->dict: # tensors for an `AST` without head
+    "ImageNet weights as a start for an AST (Gong et al., 2021): colours summed, positions fitted to the grid, heads left behind."
+    s = {k: v for k,v in state.items() if not k.startswith('head')}
+    s['patch_embed.proj.weight'] = s['patch_embed.proj.weight'].sum(1, keepdim=True)
+    s = vit_ast_state(s, math.isqrt(s['pos_embed'].shape[1] - 2))
+    return s | dict(patch_pos=fit_positions(s['patch_pos'], gf, gt))
+
+# %% ../nbs/08_audio_encoder.ipynb #7c46804a
+def _same_stride(name, other, ast):
+    if (other.stride, other.n_mels) != (ast.stride, ast.n_mels): raise ValueError(f"{name}: stride {other.stride} and {other.n_mels} mel bins, the profile has {ast.stride} and {ast.n_mels}")
+    return other.state_dict()
+
+def timm_weights(name:str)->dict:
+    "Pretrained weights by timm name, from its cache or downloaded. Raises `ConnectionError` with instructions, `ValueError` on an unknown name."
+    import timm
+    if not timm.is_model(name): raise ValueError(f"'{name}' is not a model of timm; AST began as deit_base_distilled_patch16_384")
+    try: return timm.create_model(name, pretrained=True).state_dict()
+    except Exception as e: raise ConnectionError(f"cannot load {name}: {str(e).splitlines()[0]}. By hand: on a machine with a network, timm.create_model('{name}', pretrained=True), then copy ~/.cache/huggingface here") from e
+
+# %% ../nbs/08_audio_encoder.ipynb #2239fa87
+def load_pretrained(
+    ast:AST, # of the size of the weights; its clip length may be another
+    name:str, # 'hf:FOLDER or hub id', 'deit:timm name', or a file *.pth of the AST repository
+)->AST: # the same
+    "Put published weights into `ast`, positions cut or stretched to its clips, heads left out. Raises `ValueError` on an unknown name or another size, `ConnectionError` with instructions where a download fails."
+    kind,_,rest = name.partition(':')
+    if kind == 'deit': state = deit_ast_state(timm_weights(rest), *ast.patch_pos.shape[:2])
+    elif kind == 'hf':
+        folder = Path(rest) if Path(rest).is_dir() else hub_folder(rest, ['config.json', 'preprocessor_config.json', '*.safetensors'], f"name its folder: 'hf:FOLDER'")
+        state = _same_stride(name, from_hf_ast(load_file(folder/'model.safetensors'), json.loads((folder/'config.json').read_text())), ast)
+    elif name.endswith('.pth'): state = _same_stride(name, from_original_ast(name), ast)
+    else: raise ValueError(f"audio weights '{name}': hf:FOLDER, hf:HUB_ID, deit:TIMM_NAME or a file *.pth is accepted")
+    state = {k: v for k,v in state.items() if not k.startswith('head.')}
+    state['patch_pos'] = fit_positions(state['patch_pos'], *ast.patch_pos.shape[:2])
+    own = {k: v.shape for k,v in ast.state_dict().items() if not k.startswith('head.')}
+    odd = [k for k in sorted(own.keys() | state.keys()) if k not in own or k not in state or own[k] != state[k].shape]
+    if odd: raise ValueError(f"{name}: {odd[0]} is {tuple(state[odd[0]].shape) if odd[0] in state else 'missing'}, the encoder of the profile has {tuple(own[odd[0]]) if odd[0] in own else 'none'}")
+    ast.load_state_dict(state, strict=False)
+    return ast
