@@ -50,7 +50,7 @@ class SceneFields:
     single_share: float = doc(.35, 'share of training scenes with a single event')
     n_classes: int = doc(0, 'use only the first so many training classes; 0 = all')
 
-# %% ../nbs/00_config.ipynb #d5c2de1a
+# %% ../nbs/00_config.ipynb #c634ec10
 @dataclass(frozen=True)
 class ModelFields:
     "Locked text encoder, audio encoder, interaction module."
@@ -61,6 +61,7 @@ class ModelFields:
     n_tokens: int = doc(18, 'text tokens n that the interaction module predicts')
     template: str = doc('paper', 'training prompt form, see notebook 02')
     d_audio: int = doc(128, 'width of the audio encoder; 768 in the paper')
+    audio_weights: str = doc('', 'published weights that the audio encoder starts from (notebook 08): hf:FOLDER or hub id | deit:TIMM_NAME | a file *.pth; empty = none')
     depth_audio: int = doc(4, 'transformer blocks of the audio encoder; 12 in the paper')
     heads_audio: int = doc(4, 'attention heads of the audio encoder; 12 in the paper')
     stride: int = doc(16, 'step between patches, bins and frames; 10 in the paper, where patches overlap by 6')
@@ -86,7 +87,7 @@ class LossFields:
     targets: str = doc('same_text', 'positives of Eq. 2: same_text | diagonal (as printed)')
     stop_grad: bool = doc(False, 'no gradient through the clean view of Eq. 3')
 
-# %% ../nbs/00_config.ipynb #6ce0c33c
+# %% ../nbs/00_config.ipynb #35a1730f
 @dataclass(frozen=True)
 class TrainFields:
     "Optimisation, counted in steps."
@@ -102,6 +103,7 @@ class TrainFields:
     warmup: int = doc(30, 'steps of linear warm-up before the cosine')
     weight_decay: float = doc(.05, 'AdamW weight decay, matrices only')
     grad_clip: float = doc(1., 'largest gradient norm')
+    micro_batch: int = doc(0, 'clips of a process whose activations are kept at a time (notebook 11); 0 = all')
     precision: str = doc('bf16', 'autocast: bf16 (where the device has it) | fp32')
     eval_every: int = doc(100, 'steps between validations (an "epoch" of the progress bar)')
     checkpoint_every: int = doc(50, 'steps between checkpoints')
@@ -111,7 +113,7 @@ class TrainFields:
     main_seeds: int = doc(1, 'training seeds of the main model that are evaluated; the first is the main model itself')
     n_boot: int = doc(1_000, 'bootstrap resamples of a confidence interval')
 
-# %% ../nbs/00_config.ipynb #48e01ac6
+# %% ../nbs/00_config.ipynb #ec770c35
 @dataclass(frozen=True)
 class EvaluationFields:
     "Baselines and evaluations."
@@ -119,7 +121,7 @@ class EvaluationFields:
     baseline_seeds: int = doc(1, 'seeds of each baseline')
     probe_scenes: int = doc(6_000, 'labelled scenes that a probe learns from (notebook 21)')
     compare_scenes: int = doc(1_500, 'labelled scenes that the probes of the other methods learn from')
-    probe_steps: int = doc(300, 'most training steps of the decoder probe')
+    probe_steps: int = doc(300, 'training steps of the decoder probe, or 8 epochs if that is more')
     image_steps: int = doc(400, 'training steps of the picture encoder (notebook 22)')
     caption_scenes: int = doc(4_000, 'scenes that a captioner learns from (notebook 23)')
     caption_steps: int = doc(1_200, 'most training steps of a captioner')
@@ -131,13 +133,13 @@ class Profile(EvaluationFields, TrainFields, LossFields, ModelFields, SceneField
     "Everything that an experiment depends on."
     name: str = doc('mini', 'name of the profile')
 
-# %% ../nbs/00_config.ipynb #c0b77857
+# %% ../nbs/00_config.ipynb #5c092e37
 _smoke = dict(clip_seconds=2., phrases=6, phrases_eval=4, n_train=96, n_valid=32, n_test=32, n_classes=8, d_audio=32, depth_audio=1, heads_audio=2,
               n_tokens=16, depth_interaction=2, width_interaction=32, heads_interaction=2, pretrain_steps=6, pretrain_batch=16, steps=6, batch=16,
               warmup=2, eval_every=3, checkpoint_every=2, ablation_steps=2, n_boot=50, freq_mask=4, time_mask=10,
               baseline_steps=6, probe_scenes=96, compare_scenes=64, probe_steps=24, image_steps=30, caption_scenes=96, caption_steps=60)
 _large = dict(n_mels=128, stride=10, d_audio=768, depth_audio=12, heads_audio=12, stem='patch', clip_seconds=10., norm_mean=-4.2677393, norm_std=4.5689974,
-              freq_mask=48, time_mask=192, n_tokens=75, pad_id=49407, width_interaction=768, heads_interaction=12, depth_interaction=8, lr=1e-4, lr_audio=1e-5, batch=256,
+              freq_mask=48, time_mask=192, n_tokens=75, pad_id=49407, width_interaction=768, heads_interaction=12, depth_interaction=8, audio_weights='hf:MIT/ast-finetuned-audioset-10-10-0.4593', lr=1e-4, lr_audio=1e-5, batch=256,
               warmup=1_000, checkpoint_every=500, eval_every=2_000, pretrain_steps=0)
 PROFILES = dict(
     mini={}, smoke=_smoke,

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['make_audio_encoder', 'CoLLAT', 'front_end', 'text_id', 'as_waveforms', 'window_batches', 'evaluating', 'model_card']
 
-# %% ../nbs/11_model.ipynb #b50bdc27
+# %% ../nbs/11_model.ipynb #a125e5cd
 import dataclasses, json, math, zlib
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from fastcore.basics import patch
 from huggingface_hub import ModelHubMixin
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .audio import add_noise, fbank, load_audio, normalise, spec_augment, windows
 from .audio_encoder import AST
@@ -113,7 +115,7 @@ def training_views(self:CoLLAT,
     noisy = add_noise(clean, p.noise_std, seeds) if p.noise_domain == 'spectrogram' else self.spectrogram(add_noise(wav, p.noise_std, seeds))
     return augment(clean), augment(noisy)
 
-# %% ../nbs/11_model.ipynb #b8c9f025
+# %% ../nbs/11_model.ipynb #6a93a234
 @patch
 def at_layer(self:CoLLAT, h:Tensor) -> Tensor: # (b n d)
     "Token embeddings where Eq. 1 and 3 compare them: as they are, or after the first `token_layer` locked blocks."
@@ -127,23 +129,35 @@ def presence(self:CoLLAT, h_at:Tensor): # (b n) or None
     "How present each slot is, if the profile lets that bias the encoder."
     return self.text.presence(h_at) if self.profile.presence else None
 
+# %% ../nbs/11_model.ipynb #66ca991d
+@patch
+def hear(self:CoLLAT,
+    clean:Tensor, noisy:Tensor|None, # (b t f) views
+    seeds:list, # (b,)
+) -> tuple: # h_at (b n d), that of the noisy view or None, z_a (b d_out) or None
+    "What Eq. 1-3 ask of some clips: the tokens of both views where they are compared, and the embedding of the clean one."
+    p, n = self.profile, len(clean)
+    with self.autocast():
+        h_a = self.audio(clean if noisy is None else torch.cat([clean, noisy]))
+        h = self.interaction(h_a, seeds=seeds * (len(h_a) // n))
+        z_a = self.text.encode_audio_tokens(h[:n], p.form, presence=self.presence(h[:n]))[0].float() if p.lambda_global > 0 else None
+        h = self.at_layer(h).float()
+    return h[:n], None if noisy is None else h[n:], z_a
+
 @patch
 def forward(self:CoLLAT,
     batch:dict, # wav (b s), seeds (b,), texts (b,), labels (b,) lists of label words; weight (b,) if some are filler
 ) -> dict: # loss with gradient, its terms and what is logged
     "Eq. 4 of one batch. Every rank calls it with its own part of the batch."
-    p, n = self.profile, len(batch['texts'])
-    clean, noisy = self.training_views(batch['wav'], batch['seeds'])
+    (clean, noisy), seeds = self.training_views(batch['wav'], batch['seeds']), list(batch['seeds'])
     h_t, kind, z_t = self.text_targets(batch['texts'], batch['labels'])
-    with self.autocast():
-        h_a = self.audio(clean if noisy is None else torch.cat([clean, noisy]))
-        seeds = list(batch['seeds']) * (len(h_a) // n)
-        h = self.interaction(h_a, seeds=seeds)
-        z_a = self.text.encode_audio_tokens(h[:n], p.form, presence=self.presence(h[:n]))[0] if p.lambda_global > 0 else None
-        h, h_t = self.at_layer(h), self.at_layer(h_t)
+    b = self.profile.micro_batch or len(clean)
+    parts = [(clean[i:i+b], None if noisy is None else noisy[i:i+b], seeds[i:i+b]) for i in range(0, len(clean), b)]
+    hear = partial(checkpoint, self.hear, use_reentrant=False) if len(parts) > 1 else self.hear
+    h, h_noisy, z_a = (None if x[0] is None else torch.cat(x) for x in zip(*(hear(*x) for x in parts)))
+    with self.autocast(): h_t = self.at_layer(h_t)
     ids = torch.tensor([text_id(t) for t in batch['texts']], device=h.device)
-    return self.loss(h[:n].float(), h_t.float(), z_a if z_a is None else z_a.float(), z_t, self.logit_scale.clamp(max=math.log(100)).exp(),
-                     h[n:].float() if noisy is not None else None, kind, ids, batch.get('weight'))
+    return self.loss(h, h_t.float(), z_a, z_t, self.logit_scale.clamp(max=math.log(100)).exp(), h_noisy, kind, ids, batch.get('weight'))
 
 # %% ../nbs/11_model.ipynb #e608996e
 def as_waveforms(wavs, sample_rate:int) -> list: # of (s,)

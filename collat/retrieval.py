@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['CURVE', 'NEWER', 'DRAWN', 'GLYPH_OF', 'PICTURED', 'relevant_items', 'check_vectors', 'count_ahead', 'retrieve',
            'rank_values', 'interval', 'rank_rows', 'both_ways', 'embed_captions', 'homes', 'duplicate_share',
-           'by_heart', 'evaluate_retrieval', 'embed_sounds', 'embed_scenes', 'scene_retrieval', 'manifest_retrieval',
-           'ImageTower', 'as_picture', 'embed_frames', 'CLIPTower', 'load_image_tower', 'glyph_name', 'glyph_font',
-           'glyphs', 'draw_picture', 'GlyphTower', 'name_targets', 'glyph_bank', 'fit_tower', 'train_image_tower',
-           'tower_check', 'scene_glyphs', 'scene_pictures', 'guess_ceiling', 'fixed_subset', 'image_rows',
-           'scene_images', 'evaluate_data', 'baseline_models', 'same_space', 'evaluate_model']
+           'by_heart', 'evaluate_retrieval', 'embed_scenes', 'scene_retrieval', 'manifest_retrieval', 'ImageTower',
+           'as_picture', 'embed_frames', 'CLIPTower', 'load_image_tower', 'glyph_name', 'glyph_font', 'glyphs',
+           'draw_picture', 'GlyphTower', 'name_targets', 'glyph_bank', 'fit_tower', 'train_image_tower', 'tower_check',
+           'scene_glyphs', 'scene_pictures', 'guess_ceiling', 'fixed_subset', 'image_rows', 'scene_images',
+           'evaluate_data', 'baseline_models', 'same_space', 'evaluate_model']
 
-# %% ../nbs/22_retrieval.ipynb #28f2b124
+# %% ../nbs/22_retrieval.ipynb #473d2cdf
 import json, re, time, unicodedata, zlib
 from collections import Counter
 from functools import cache
@@ -26,13 +26,13 @@ from tqdm import tqdm
 
 from .baselines import load_baseline, trained_methods
 from .config import Profile, atomic_path, write_results
-from .datasets import load_dataset, read_clips, source_of
+from .datasets import read_clips
 from .metrics import bootstrap_ci
 from .model import CoLLAT
 from .scenes import Scenes
 from .text_encoder import LockedTextEncoder, load_text_encoder
 from .training import launch
-from .zero_shot import EVAL_SPLITS, checkpoint_id, load_any
+from .zero_shot import checkpoint_id, embed_sounds, evaluation_split, load_any
 
 # %% ../nbs/22_retrieval.ipynb #9645dc35
 def relevant_items(
@@ -163,7 +163,7 @@ def by_heart(texts:list, clips) -> dict: # direction -> metric -> mean
     ranks = {'A→T': np.array(a2t, float), 'T→A': np.array([[len(at[t])] for t in texts], float)}
     return {d: {m: float(v.mean()) for m, v in rank_values(r).items()} for d, r in ranks.items()}
 
-# %% ../nbs/22_retrieval.ipynb #110fab39
+# %% ../nbs/22_retrieval.ipynb #35e1c061
 def evaluate_retrieval(
     model, # anything with encode_audio and encode_text
     z_audio, # (b d) its embeddings of the clips, see `embed_sounds`
@@ -181,20 +181,6 @@ def evaluate_retrieval(
         of = np.unique([str(k) for k in kinds], return_inverse=True)[1]
         rows += both_ways(z_audio, z_text, b, clips, ('A→T', 'T→A'), of, of[clips], n_boot=n_boot, metrics=('R@1', 'R@10', 'MRR'), protocol='label set', **more)
     return dict(rows=rows, clips=len(b), captions=len(texts), duplicates=duplicate_share(texts, clips), by_heart=by_heart(texts, clips))
-
-def embed_sounds(
-    model, # anything with encode_audio
-    wavs, # iterable of (s,) waveforms: a data set need not fit into memory
-    chunk:int=256, # clips held at a time
-) -> Tensor: # (b d)
-    "Audio embeddings of a stream of clips."
-    out, held = [], []
-    for w in wavs:
-        held.append(w)
-        if len(held) == chunk: out.append(model.encode_audio(held).cpu()); held = []
-    if held: out.append(model.encode_audio(held).cpu())
-    if not out: raise ValueError('no clips were given; at least one is needed')
-    return torch.cat(out)
 
 # %% ../nbs/22_retrieval.ipynb #25c27c14
 def embed_scenes(model, scenes:Scenes) -> Tensor: # (b d)
@@ -499,7 +485,7 @@ def scene_images(
     rows = image_rows(z[list(shown)], embed_frames(tower, scene_pictures(scenes, shown)), list(shown), kinds, n_boot, split=scenes.split)
     return dict(rows=rows, clips=len(shown), left_out=len(scenes) - len(shown), kinds=len({str(k) for k in kinds}), ceiling=guess_ceiling(kinds))
 
-# %% ../nbs/22_retrieval.ipynb #119a67af
+# %% ../nbs/22_retrieval.ipynb #4e94662d
 def evaluate_data(
     checkpoint:str|Path, # folder of CoLLAT or a baseline, or the name of a published model
     data:str|Path, # audiocaps, vggsound, or a table (*.csv) with captions
@@ -509,8 +495,7 @@ def evaluate_data(
     n_boot:int=1000,
 ) -> dict: # rows, skipped, and what stands beside the numbers
     "Retrieval on a data set or a user's table; pictures too where clips have frames and the text encoder is a CLIP with an image tower. Errors as `load_dataset`."
-    table = str(data).lower().endswith('.csv')
-    started, model, m = time.time(), load_any(checkpoint), load_dataset(data, root, None if table else EVAL_SPLITS.get(source_of(data).name))
+    started, model, m = time.time(), load_any(checkpoint), evaluation_split(data, root)
     if model.encode_text is None: raise ValueError(f'{checkpoint}: a supervised model has no text side, and nothing to retrieve with')
     framed, name = any(c.frames for c in m.clips), model.profile.text_encoder
     if not framed and not any(c.captions for c in m.clips): raise ValueError(f'{data}: no captions and no frames; retrieval needs a column caption')

@@ -8,7 +8,7 @@ __all__ = ['StepLoader', 'prompt_maker', 'Pretrainer', 'multi_hot', 'lr_factor',
            'best_precision', 'Loaders', 'run_steps', 'zero_shot_scores', 'validator', 'pretrain', 'load_audio_encoder',
            'train', 'launch', 'main', 'read_log', 'plot_curves', 'block_distances']
 
-# %% ../nbs/12_training.ipynb #810073db
+# %% ../nbs/12_training.ipynb #d9adf5ee
 import csv, dataclasses, json, math, os, subprocess, sys, time
 from contextlib import nullcontext
 from functools import lru_cache
@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from .audio import sample_seed, spec_augment
-from .audio_encoder import classification_loss
+from .audio_encoder import classification_loss, load_pretrained
 from .config import EvaluationFields, Profile, atomic_path, load_profile, read_results, write_results
 from .interaction import token_distance
 from .metrics import accuracy, mean_average_precision
@@ -290,7 +290,7 @@ def validator(profile:Profile, data:Path):
         return dict(top1=seen['top1'], map=seen['map'], unseen_top1=new['top1'])
     return evaluate
 
-# %% ../nbs/12_training.ipynb #6a96d756
+# %% ../nbs/12_training.ipynb #23beab31
 def pretrain(profile:Profile, run_dir:str|Path) -> Path: # safetensors file of the audio encoder
     "Act one. Done already when the file is there."
     path, started, p = Path(run_dir)/'checkpoints/pretrain.safetensors', time.time(), profile
@@ -298,6 +298,7 @@ def pretrain(profile:Profile, run_dir:str|Path) -> Path: # safetensors file of t
     rank, world = ranks()
     data = Path(run_dir)/'data'
     model, valid = Pretrainer(p), Scenes(data, 'valid', p)
+    if p.audio_weights: load_pretrained(model.audio, p.audio_weights)
     @torch.no_grad()
     def evaluate(m):
         m.audio.eval()
@@ -313,7 +314,7 @@ def pretrain(profile:Profile, run_dir:str|Path) -> Path: # safetensors file of t
     if world > 1: dist.barrier()
     return path
 
-# %% ../nbs/12_training.ipynb #7cae23ee
+# %% ../nbs/12_training.ipynb #1973fc0d
 def load_audio_encoder(model:CoLLAT, path:str|Path):
     "Put pretrained audio encoder weights into a model; the classification head stays out. Raises ValueError on keys that do not fit."
     weights = {k: v for k, v in load_file(path).items() if not k.startswith('head.')}
@@ -335,12 +336,14 @@ def train(
     data = Path(data or Path(run_dir)/'data')
     model, scenes = CoLLAT(p), Scenes(data, 'train', p)
     if pretrained: load_audio_encoder(model, pretrained)
-    make_prompt = prompt_maker(model)
+    elif p.audio_weights: load_pretrained(model.audio, p.audio_weights)
+    make_prompt, locked = prompt_maker(model), model.text.fingerprint()
     loader = StepLoader(scenes, p.batch, p.steps, p.eval_every, p.seed, make_prompt, rank, world)
     new = [*model.interaction.parameters(), model.logit_scale]
     model, rows = run_steps(model, loader, [(model.audio.parameters(), p.lr_audio), (new, p.lr)], p, run_dir, 'train', validator(p, data) if validate else None)
+    if model.text.fingerprint() != locked: raise RuntimeError('the weights of the locked text encoder have changed in training')
     if rank == 0:
-        path = write_results(Path(run_dir)/'results/training.json', dict(valid=rows, labels_dropped=make_prompt.dropped, parameters=sum(x.numel() for x in model.parameters() if x.requires_grad), locked=model.text.n_params), p, started)
+        path = write_results(Path(run_dir)/'results/training.json', dict(valid=rows, labels_dropped=make_prompt.dropped, text_encoder=locked, parameters=sum(x.numel() for x in model.parameters() if x.requires_grad), locked=model.text.n_params), p, started)
         model._save_pretrained(folder, read_results(path)['run'])
     if world > 1: dist.barrier()
     return folder

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PROTOCOLS', 'EVAL_SPLITS', 'Embedded', 'embed_split', 'class_scores', 'number', 'score_split', 'load_any',
            'checkpoint_id', 'rank_among_all', 'score_recorded', 'noise_levels', 'evaluate', 'class_recall',
-           'evaluation_set', 'at_least', 'embed_manifest', 'score_manifest', 'evaluate_data']
+           'evaluation_split', 'evaluation_set', 'at_least', 'embed_sounds', 'embed_manifest', 'score_manifest',
+           'evaluate_data']
 
 # %% ../nbs/20_zero_shot.ipynb #90c00410
 import hashlib, time
@@ -85,7 +86,7 @@ def score_split(
             out.append(number(name, f, scores[~one], y[~one], n_boot, **more))
     return out
 
-# %% ../nbs/20_zero_shot.ipynb #6d194de8
+# %% ../nbs/20_zero_shot.ipynb #6852194e
 PROTOCOLS = [t for t in TEMPLATES if t != 'concat']  # on one label, `concat` is `bare`
 
 def load_any(checkpoint:str|Path): # of the common interface
@@ -111,7 +112,8 @@ def score_recorded(model:CoLLAT, data:str|Path, template:str, purpose:str) -> di
     classes = sorted(set(labels))
     scores = class_scores(model, model.encode_audio(list(wavs)).cpu(), classes, template).numpy()
     top = [classes[i] for i in scores.argmax(1)]
-    return dict(split='recorded', protocol=template, metric='top-1', value=float(np.mean([a == b for a, b in zip(top, labels)])), n=len(labels), classes=len(classes),
+    target = [classes.index(l) for l in labels]
+    return dict(split='recorded', protocol=template, metric='top-1', value=accuracy(scores, target), n=len(labels), classes=len(classes),
                 labels=label_hash(classes), answers=dict(zip(labels, top)))
 
 # %% ../nbs/20_zero_shot.ipynb #b778da50
@@ -144,16 +146,19 @@ def class_recall(model:CoLLAT, e:Embedded, template:str) -> dict: # class -> sha
     right = hits(class_scores(model, e.z[one], e.classes, template).numpy(), target)
     return {c: float(right[target == i].mean()) for i, c in enumerate(e.classes) if (target == i).any()}
 
-# %% ../nbs/20_zero_shot.ipynb #93dc0540
+# %% ../nbs/20_zero_shot.ipynb #582f5652
 EVAL_SPLITS = dict(fsd50k=('eval',), audioset=('eval',), vggsound=('test',), audiocaps=('test',), audiocaps2=('test',))  # all splits of the others
 
-def evaluation_set(
+def evaluation_split(
     data:str|Path, # name of a data set, or a table (*.csv)
     root:str|Path='data', # where the data sets lie
 ) -> Manifest:
-    "The clips that the public protocol evaluates on (notes §3). Errors as `load_dataset`; a table without labels raises ValueError."
-    table = str(data).lower().endswith('.csv')
-    m = load_dataset(data, root, None if table else EVAL_SPLITS.get(source_of(data).name))
+    "The part of a data set that the public protocol evaluates on (notes §3), or the whole table. Errors as `load_dataset`."
+    return load_dataset(data, root, None if str(data).lower().endswith('.csv') else EVAL_SPLITS.get(source_of(data).name))
+
+def evaluation_set(data:str|Path, root:str|Path='data') -> Manifest:
+    "Its clips with labels. Raises ValueError when there are none."
+    m = evaluation_split(data, root)
     m.clips = [c for c in m.clips if c.labels]
     if not m.clips: raise ValueError(f'{data}: no labels; zero-shot classification needs a column labels (separated by ;)')
     return m
@@ -162,19 +167,31 @@ def at_least(wav:Tensor, sample_rate:int, seconds:float=.4) -> Tensor: # (s,)
     "Silence after a clip too short for some encoder (UrbanSound8K has such clips), so that N is the same for every method."
     return F.pad(wav, (0, max(0, round(seconds * sample_rate) - len(wav))))
 
+def embed_sounds(
+    model, # anything with encode_audio
+    wavs, # iterable of (s,) waveforms: a data set need not fit into memory
+    group:int=256, # clips held at a time
+) -> Tensor: # (b d)
+    "Audio embeddings of a stream of clips. Raises ValueError on an empty one."
+    out, held = [], []
+    for w in wavs:
+        held.append(w)
+        if len(held) == group: out.append(model.encode_audio(held).cpu()); held = []
+    if held: out.append(model.encode_audio(held).cpu())
+    if not out: raise ValueError('no clips were given; at least one is needed')
+    return torch.cat(out)
+
 def embed_manifest(
     model, # anything with `encode_audio` and a profile
     m:Manifest,
-    group:int=256, # sounds in memory at a time
-) -> tuple: # Embedded, clips that were read, [(file, reason)] of those that were not
+) -> tuple: # Embedded, clips that were read, reasons for those that were not
     "Embeddings and truth of a data set. Raises ValueError when no clip could be read."
-    p, z, kept, wavs, skipped = model.profile, [], [], [], []
-    for i, wav in tqdm(read_clips(m.clips, p.sample_rate, skipped), total=len(m.clips), desc=m.name, unit='clip'):
-        wavs.append(at_least(wav, p.sample_rate)); kept.append(m.clips[i])
-        if len(wavs) == group: z.append(model.encode_audio(wavs).cpu()); wavs = []
-    if wavs: z.append(model.encode_audio(wavs).cpu())
-    if not z: raise ValueError(f'{m.name}: none of the {len(m)} clips could be read; the first: {skipped[0][1]}')
-    return Embedded(m.name, torch.cat(z), multi_hot([c.labels for c in kept], m.classes), m.classes), kept, [why for _, why in skipped]
+    p, kept, skipped = model.profile, [], []
+    def wavs():
+        for i, wav in tqdm(read_clips(m.clips, p.sample_rate, skipped), total=len(m.clips), desc=m.name, unit='clip'):
+            kept.append(m.clips[i]); yield at_least(wav, p.sample_rate)
+        if not kept: raise ValueError(f'{m.name}: none of the {len(m)} clips could be read; the first: {skipped[0][1]}')
+    return Embedded(m.name, embed_sounds(model, wavs()), multi_hot([c.labels for c in kept], m.classes), m.classes), kept, [why for _, why in skipped]
 
 # %% ../nbs/20_zero_shot.ipynb #6333c982
 def score_manifest(model, e:Embedded, clips:list, multilabel:bool, template:str, n_boot:int=1000) -> list: # of dicts, see `number`

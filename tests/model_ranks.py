@@ -1,4 +1,4 @@
-"Gradients of the whole model on a batch of six, in one process or shared out over ranks: `model_ranks.py PROFILE OUT`."
+"Gradients of the whole model on a batch of eight, in one process or shared out over ranks: `model_ranks.py PROFILE OUT MICRO_BATCH`."
 import os, sys
 
 import torch
@@ -12,15 +12,15 @@ torch.set_num_threads(1)
 world = int(os.environ.get('WORLD_SIZE', 1))
 if world > 1: dist.init_process_group('gloo')
 rank = dist.get_rank() if world > 1 else 0
-labels = [['flute'], ['piano', 'guiro', 'tuba'], ['ocarina'], ['flute'], ['bird chirping', 'gunshot'], ['piano', 'guiro', 'tuba']]
+labels = [['flute'], ['piano', 'guiro', 'tuba'], ['ocarina'], ['flute'], ['bird chirping', 'gunshot'], ['piano', 'guiro', 'tuba'], ['tuba'], ['flute', 'gunshot']]
 texts = ['This is a sound of ' + (l[0] if len(l) == 1 else ', '.join(l[:-1]) + ', and ' + l[-1]) for l in labels]
-wav = torch.randn(6, 32_000, generator=torch.Generator().manual_seed(0)).double() * .1
-mine = slice(rank * 6 // world, (rank + 1) * 6 // world)
-model = CoLLAT(load_profile(sys.argv[1], dict(lambda_cross_token=.7, lambda_global=1., lambda_uni_token=.3))).double().train()
+wav = torch.randn(8, 32_000, generator=torch.Generator().manual_seed(0)).double() * .1
+mine = slice(rank * 8 // world, (rank + 1) * 8 // world)
+model = CoLLAT(load_profile(sys.argv[1], dict(lambda_cross_token=.7, lambda_global=1., lambda_uni_token=.3, micro_batch=int(sys.argv[3])))).double().train()
 # noise in float64 too, and no float() in between: the comparison is about ranks, not about rounding
 torch.Tensor.float = lambda self: self
 net = DistributedDataParallel(model) if world > 1 else model
-net(dict(wav=wav[mine], seeds=list(range(6))[mine], texts=texts[mine], labels=labels[mine]))['loss'].backward()
+net(dict(wav=wav[mine], seeds=list(range(8))[mine], texts=texts[mine], labels=labels[mine]))['loss'].backward()
 if rank == 0: torch.save({k: p.grad for k, p in model.named_parameters()}, sys.argv[2])
 if world > 1:
     dist.barrier()

@@ -52,13 +52,13 @@ def test_every_option_gives_gradients_to_all_that_learns(profile, override):
     assert model.text.fingerprint() == before
 
 
-@pytest.mark.parametrize('profile', ['smoke', 'smoke_clip'])
-def test_two_ranks_equal_one_process(profile, tmp_path):
+@pytest.mark.parametrize('profile, ranks, micro', [('smoke', 2, 0), ('smoke_clip', 2, 3), ('smoke', 4, 1)])
+def test_ranks_and_micro_batches_equal_one_process(profile, ranks, micro, tmp_path):
     "float64: unequal text lengths, duplicate prompts across ranks, `logit_scale` included."
     one, two = tmp_path/'one.pt', tmp_path/'two.pt'
     script = str(HERE/'model_ranks.py')
-    subprocess.run([sys.executable, script, profile, str(one)], check=True, capture_output=True)
-    subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', script, profile, str(two)], check=True, capture_output=True)
+    subprocess.run([sys.executable, script, profile, str(one), '0'], check=True, capture_output=True)
+    subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={ranks}', script, profile, str(two), str(micro)], check=True, capture_output=True)
     a, b = (torch.load(f, weights_only=True) for f in (one, two))
     assert set(a) == set(b) and 'logit_scale' in a and len(a) > 50
     for k in a: assert (a[k] - b[k]).abs().max() <= 1e-8 * a[k].abs().max().clamp_min(1e-12), k

@@ -61,7 +61,7 @@ def test_refused():
 
 def test_any_model_any_number_of_captions():
     wavs = [torch.eye(5)[i] * i for i in range(4)]
-    z = embed_sounds(Words(), iter(wavs), chunk=3)
+    z = embed_sounds(Words(), iter(wavs), group=3)
     r = evaluate_retrieval(Words(), z, [['a dog'], ['rain', 'the rain falls'], ['a bell'], ['a car', 'one car', 'cars']], kinds=['x', 'y', 'y', 'z'], n_boot=20, split='made up')
     rows = {(x['protocol'], x['direction'], x['metric']): x for x in r['rows']}
     assert rows['instance', 'T→A', 'R@1']['value'] == rows['instance', 'A→T', 'R@1']['value'] == 1. and rows['instance', 'T→A', 'R@1']['n'] == 7
