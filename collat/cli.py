@@ -34,11 +34,16 @@ def cmd_eval(args) -> int:
     print(json.dumps(results, indent=1, ensure_ascii=False))
     return 0
 
-# %% ../nbs/52_cli.ipynb #5b79a5cf
+# %% ../nbs/52_cli.ipynb #a74f7112
 def cmd_data(args) -> int:
-    "Says which data sets are there (`check`), or fetches one (`get NAME`)."
+    "Says which data sets are there (`check`), fetches one (`get NAME`), or packs the clips that are trained on into shards (`shard NAME --out DIR`)."
     from collat.datasets import data_check, data_get
-    if (args.action == 'get') != (args.name is not None): raise ValueError('`collat data check` takes no name, `collat data get NAME` takes one')
+    if (args.action == 'check') != (args.name is None): raise ValueError('`collat data check` takes no name, `collat data get NAME` and `collat data shard NAME` take one')
+    if args.action == 'shard':
+        from collat.streaming import shard
+        if not args.out: raise ValueError('`collat data shard NAME --out DIR`: the folder of the shards is missing')
+        print(json.dumps(shard(args.name, args.out, args.root, part=args.part, workers=args.workers), indent=1, ensure_ascii=False))
+        return 0
     print(data_check(args.root) if args.action == 'check' else data_get(args.name, args.root))
     return 0
 
@@ -53,7 +58,7 @@ def cmd_profile(args) -> int:
         print(f"{'*' if v != f.default else ' '} {f.name:22} {str(v):24} {f.metadata['doc']}")
     return 0
 
-# %% ../nbs/52_cli.ipynb #0e7ebcc8
+# %% ../nbs/52_cli.ipynb #d218fbb3
 def make_parser() -> argparse.ArgumentParser:
     "Sub-commands and their options."
     top = argparse.ArgumentParser(prog='collat', description='CoLLAT: sound as token embeddings of a locked, pretrained text encoder.')
@@ -80,9 +85,12 @@ def _others(command):
     add('--protocol', default='', help='prompt form of zero_shot, see 02_prompts (default: the one that the model was trained with)')
     add('--root', default='data', help='where the data sets lie (default: data)')
     add('--out', help='results file to write')
-    add = command('data', cmd_data, 'check | get NAME [--root D]')
-    add('action', choices=('check', 'get'))
-    add('name', nargs='?', help='data set to fetch')
+    add = command('data', cmd_data, 'check | get NAME | shard NAME|CSV --out DIR [--part i/n] [--workers N]   [--root D]')
+    add('action', choices=('check', 'get', 'shard'))
+    add('name', nargs='?', help='data set; for shard also a table (*.csv)')
+    add('--out', help='folder of the shards')
+    add('--part', default='1/1', help='i/n: this machine makes every n-th shard (default: 1/1)')
+    add('--workers', type=int, default=-1, help='processes that make shards (default: one for each core)')
     add('--root', default='data', help='where the data sets lie (default: data)')
     add = command('profile', cmd_profile, '[NAME|FILE] [key=value ...]')
     add('name', nargs='?', default='mini', help='name of a profile, or a JSON file (default: mini)')
