@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['INDEX', 'encode_flac', 'write_tar', 'shard_path', 'write_shard', 'read_record', 'Plan', 'clips_digest', 'clip_sound',
            'make_shard', 'clips_to_shard', 'agree', 'index_shards', 'parse_part', 'shard', 'EpochOrder', 'ShardError',
-           'decode_clip', 'Shards', 'as_float', 'ShardLoader']
+           'decode_clip', 'Shards', 'as_float', 'byte_ranges', 'ShardLoader']
 
-# %% ../nbs/06_streaming.ipynb #c2c81f8b
-import csv, dataclasses, hashlib, io, json, math, random, signal, tarfile, threading, zlib
+# %% ../nbs/06_streaming.ipynb #c594b021
+import csv, dataclasses, hashlib, io, json, math, os, random, signal, tarfile, threading, zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from joblib import Parallel, delayed
 from joblib.externals.loky import get_reusable_executor
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
 
 from .audio import sample_seed
@@ -124,7 +124,7 @@ def make_shard(folder:str|Path, k:int, clips:list, plan:Plan) -> dict: # clips: 
             yield f'{j:09d}', meta, encode_flac(wav, plan.sample_rate)
     return write_shard(folder, k, samples(), trouble)
 
-# %% ../nbs/06_streaming.ipynb #257215bc
+# %% ../nbs/06_streaming.ipynb #20bacd39
 def clips_to_shard(
     data:str|Manifest, # name of a data set, table (*.csv), or manifest
     root:str|Path, # folder of all data sets
@@ -145,9 +145,9 @@ def clips_to_shard(
     if not clips: raise ValueError(f'{name}: no clip of {wanted or "any split"} is left; its splits are {m.splits}')
     kept, names = {c.id for c in clips}, dict(missing='not found', empty='empty file', corrupt='no sound file', unreadable='of a kind that libsndfile does not read')
     lost = [('missing' if what == 'missing' else 'corrupt', '', f, why) for what, why in names.items() for f in getattr(m.report, what, ())]
-    return name, clips, dict(leakage=counts, left_out=[c.id for c in listed if c.id not in kept], trouble=lost)
+    return name, clips, dict(classes=m.classes, leakage=counts, left_out=[c.id for c in listed if c.id not in kept], trouble=lost)
 
-# %% ../nbs/06_streaming.ipynb #bad6d335
+# %% ../nbs/06_streaming.ipynb #8b3dd136
 def agree(folder:Path, plan:Plan, listing:dict):
     "Write the plan of a folder, or raise ValueError when it has another."
     path, now = folder/'plan.json', dataclasses.asdict(plan)
@@ -159,7 +159,7 @@ def agree(folder:Path, plan:Plan, listing:dict):
         raise ValueError(f'{path} was made with {other[0]}={was.get(other[0])}, now it is {now[other[0]]}; a folder holds the shards of one plan: choose another folder, or remove this one')
 
 def index_shards(folder:str|Path) -> dict: # the report
-    "Where all shards are finished, write what readers need: index.npy, ids.txt, trouble.csv, report.json. Also after bringing parts together by hand."
+    "Where all shards are finished, write what readers need: index.npy, classes.json, ids.txt, trouble.csv, report.json. Also after bringing parts together by hand."
     folder = Path(folder)
     plan, listing = Plan(**json.loads((folder/'plan.json').read_text())), json.loads((folder/'listing.json').read_text())
     records = [read_record(folder, k) for k in range(plan.shards)]
@@ -169,6 +169,7 @@ def index_shards(folder:str|Path) -> dict: # the report
                   trouble=dict(Counter(t[0] for t in trouble)), leakage=listing['leakage'], bytes=sum(r['bytes'] for _, r in done))
     if len(done) < plan.shards: return report
     index = np.array([(k, *row) for k, r in done for row in r['rows']], INDEX)
+    with atomic_path(folder/'classes.json') as tmp: tmp.write_text(json.dumps(listing['classes'], ensure_ascii=False))
     with atomic_path(folder/'ids.txt') as tmp: tmp.write_text(''.join(f'{i}\n' for _, r in done for i in r['ids']))
     with atomic_path(folder/'left_out.txt') as tmp: tmp.write_text(''.join(f'{i}\n' for i in listing['left_out']))
     with atomic_path(folder/'trouble.csv') as tmp, tmp.open('w', newline='') as f: csv.writer(f).writerows([('what', 'id', 'file', 'reason'), *trouble])
@@ -176,7 +177,7 @@ def index_shards(folder:str|Path) -> dict: # the report
     with atomic_path(folder/'index.npy') as tmp, tmp.open('wb') as f: np.save(f, index)   # last: who sees it sees the rest
     return report
 
-# %% ../nbs/06_streaming.ipynb #a3bcaaba
+# %% ../nbs/06_streaming.ipynb #3590e36d
 def parse_part(part:str) -> tuple: # (i, n), i from 1
     "'2/8' as numbers. Raises ValueError."
     try: i, n = map(int, str(part).split('/'))
@@ -204,7 +205,8 @@ def shard(
     jobs = (delayed(make_shard)(out, k, [(int(j), clips[j]) for j in deal[k]], plan) for k in todo)
     try:
         for _ in tqdm(Parallel(workers, return_as='generator_unordered')(jobs), total=len(mine), initial=len(mine) - len(todo), desc=f'shards of {name}, part {i}/{n}', unit='shard'): pass
-    finally: get_reusable_executor().shutdown(kill_workers=True)   # idle workers would keep this process from ending
+    finally:
+        if workers != 1: get_reusable_executor().shutdown(kill_workers=True)   # idle workers would keep this process from ending
     return index_shards(out)
 
 # %% ../nbs/06_streaming.ipynb #66211ec3
@@ -255,7 +257,7 @@ def decode_clip(
         f.read(out=out, fill_value=0)
     return json.loads(bytes(head))
 
-# %% ../nbs/06_streaming.ipynb #3f73408d
+# %% ../nbs/06_streaming.ipynb #a2479c72
 class Shards(Dataset):
     "The clips of a folder of shards, by number: `shards[i]` is (waveform (s,), labels), as in `Scenes`."
     def __init__(self,
@@ -267,7 +269,7 @@ class Shards(Dataset):
     ):
         self.root, self.size, self.sample_rate, self.window = str(root), round(clip_seconds * sample_rate), sample_rate, window
         fs, path = self.place()
-        try: plan, index = json.loads(fs.cat_file(f'{path}/plan.json')), np.load(io.BytesIO(fs.cat_file(f'{path}/index.npy')))
+        try: index, plan, self.classes = np.load(io.BytesIO(fs.cat_file(f'{path}/index.npy'))), *(json.loads(fs.cat_file(f'{path}/{f}.json')) for f in ('plan', 'classes'))
         except FileNotFoundError as e: raise FileNotFoundError(f'{root}: no plan.json and index.npy; `collat data shard` writes them when all its parts are finished') from e
         if plan['sample_rate'] != sample_rate: raise ValueError(f"{root}: shards of {plan['sample_rate']} Hz; {sample_rate} Hz are needed")
         self.index, self.digest = index[np.isin(index['shard'], np.arange(Plan(**plan).shards)[shards])], plan['digest']
@@ -288,6 +290,16 @@ class Shards(Dataset):
 def as_float(wav:Tensor) -> Tensor: # int16 -> float32, full scale ±1
     return wav.float().mul_(1 / 32_768)
 
+def byte_ranges(fs, paths:list, starts:list, ends:list) -> list: # bytes, or the exception of each
+    "Stretches of files; a remote file system serves them concurrently."
+    from fsspec.implementations.local import LocalFileSystem
+    if not isinstance(fs, LocalFileSystem): return fs.cat_ranges(paths, starts, ends, on_error='return')
+    def one(path, a, b):
+        try:
+            with open(path, 'rb', buffering=0) as f: return os.pread(f.fileno(), b - a, a)
+        except OSError as e: return e
+    return list(map(one, paths, starts, ends))
+
 @patch
 def read(self:Shards,
     ids:list, # (b,) numbers of clips
@@ -298,7 +310,7 @@ def read(self:Shards,
     fs, path = self.place()
     rows, results = self.index[ids], []
     paths, ends = [f"{path}/{k:06d}.tar" for k in rows['shard']], rows['at'] + rows['size']
-    for i, row, seed, x, p, blob in zip(ids, rows, seeds, out, paths, fs.cat_ranges(paths, rows['at'].tolist(), ends.tolist(), on_error='return')):
+    for i, row, seed, x, p, blob in zip(ids, rows, seeds, out, paths, byte_ranges(fs, paths, rows['at'].tolist(), ends.tolist())):
         try:
             if isinstance(blob, Exception): raise blob
             results.append(decode_clip(blob, row, x.numpy(), seed))
@@ -306,7 +318,7 @@ def read(self:Shards,
             x.zero_(); results.append(ShardError(f"{p.rsplit('/', 1)[-1]}, clip {i}: {'no such file' if isinstance(e, FileNotFoundError) else e}"))
     return results
 
-# %% ../nbs/06_streaming.ipynb #b83e9761
+# %% ../nbs/06_streaming.ipynb #27695a84
 class ShardLoader:
     "Batches of shards by global step; resuming is `load_state_dict`, or setting `step`."
     def __init__(self,
@@ -325,10 +337,10 @@ class ShardLoader:
         if not 0 <= rank < world or batch < 1: raise ValueError(f'rank={rank}, world={world}, batch={batch}; 0 ≤ rank < world and batch ≥ 1 are accepted')
         self.shards, self.batch, self.steps, self.per_epoch, self.seed, self.make_prompt = shards, batch, steps, per_epoch, seed, make_prompt
         self.rank, self.world, self.step, self.workers, self.prefetch, self.device, self.log = rank, world, step, workers, prefetch, torch.device(device), log
-        self.share, self.origin, self.skipped, self.orders = math.ceil(batch / world), (0, 0, 0), {}, {}
+        self.share, self.origin, self.skipped, self.orders, self.ring = math.ceil(batch / world), (0, 0, 0), {}, {}, None
 
     def __len__(self): return max(0, min(self.per_epoch - self.step % self.per_epoch, self.steps - self.step))
-    def load(self, step:int) -> tuple: return self.finish(self[step]), step # ({wav (b s), seeds, labels, weight (b,), ids, texts}, step)
+    def load(self, step:int) -> tuple: return self.finish(self[step], step), step # ({wav (b s), seeds, labels, weight (b,), ids, texts}, step)
     @property
     def steps_per_pass(self) -> int: return math.ceil(len(self.shards) / self.batch)
 
@@ -362,7 +374,7 @@ def load_state_dict(self:ShardLoader, state:dict):
         raise ValueError(f'the state of the data was saved with {other[0]}={state[other[0]]}, now it is {now[other[0]]}; the same shards and seed are needed to go on without repetition or loss')
     self.step, self.origin = state['step'], (state['epoch'], state['consumed'], state['step'])
 
-# %% ../nbs/06_streaming.ipynb #3a0d4ee6
+# %% ../nbs/06_streaming.ipynb #7cfa1023
 @patch
 def stand_in(self:ShardLoader) -> tuple: # (s,) int16, its JSON
     "The first clip of the first shard that can be read. Raises OSError when there is none."
@@ -377,17 +389,17 @@ def __getitem__(self:ShardLoader, step:int) -> dict: # what a worker hands over
     "The raw batch of a step: clips first, then what fills it up."
     pairs = self.sample_ids(step)
     seeds = [sample_seed(self.seed, *p) for p in pairs] + [sample_seed(self.seed, step, f'filler {k}') for k in range(len(pairs), self.share)]
-    wav, weight = torch.zeros(self.share, self.shards.size, dtype=torch.int16), torch.zeros(self.share)
+    wav, weight = self.ring[step % len(self.ring)] if get_worker_info() else torch.zeros(self.share, self.shards.size, dtype=torch.int16), torch.zeros(self.share)
     got = self.shards.read([i for _, i in pairs], seeds, wav) if pairs else []
     good = [k for k, g in enumerate(got) if not isinstance(g, ShardError)]
     weight[good] = 1.
-    sound, meta = (wav[good[0]], got[good[0]]) if good else self.stand_in()
+    sound, meta = (wav[good[0]].clone(), got[good[0]]) if good else self.stand_in()
     wav[weight == 0] = sound
     metas = [got[k] if weight[k] else meta for k in range(self.share)]
-    return dict(wav=wav, seeds=seeds, labels=[sorted(m['labels']) for m in metas], weight=weight, ids=[i for _, i in pairs],
+    return dict(wav=None if get_worker_info() else wav, seeds=seeds, labels=[sorted(m['labels']) for m in metas], weight=weight.tolist(), ids=[i for _, i in pairs],
                 skipped=[(i, str(g)) for (_, i), g in zip(pairs, got) if isinstance(g, ShardError)])
 
-# %% ../nbs/06_streaming.ipynb #90ea4290
+# %% ../nbs/06_streaming.ipynb #2424a61b
 @patch
 def leave_out(self:ShardLoader, i:int, why:str):
     "Count and list a clip that could not be read; the first one of a shard is printed."
@@ -399,10 +411,11 @@ def leave_out(self:ShardLoader, i:int, why:str):
         with open(self.log, 'a', newline='') as f: csv.writer(f).writerow((i, why))
 
 @patch
-def finish(self:ShardLoader, raw:dict) -> dict:
+def finish(self:ShardLoader, raw:dict, step:int) -> dict:
     "What the training process adds to a worker's batch: floats on the device, prompts, the list of what was left out."
     for i, why in raw.pop('skipped'): self.leave_out(i, why)
-    out = raw | dict(wav=as_float(raw['wav'].to(self.device, non_blocking=True)), weight=raw['weight'].to(self.device))
+    wav = self.ring[step % len(self.ring)] if raw['wav'] is None else raw['wav']
+    out = raw | dict(wav=as_float(wav.to(self.device)), weight=torch.tensor(raw['weight'], device=self.device))
     if self.make_prompt: out['texts'], out['labels'] = zip(*map(self.make_prompt, out['labels']))
     return out
 
@@ -410,22 +423,24 @@ def finish(self:ShardLoader, raw:dict) -> dict:
 def raw_batches(self:ShardLoader, stop:int):
     "Raw batches from `step` to `stop`, made here or by workers."
     if not self.workers: return map(self.__getitem__, range(self.step, stop))
+    self.ring = torch.zeros(self.workers * self.prefetch + 1, self.share, self.shards.size, dtype=torch.int16).share_memory_()
     was = signal.getsignal(signal.SIGCHLD)
     batches = iter(DataLoader(self, batch_size=None, sampler=range(self.step, stop), num_workers=self.workers, prefetch_factor=self.prefetch,
-                              pin_memory=self.device.type == 'cuda', multiprocessing_context='fork', generator=torch.Generator()))   # its own: the global one belongs to the training
+                              multiprocessing_context='fork', generator=torch.Generator()))   # its own: the global one belongs to the training
     if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGCHLD, was)   # see above
     return batches
 
 @patch
 def __iter__(self:ShardLoader):
-    "The batches of one stretch between validations. A dead worker is replaced, three times at most."
-    stop, lives = self.step + len(self), 3
+    "The batches of one stretch between validations. Dead workers are replaced; RuntimeError when they die three times at one step."
+    stop, deaths = self.step + len(self), 0
     batches = self.raw_batches(stop)
     while self.step < stop:
         try: raw = next(batches)
         except RuntimeError as e:
-            if 'exited unexpectedly' not in str(e) or not lives: raise
-            lives -= 1; tqdm.write(f'step {self.step}: {e}; its work is done again by a new one')
-            batches = self.raw_batches(stop); continue
-        yield self.finish(raw), self.step
-        self.step += 1
+            if 'exited unexpectedly' not in str(e): raise
+            deaths += 1
+            if deaths == 3: raise RuntimeError(f'step {self.step}: data workers died three times ({e}); is the memory full? Fewer `workers` or a smaller `prefetch` take less') from e
+            tqdm.write(f'step {self.step}: a data worker died; new ones do its work again'); batches = self.raw_batches(stop); continue
+        yield self.finish(raw, self.step), self.step
+        self.step, deaths = self.step + 1, 0

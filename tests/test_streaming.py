@@ -104,7 +104,7 @@ def test_killed_worker_costs_nothing(tiny, capsys):
         if step in (5, 14): os.kill(psutil.Process().children()[0].pid, signal.SIGKILL)
     loader.step, loader.workers = 0, 0
     assert ids == [i for s in range(30) for _, i in loader.sample_ids(s)]
-    assert 'exited unexpectedly' in capsys.readouterr().out
+    assert 'a data worker died' in capsys.readouterr().out
 
 
 def test_worker_that_always_dies_is_an_error(tiny):
@@ -112,7 +112,7 @@ def test_worker_that_always_dies_is_an_error(tiny):
         def __getitem__(self, step):
             if step == 2: os._exit(9)
             return super().__getitem__(step)
-    with pytest.raises(RuntimeError, match='exited unexpectedly'): list(Doomed(Shards(tiny, 100 / 16_000), 64, 5, 5, seed=1, workers=1))
+    with pytest.raises(RuntimeError, match='died three times'): list(Doomed(Shards(tiny, 100 / 16_000), 64, 5, 5, seed=1, workers=1))
 
 
 def test_error_in_a_worker_is_shown(tiny):
@@ -204,7 +204,7 @@ def long(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp('long'), np.random.default_rng(0)
     hum = np.cumsum(rng.standard_normal((8, 160_000)), 1)
     blobs = [encode_flac(x, 16_000) for x in .3 * hum / np.abs(hum).max(1, keepdims=True) + .02 * rng.standard_normal(hum.shape)]
-    build(folder, n := 600 if FULL else 200, 50, blobs)
+    build(folder, n := 1_200 if FULL else 200, 50, blobs)
     for i in range(n): (folder/f'{i}.flac').write_bytes(blobs[i % 8])
     return folder, n
 
@@ -214,17 +214,20 @@ def plain(folder, ids):
 
 
 def test_speed_beside_a_plain_loop(long):
-    (folder, n), workers, batch = long, 2, 20
+    (folder, n), workers, batch = long, 2, 50
     def by_files():
         ps = [fork.Process(target=plain, args=(folder, range(k, n, workers))) for k in range(workers)]
-        start = time.perf_counter(); [p.start() for p in ps]; [p.join() for p in ps]
-        return n / (time.perf_counter() - start)
+        [p.start() for p in ps]; [p.join() for p in ps]
     def by_shards():
         loader = ShardLoader(Shards(folder), batch, n // batch, 10_000, 0, workers=workers)
-        start = time.perf_counter(); done = sum(int(b['weight'].sum()) for b, _ in loader)
-        assert done == n
-        return n / (time.perf_counter() - start)
-    by_files(), by_shards()
-    ratios = [by_shards() / by_files() for _ in range(9 if FULL else 3)]
-    print(f'\ndecode + stream / plain loop: median {statistics.median(ratios):.3f}, all {", ".join(f"{r:.2f}" for r in sorted(ratios))}')
-    assert statistics.median(ratios) > (.9 if FULL else .5)   # other work on the machine disturbs; .9 on a quiet one
+        assert sum(int(b['weight'].sum()) for b, _ in loader) == n
+    def cost(f): # seconds on the wall, and of the processor
+        wall, cpu = time.perf_counter(), sum(os.times()[:4]); f()
+        time.sleep(.05)   # workers end
+        return time.perf_counter() - .05 - wall, sum(os.times()[:4]) - cpu
+    cost(by_files), cost(by_shards)
+    pairs = [(cost(by_files), cost(by_shards)) for _ in range(9 if FULL else 3)]
+    wall, cpu = ([a[k] / b[k] for a, b in pairs] for k in (0, 1))
+    print(f'\ndecode + stream / plain loop, {workers} processes: median {statistics.median(wall):.3f} of the clips/s ({", ".join(f"{r:.2f}" for r in sorted(wall))}); plain / stream processor time {statistics.median(cpu):.3f}')
+    assert statistics.median(cpu) > .5               # what other work on the machine disturbs least
+    assert not FULL or statistics.median(wall) > .9
