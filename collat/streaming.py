@@ -259,7 +259,7 @@ def decode_clip(
         f.read(out=out, fill_value=0)
     return json.loads(bytes(head))
 
-# %% ../nbs/06_streaming.ipynb #dda30756
+# %% ../nbs/06_streaming.ipynb #e583c0e5
 class Shards(Dataset):
     "The clips of a folder of shards, by number: `shards[i]` is (waveform (s,), labels), as in `Scenes`."
     def __init__(self,
@@ -292,6 +292,7 @@ class Shards(Dataset):
 def as_float(wav:Tensor) -> Tensor: # int16 -> float32, full scale ±1
     return wav * (1 / 32_768)
 
+# %% ../nbs/06_streaming.ipynb #7c1e7037
 def byte_ranges(fs, paths:list, starts:list, ends:list) -> list: # bytes, or the exception of each
     "Stretches of files; a remote file system serves them concurrently."
     from fsspec.implementations.local import LocalFileSystem
