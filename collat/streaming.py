@@ -402,7 +402,7 @@ def __getitem__(self:ShardLoader, step:int) -> dict: # what a worker hands over
     return dict(wav=None if get_worker_info() else wav, seeds=seeds, labels=[sorted(m['labels']) for m in metas], weight=weight.tolist(), ids=[i for _, i in pairs],
                 skipped=[(i, str(g)) for (_, i), g in zip(pairs, got) if isinstance(g, ShardError)])
 
-# %% ../nbs/06_streaming.ipynb #f8626562
+# %% ../nbs/06_streaming.ipynb #a6bcba5e
 @patch
 def leave_out(self:ShardLoader, i:int, why:str):
     "Count and list a clip that could not be read; the first one of a shard is printed."
@@ -422,6 +422,7 @@ def finish(self:ShardLoader, raw:dict, step:int) -> dict:
     if self.make_prompt: out['texts'], out['labels'] = zip(*map(self.make_prompt, out['labels']))
     return out
 
+# %% ../nbs/06_streaming.ipynb #18b74f87
 @patch
 def raw_batches(self:ShardLoader, stop:int):
     "Raw batches from `step` to `stop`, made here or by workers."
