@@ -42,7 +42,7 @@ def with_interval(r:dict) -> str:
     "A number with its 95 % interval."
     return f"{r['value']:.3f}" + (f" [{r['lo']:.3f}, {r['hi']:.3f}]" if r['lo'] is not None else '')
 
-# %% ../nbs/50_report.ipynb #2449b85e
+# %% ../nbs/50_report.ipynb #d73e39bf
 SPLIT_NAMES = dict(test='in-domain', unseen='unseen classes', other='other recordings', recorded='recorded animals')
 
 def zero_shot_table(zs:dict, p:dict, data:list) -> str: # `zs`: results of notebook 20; `p`: its profile; `data`: the splits, from notebook 04
@@ -51,7 +51,7 @@ def zero_shot_table(zs:dict, p:dict, data:list) -> str: # `zs`: results of noteb
     by = {(r['split'], r['metric'], r['noise']): r for r in rows}
     levels = sorted({n for *_, n in by} - {0.})
     snr = {n: [r['snr_db'] for r in rows if r['noise'] == n] for n in levels}
-    share = {(d['split'], d['multi']): (d['events'] - d['single']) / d['multi'] / d['classes'] for d in data if d['multi']}   # of positives: what a random order scores (notebook 03)
+    share = {(d['split'], d['multi']): (d['events'] - d['single']) / d['multi'] / d['classes'] for d in data if d.get('multi')}   # of positives: what a random order scores (notebook 03)
     heads = [f'noise {n:g} (SNR {sum(v)/len(v):.0f} dB)' for n, v in snr.items()]
     out = [[SPLIT_NAMES[s], 'one event' if m == 'top-1' else 'scenes of 2-3', m, with_interval(r), *(with_interval(by[s, m, n]) for n in levels), r['n'], r['classes'], 1 / r['classes'] if m == 'top-1' else share.get((s, r['n']))]
            for (s, m, n), r in by.items() if n == 0]
