@@ -146,7 +146,7 @@ def class_recall(model:CoLLAT, e:Embedded, template:str) -> dict: # class -> sha
     right = hits(class_scores(model, e.z[one], e.classes, template).numpy(), target)
     return {c: float(right[target == i].mean()) for i, c in enumerate(e.classes) if (target == i).any()}
 
-# %% ../nbs/20_zero_shot.ipynb #582f5652
+# %% ../nbs/20_zero_shot.ipynb #bb475876
 EVAL_SPLITS = dict(fsd50k=('eval',), audioset=('eval',), vggsound=('test',), audiocaps=('test',), audiocaps2=('test',))  # all splits of the others
 
 def evaluation_split(
@@ -163,6 +163,7 @@ def evaluation_set(data:str|Path, root:str|Path='data') -> Manifest:
     if not m.clips: raise ValueError(f'{data}: no labels; zero-shot classification needs a column labels (separated by ;)')
     return m
 
+# %% ../nbs/20_zero_shot.ipynb #9eeccd00
 def at_least(wav:Tensor, sample_rate:int, seconds:float=.4) -> Tensor: # (s,)
     "Silence after a clip too short for some encoder (UrbanSound8K has such clips), so that N is the same for every method."
     return F.pad(wav, (0, max(0, round(seconds * sample_rate) - len(wav))))
