@@ -49,6 +49,7 @@ def memory():
 
 
 def rank_main(folder, rank, world, steps, state, out, batch=512, workers=2):
+    torch.set_num_threads(1)   # forked from a process whose OpenMP threads stayed behind: a parallel copy would wait for them forever
     loader = ShardLoader(Shards(folder, 100 / 16_000), batch, 10**9, steps, seed=3, rank=rank, world=world, workers=workers)
     if state: loader.load_state_dict(state); loader.per_epoch = loader.step + steps
     ids, rss = [], []
