@@ -85,3 +85,8 @@ def test_training_leaves_the_text_tower_as_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(training, 'run_steps', watched)
     launch(load_profile('smoke', dict(pretrain_steps=2, steps=4, n_valid=16)), tmp_path)
     assert len(seen) == 1 and seen[0][0] == seen[0][1]
+    def clumsy(model, *args, **kwargs):
+        if hasattr(model, 'text'): next(model.text.locked.parameters()).data.add_(1e-3)
+        return run_steps(model, *args, **kwargs)
+    monkeypatch.setattr(training, 'run_steps', clumsy)
+    with pytest.raises(RuntimeError, match='locked text encoder have changed'): launch(load_profile('smoke', dict(pretrain_steps=2, steps=4, n_valid=16, seed=1)), tmp_path/'b')
