@@ -127,13 +127,15 @@ def param_groups(groups:list, weight_decay:float) -> list: # [(module or paramet
             if ps: out.append(dict(params=ps, lr=lr, initial_lr=lr, weight_decay=wd))
     return out
 
-# %% ../nbs/12_training.ipynb #d3a01669
+# %% ../nbs/12_training.ipynb #f020c8d2
 class MuonAdamW:
     "Muon for matrices of at least 32 x 32, AdamW for all else, behind the face of one optimiser."
     def __init__(self, groups:list, betas=(.9, .98)):
         hidden = lambda p: p.ndim == 2 and min(p.shape) >= 32
         take = lambda keep: [g | dict(params=ps) for g in groups if (ps := [p for p in g['params'] if keep(p)])]
-        self.parts = [torch.optim.AdamW(take(lambda p: not hidden(p)), lr=1., betas=betas), torch.optim.Muon(take(hidden), lr=1., adjust_lr_fn='match_rms_adamw')]
+        rest, matrices = take(lambda p: not hidden(p)), take(hidden)
+        self.parts = [torch.optim.AdamW(rest, lr=1., betas=betas)] if rest else []
+        if matrices: self.parts.append(torch.optim.Muon(matrices, lr=1., adjust_lr_fn='match_rms_adamw'))
     @property
     def param_groups(self): return [g for o in self.parts for g in o.param_groups]
     def step(self): [o.step() for o in self.parts]
