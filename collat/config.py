@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-# %% ../nbs/00_config.ipynb #a861ef01
+# %% ../nbs/00_config.ipynb #63bea52d
 def doc(default, text): return field(default=default, metadata={'doc': text})
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class SoundFields:
     time_mask: int = doc(30, 'SpecAugment: longest stretch masked in training, frames; 192 for AST on AudioSet')
     noise_std: float = doc(.1, 'standard deviation of the Gaussian perturbation in the training view of Eq. 3 (full scale = 1)')
     noise_test: str = doc('0.1,0.01', 'standard deviations of the noisy tests, on the waveform (full scale = 1); 0.1 is the paper\'s (Table 3a)')
+    data_root: str = doc('data', 'folder of the public data sets, seen from where `collat` is started')
+    shards: str = doc('', 'folder or fsspec address of finished shards (notebook 06) to train on; empty = rendered scenes, or shards of `data` made in the run folder')
+    shuffle_window: int = doc(16, 'shards shuffled together')
     noise_domain: str = doc('waveform', 'where the training view of Eq. 3 is perturbed: waveform | spectrogram (the letter of section 3.4)')
 
 # %% ../nbs/00_config.ipynb #8733911c
@@ -87,12 +90,12 @@ class LossFields:
     targets: str = doc('same_text', 'positives of Eq. 2: same_text | diagonal (as printed)')
     stop_grad: bool = doc(False, 'no gradient through the clean view of Eq. 3')
 
-# %% ../nbs/00_config.ipynb #35a1730f
+# %% ../nbs/00_config.ipynb #d2cadbc2
 @dataclass(frozen=True)
 class TrainFields:
     "Optimisation, counted in steps."
     seed: int = doc(0, 'seed of initial weights, data order and augmentation')
-    gpus: int = doc(0, 'processes to train with; 0 = one, on whatever device is there')
+    gpus: int = doc(0, 'processes to train with on each machine, one a GPU, or a core where there is none; 0 = one, on whatever device is there')
     pretrain_steps: int = doc(1200, 'steps of the classification pretraining of the audio encoder')
     pretrain_batch: int = doc(64, 'clips per pretraining step')
     pretrain_lr: float = doc(1e-3, 'peak learning rate of the pretraining')
@@ -103,6 +106,10 @@ class TrainFields:
     warmup: int = doc(30, 'steps of linear warm-up before the cosine')
     weight_decay: float = doc(.05, 'AdamW weight decay, matrices only')
     grad_clip: float = doc(1., 'largest gradient norm')
+    workers: int = doc(0, 'data processes of each training process that read shards; 0 = read in the training process')
+    prefetch: int = doc(2, 'batches that each data process keeps ready')
+    compile: bool = doc(False, 'torch.compile the audio encoder and the interaction module')
+    fused: bool = doc(False, 'AdamW in one kernel; its last bits differ from the ordinary one\'s')
     micro_batch: int = doc(0, 'clips of a process whose activations are kept at a time (notebook 11); 0 = all')
     precision: str = doc('bf16', 'autocast: bf16 (where the device has it) | fp32')
     eval_every: int = doc(100, 'steps between validations (an "epoch" of the progress bar)')
