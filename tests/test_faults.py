@@ -21,6 +21,16 @@ COLLAT = str(Path(sys.executable).with_name('collat'))
 KILLS = int(os.environ.get('COLLAT_KILLS', 3))
 
 
+@pytest.fixture
+def processes():
+    "Processes that a test starts; what a failed test leaves is killed."
+    started = []
+    yield started
+    for p in started:
+        left = psutil.Process(p.pid).children(recursive=True) if p.poll() is None else []
+        p.kill(); [c.kill() for c in left]
+
+
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory):
     "A profile file: two ranks on shards of forty short sounds, one of them silence at the end of its file."
@@ -32,7 +42,7 @@ def tiny(tmp_path_factory):
     (d/'my.csv').write_text('\n'.join(rows) + '\n')
     shard(str(d/'my.csv'), d/'shards', per_shard=4, workers=1)
     (d/'tiny.json').write_text(json.dumps(dict(base='smoke_clip', shards=str(d/'shards'), shuffle_window=3, workers=1, gpus=2, clip_seconds=.5, n_valid=4, pretrain_steps=0,
-                                               steps=30 + 15 * KILLS, batch=10, eval_every=20, checkpoint_every=3)))
+                                               steps=20 + 8 * KILLS, batch=10, eval_every=16, checkpoint_every=3)))
     return d/'tiny.json'
 
 
@@ -45,7 +55,7 @@ def equal(a, b): return set(a) == set(b) and all(torch.equal(a[k], b[k]) for k i
 def steps_logged(run): return sum(1 for _ in f.open()) - 1 if (f := run/'logs/train.csv').exists() else 0
 
 
-def wait_for(condition, process, seconds=180):
+def wait_for(condition, process, seconds=600):
     end = time.time() + seconds
     while not condition():
         if process.poll() is not None: return False
@@ -78,11 +88,11 @@ def test_training_from_shards_gives_a_model_and_its_record(whole, tiny):
     assert r['left_out'] == dict(clips=0, reasons={})
 
 
-def test_killed_at_random_moments(tiny, whole, tmp_path):
+def test_killed_at_random_moments(tiny, whole, tmp_path, processes):
     "kill -9 of a rank, a data worker or everything: bitwise the weights of the uninterrupted run, and no unreadable file at any time."
     rng, run, kills, process = random.Random(0), tmp_path/'run', 0, None
     while not (run/'checkpoints/model/model.safetensors').exists():
-        if process is None or process.poll() is not None: process = start(tiny, run, stdout=subprocess.DEVNULL)
+        if process is None or process.poll() is not None: processes.append(process := start(tiny, run, stdout=subprocess.DEVNULL))
         was = (run/'logs/train.csv').stat().st_mtime_ns if (run/'logs/train.csv').exists() else 0
         again = lambda: (f := run/'logs/train.csv').exists() and f.stat().st_mtime_ns > was
         if kills == KILLS: process.wait(600); continue
@@ -107,14 +117,14 @@ def left(run_dir):
     return [p for p in psutil.process_iter() if mine(p)]
 
 
-def test_sigterm_to_the_pipeline_saves_and_asks_for_another_turn(tiny, whole, tmp_path):
+def test_sigterm_to_the_pipeline_saves_and_asks_for_another_turn(tiny, whole, tmp_path, processes):
     run = tmp_path/'run'
     write_results(run/'results/shards.json', {}, load_profile(tiny), time.time())   # what stage 06 writes
     args = [COLLAT, 'run', '--profile', str(tiny), '--run-dir', str(run), '--stages', 'training', 'checkpoint_every=1000']
-    first = subprocess.Popen(args, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first = subprocess.Popen(args, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True); processes.append(first)
     assert wait_for(lambda: steps_logged(run) > 4, first), first.stderr.read()
     first.send_signal(signal.SIGTERM)
-    said = first.communicate(timeout=120)[1]
+    said = first.communicate(timeout=600)[1]
     assert first.returncode == 75 and 'stopped by SIGTERM in 12_training' in said.splitlines()[-1], said
     assert left(run) == [] and not (run/'checkpoints/model').exists()
     assert read_checkpoint(run/'checkpoints/work/train.pt')['data']['step'] == steps_logged(run)   # not a step is lost
@@ -123,11 +133,11 @@ def test_sigterm_to_the_pipeline_saves_and_asks_for_another_turn(tiny, whole, tm
     assert 'resumed at step' in (run/'notebooks/12_training.ipynb').read_text() and equal(weights(run), weights(whole))
 
 
-def test_other_number_of_ranks_goes_on_in_mid_epoch(tiny, whole, tmp_path):
+def test_other_number_of_ranks_goes_on_in_mid_epoch(tiny, whole, tmp_path, processes):
     "Two ranks until the SIGTERM, then one: the same clips in the same steps, so the same weights up to rounding."
-    process = start(tiny, tmp_path, stdout=subprocess.DEVNULL)
+    processes.append(process := start(tiny, tmp_path, stdout=subprocess.DEVNULL))
     assert wait_for(lambda: steps_logged(tmp_path) > 5, process)
-    process.send_signal(signal.SIGTERM); assert process.wait(120) == 75
+    process.send_signal(signal.SIGTERM); assert process.wait(600) == 75
     state = read_checkpoint(tmp_path/'checkpoints/work/train.pt')['data']; assert state['consumed'] > 0
     launch(load_profile(tiny, dict(gpus=0, workers=0)), tmp_path)
     a, b = read_log(tmp_path)['loss'], read_log(whole)['loss']
