@@ -21,6 +21,9 @@ COLLAT = str(Path(sys.executable).with_name('collat'))
 KILLS = int(os.environ.get('COLLAT_KILLS', 3))
 
 
+def usual(): return {k: v for k, v in os.environ.items() if k != 'PYTEST_CURRENT_TEST'}   # under pytest, kernels do not record what child processes print
+
+
 @pytest.fixture
 def processes():
     "Processes that a test starts; what a failed test leaves is killed."
@@ -121,14 +124,14 @@ def test_sigterm_to_the_pipeline_saves_and_asks_for_another_turn(tiny, whole, tm
     run = tmp_path/'run'
     write_results(run/'results/shards.json', {}, load_profile(tiny), time.time())   # what stage 06 writes
     args = [COLLAT, 'run', '--profile', str(tiny), '--run-dir', str(run), '--stages', 'training', 'checkpoint_every=1000']
-    first = subprocess.Popen(args, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True); processes.append(first)
+    first = subprocess.Popen(args, cwd=ROOT, env=usual(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True); processes.append(first)
     assert wait_for(lambda: steps_logged(run) > 4, first), first.stderr.read()
     first.send_signal(signal.SIGTERM)
     said = first.communicate(timeout=600)[1]
     assert first.returncode == 75 and 'stopped by SIGTERM in 12_training' in said.splitlines()[-1], said
     assert left(run) == [] and not (run/'checkpoints/model').exists()
     assert read_checkpoint(run/'checkpoints/work/train.pt')['data']['step'] == steps_logged(run)   # not a step is lost
-    again = subprocess.run(args, cwd=ROOT, capture_output=True, text=True)
+    again = subprocess.run(args, cwd=ROOT, env=usual(), capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert 'resumed at step' in (run/'notebooks/12_training.ipynb').read_text() and equal(weights(run), weights(whole))
 
@@ -146,7 +149,7 @@ def test_other_number_of_ranks_goes_on_in_mid_epoch(tiny, whole, tmp_path, proce
 
 def test_traceback_of_the_failing_rank_is_what_is_shown(tiny, tmp_path):
     write_results(tmp_path/'results/shards.json', {}, load_profile(tiny), time.time())
-    done = subprocess.run([COLLAT, 'run', '--profile', str(tiny), '--run-dir', str(tmp_path), '--stages', 'training', 'lr=inf', 'warmup=1'], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([COLLAT, 'run', '--profile', str(tiny), '--run-dir', str(tmp_path), '--stages', 'training', 'lr=inf', 'warmup=1'], cwd=ROOT, env=usual(), capture_output=True, text=True)
     assert done.returncode == 1 and 'a rank of the training failed: FloatingPointError: step' in done.stderr.splitlines()[-1], done.stderr
     shown = (tmp_path/'notebooks/12_training.ipynb').read_text()
     assert 'Traceback (most recent call last)' in shown and 'the last good checkpoint is kept' in shown and 'in after_batch' in shown
