@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_audio_encoder', 'CoLLAT', 'front_end', 'text_id', 'as_waveforms', 'window_batches', 'evaluating', 'model_card']
 
-# %% ../nbs/11_model.ipynb #a125e5cd
+# %% ../nbs/11_model.ipynb #f553ea67
 import dataclasses, json, math, zlib
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -25,7 +25,7 @@ from .config import Profile, atomic_path, load_profile
 from .interaction import TokenInteraction
 from .losses import CoLLATLoss
 from .prompts import class_prompts, label_to_words, prompt
-from .text_encoder import load_text_encoder
+from .text_encoder import hub_folder, load_text_encoder
 
 # %% ../nbs/11_model.ipynb #5f2a8c07
 def make_audio_encoder(p:Profile, n_classes:int|None=None) -> AST:
@@ -297,7 +297,7 @@ A model trained on rendered scenes (`mini`) shows that every part works; its num
 {run or '- not recorded'}
 """
 
-# %% ../nbs/11_model.ipynb #5c3cc880
+# %% ../nbs/11_model.ipynb #021b1560
 @patch
 def _save_pretrained(self:CoLLAT, save_directory:Path, info:dict|None=None):
     "config.json (profile), model.safetensors (trainable part) and README.md (model card), each written atomically."
@@ -307,12 +307,18 @@ def _save_pretrained(self:CoLLAT, save_directory:Path, info:dict|None=None):
     with atomic_path(folder/'model.safetensors') as tmp: save_file({k: v.contiguous() for k, v in self.state_dict().items()}, tmp)
 
 @patch(cls_method=True)
-def _from_pretrained(cls:CoLLAT, *, model_id, revision=None, cache_dir=None, force_download=False, local_files_only=False, token=None, **kwargs):
-    "A saved model from a folder or the hub. Raises FileNotFoundError naming what a folder lacks."
+def from_pretrained(cls:CoLLAT, model_id, *, local_files_only=False, **kwargs): # folder or hub id; revision, cache_dir, token
+    "A saved model from a folder or the hub. Raises FileNotFoundError naming what a folder lacks, ConnectionError with instructions where a download fails."
     folder = Path(model_id)
     if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-        folder = Path(snapshot_download(model_id, revision=revision, cache_dir=cache_dir, force_download=force_download, local_files_only=local_files_only, token=token))
+        if not isinstance(model_id, str) or model_id.count('/') > 1: raise FileNotFoundError(f'{model_id}: no such folder, and no Hugging Face id either')
+        folder = hub_folder(model_id, ['config.json', 'model.safetensors', 'README.md'], "name its folder: CoLLAT.from_pretrained('FOLDER')", local_files_only, **kwargs)
+    return ModelHubMixin.from_pretrained.__func__(cls, folder)
+
+@patch(cls_method=True)
+def _from_pretrained(cls:CoLLAT, *, model_id, **kwargs):
+    "What Hugging Face's `from_pretrained` calls, with a folder."
+    folder = Path(model_id)
     for f in ('config.json', 'model.safetensors'):
         if not (folder/f).exists(): raise FileNotFoundError(f'{folder}: no {f}; a folder written by save_pretrained holds config.json and model.safetensors')
     model = cls(load_profile('mini', json.loads((folder/'config.json').read_text())))

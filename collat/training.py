@@ -8,7 +8,7 @@ __all__ = ['StepLoader', 'prompt_maker', 'Pretrainer', 'multi_hot', 'lr_factor',
            'best_precision', 'Loaders', 'run_steps', 'zero_shot_scores', 'validator', 'pretrain', 'load_audio_encoder',
            'train', 'launch', 'main', 'read_log', 'plot_curves', 'block_distances']
 
-# %% ../nbs/12_training.ipynb #d9adf5ee
+# %% ../nbs/12_training.ipynb #84bb042a
 import csv, dataclasses, json, math, os, subprocess, sys, time
 from contextlib import nullcontext
 from functools import lru_cache
@@ -35,6 +35,7 @@ from .metrics import accuracy, mean_average_precision
 from .model import CoLLAT, front_end, make_audio_encoder
 from .prompts import fit_prompt, label_to_words
 from .scenes import Scenes, split_classes
+from .text_encoder import checksums
 
 # %% ../nbs/12_training.ipynb #e9ca3c33
 class StepLoader:
@@ -314,7 +315,7 @@ def pretrain(profile:Profile, run_dir:str|Path) -> Path: # safetensors file of t
     if world > 1: dist.barrier()
     return path
 
-# %% ../nbs/12_training.ipynb #1973fc0d
+# %% ../nbs/12_training.ipynb #63ae0cad
 def load_audio_encoder(model:CoLLAT, path:str|Path):
     "Put pretrained audio encoder weights into a model; the classification head stays out. Raises ValueError on keys that do not fit."
     weights = {k: v for k, v in load_file(path).items() if not k.startswith('head.')}
@@ -343,7 +344,7 @@ def train(
     model, rows = run_steps(model, loader, [(model.audio.parameters(), p.lr_audio), (new, p.lr)], p, run_dir, 'train', validator(p, data) if validate else None)
     if model.text.fingerprint() != locked: raise RuntimeError('the weights of the locked text encoder have changed in training')
     if rank == 0:
-        path = write_results(Path(run_dir)/'results/training.json', dict(valid=rows, labels_dropped=make_prompt.dropped, text_encoder=locked, parameters=sum(x.numel() for x in model.parameters() if x.requires_grad), locked=model.text.n_params), p, started)
+        path = write_results(Path(run_dir)/'results/training.json', dict(valid=rows, labels_dropped=make_prompt.dropped, text_encoder=locked, pretrained_files=dict(text=checksums(model.text.files), audio=checksums(model.audio.files)), parameters=sum(x.numel() for x in model.parameters() if x.requires_grad), locked=model.text.n_params), p, started)
         model._save_pretrained(folder, read_results(path)['run'])
     if world > 1: dist.barrier()
     return folder
