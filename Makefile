@@ -1,5 +1,6 @@
 # make reproduce   everything from a fresh clone to tables and figures (PROFILE=mini, EXTRAS=merlin, ARGS="key=value --plan ...")
 # make long        three seeds of the main row and the loss ablations, two of the baselines on the full schedule (profile mini_long; hours on 2 cores)
+# make benchmarks  speed, memory and utilisation on this device beside transformers' (minutes; runs/benchmarks and figures/benchmarks)
 # make test        all gates and tests
 # make lab         JupyterLab on nbs/
 # make clean       removes caches and build leftovers; runs/ (trained models), .venv and data/ stay: delete those by hand
@@ -13,7 +14,7 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 SUMS    := git ls-files -co --exclude-standard nbs collat | sort | xargs -d '\n' sha256sum
 
-.PHONY: setup reproduce long test gates lab clean
+.PHONY: setup reproduce long benchmarks test gates lab clean
 
 setup: $(VENV)/.installed $(addprefix $(VENV)/.extra-,$(EXTRAS))
 
@@ -36,6 +37,9 @@ reproduce: setup
 
 long: setup
 	$(BIN)/collat run --profile mini_long $(ARGS)
+
+benchmarks: setup
+	$(BIN)/collat run --profile $(PROFILE) --stages benchmarks --run-dir runs/benchmarks $(ARGS)
 
 test: setup gates
 	$(BIN)/python -m pytest -q

@@ -164,7 +164,7 @@ def embed(self:AST,
     extra = repeat(self.extra_tokens + self.extra_pos, 'e d -> b e d', b=len(x))
     return torch.cat([extra, x], dim=1)
 
-# %% ../nbs/08_audio_encoder.ipynb #77755e39
+# %% ../nbs/08_audio_encoder.ipynb #be338bc8
 @patch
 def classify(self:AST,
     spec:Tensor, # (b t f)
@@ -172,6 +172,19 @@ def classify(self:AST,
     "Class logits from the mean of class and distillation token. Raises `ValueError` for a model without head."
     if self.head is None: raise ValueError("this AST has no classification head: make it with n_classes=k")
     return self.head(self(spec)[:, :2].mean(1))
+
+@patch
+def summary(self:AST,
+    spec:Tensor, # (b t f)
+)->Tensor: # (b d) mean of class and distillation token
+    "The embedding of a clip by AST alone. The last block is computed for the two tokens that are read, and for no other."
+    x = self.blocks[:-1](self.embed(spec))
+    block = self.blocks[-1]; a, y = block.attn, block.norm1(x)
+    heads, (wq, wkv), (bq, bkv) = a.num_heads, a.qkv.weight.split([self.d, 2*self.d]), a.qkv.bias.split([self.d, 2*self.d])
+    q = rearrange(F.linear(y[:, :2], wq, bq), 'b n (h c) -> b h n c', h=heads)
+    k, v = rearrange(F.linear(y, wkv, bkv), 'b m (two h c) -> two b h m c', two=2, h=heads)
+    x = x[:, :2] + block.drop_path1(a.proj(rearrange(F.scaled_dot_product_attention(q, k, v), 'b h n c -> b n (h c)')))
+    return self.norm(x + block.drop_path2(block.mlp(block.norm2(x)))).mean(1)
 
 # %% ../nbs/08_audio_encoder.ipynb #367c18a6
 def classification_loss(
