@@ -79,7 +79,7 @@ def pipeline_folder(
     try: return Path(snapshot_download(str(source), allow_patterns=wanted, etag_timeout=5))
     except Exception as e: raise ConnectionError(f'cannot download {source} ({size}) from https://huggingface.co/{source}: {type(e).__name__}. {hand}') from e
 
-# %% ../nbs/24_image_generation.ipynb #955a1514
+# %% ../nbs/24_image_generation.ipynb #ebe9ed47
 DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 
 def load_stable_diffusion(
@@ -94,7 +94,7 @@ def load_stable_diffusion(
     kind = json.loads((folder/'model_index.json').read_text()).get('_class_name')
     if kind != 'StableDiffusionPipeline': raise ValueError(f'{source} holds a {kind}; a StableDiffusionPipeline (1.x) is accepted')
     variant = 'fp16' if any(folder.glob('unet/*.fp16.safetensors')) else None
-    pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=DTYPES[precision], variant=variant, local_files_only=True)
+    pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=DTYPES[precision], variant=variant, local_files_only=True)
     return pipe.to(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
 
 def pipeline_text(pipe) -> LockedTextEncoder:
@@ -459,14 +459,14 @@ def evaluate_pictures(
     rows += coverage_rows(found[first][rng.permutation(len(sets))], sets, p.n_boot, source=f'{first}, clips shuffled', split=scenes.split)
     return rows, pictures, shown
 
-# %% ../nbs/24_image_generation.ipynb #172fa52a
+# %% ../nbs/24_image_generation.ipynb #abbad01b
 def figure5(pictures:dict, shown:dict, columns:int=8): # a matplotlib figure
     "The first painted scenes of two and three concepts, one row per source."
     import matplotlib.pyplot as plt
     from textwrap import fill
     order = [i for k in (2, 3, 1) for i in [j for j, s in enumerate(shown.values()) if len(s) == k][:columns - columns // 2 if k == 2 else columns // 2]][:columns]
     names = list(shown.values())
-    fig, axes = plt.subplots(len(pictures), len(order), figsize=(1.15 * len(order) + 1.2, 1.2 * len(pictures) + .5), dpi=75, squeeze=False)
+    fig, axes = plt.subplots(len(pictures), len(order), figsize=(1.05 * len(order) + 1.2, 1.1 * len(pictures) + .5), dpi=60, squeeze=False)
     for row, (source, x) in zip(axes, pictures.items()):
         for ax, i in zip(row, order):
             ax.imshow(x[i], interpolation='nearest'); ax.set(xticks=[], yticks=[])
