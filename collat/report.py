@@ -6,8 +6,8 @@
 __all__ = ['PAPER_ZERO_SHOT', 'PAPER_METHODS', 'PAPER_RETRIEVAL', 'PAPER_LOSSES', 'EMPTY', 'SPLIT_NAMES', 'markdown_table',
            'with_interval', 'zero_shot_table', 'mean_spread', 'ablation_columns', 'ablation_table', 'zero_distance',
            'difference', 'findings', 'seeds_table', 'method', 'by_method', 'is_row', 'with_n', 'methods_table',
-           'retrieval_table', 'captioning_table', 'retention_table', 'datasets_table', 'optional_results', 'cost_table',
-           'comparison', 'report_page', 'fill_markers', 'publish']
+           'retrieval_table', 'captioning_table', 'retention_table', 'datasets_table', 'images_table', 'images_parts',
+           'optional_results', 'cost_table', 'comparison', 'report_page', 'fill_markers', 'publish']
 
 # %% ../nbs/50_report.ipynb #e77fc709
 import shutil, time
@@ -21,7 +21,7 @@ from .model import CoLLAT
 from .scenes import Scenes
 from .training import prompt_maker
 
-# %% ../nbs/50_report.ipynb #e4488ab7
+# %% ../nbs/50_report.ipynb #8bce4449
 PAPER_ZERO_SHOT = {'ESC-50 (accuracy)': .84, 'UrbanSound8K (accuracy)': .77, 'TUT Acoustic Scenes 2017 (accuracy)': .29, 'FSD50K (mAP)': .19, 'AudioSet (mAP)': .09}  # Table 2, CoLLAT, ZS
 PAPER_METHODS = {  # Table 2, zero-shot then probe: ESC-50, UrbanSound8K, TUT 2017, FSD50K, AudioSet
     'Supervise': (None, .53, None, .63, None, .60, None, .32, None, .24), 'YamNet': (None, .85, None, .78, None, .63, None, .50, None, .27), 'Wav2CLIP': (.41, .86, .40, .81, .24, .63, .03, .43, .02, .30),
@@ -30,7 +30,7 @@ PAPER_RETRIEVAL = {  # Table 3b: VGGSound A→I, I→A (MRR); AudioCaps A→T, T
     'Wav2CLIP': (.057, .068, .52, .38), 'AudioCLIP': (.060, .073, .58, .52), 'CLAP': (.063, .074, .57, .47), 'CoLLAT': (.093, .112, .62, .59)}
 PAPER_LOSSES = {  # Table 3a: ESC-50 clean, noisy; FSD50K clean, noisy
     'all losses': (.84, .59, .19, .17), '− cross-token': (.81, .50, .13, .11), '− uni-token': (.85, .53, .18, .13), '− cross-global': (.82, .54, .17, .16)}
-EMPTY = {'Figures 1a, 5 (grounding, images)': '24_image_generation, 26_grounding', 'Figures 2, 4 (sizes, backbones, layers, blocks)': '30_ablations, further groups'}
+EMPTY = {'Figure 1a (grounding)': '26_grounding', 'Figures 2, 4 (sizes, backbones, layers, blocks)': '30_ablations, further groups'}
 
 # %% ../nbs/50_report.ipynb #d2e73bbe
 def markdown_table(rows:list, columns:list) -> str: # rows of values, as text
@@ -171,6 +171,22 @@ def datasets_table(rows:list) -> str: # `rows`: of notebook 05
     return markdown_table([[r['data'], r['metric'], r['paper_instances'], r['official'], r['found'], r['paper_classes'], r['official_classes'], r['remark'] or None, r['reason'].split('. By hand')[0].split(': ', 1)[-1] or None] for r in rows],
                           ['data set', 'metric', 'paper', 'official', 'found here', 'classes, paper', 'classes, official', 'remark', 'why empty'])
 
+# %% ../nbs/50_report.ipynb #a14e0e1e
+def images_table(rows:list) -> str: # `rows`: of notebook 24
+    "Share of a scene's concepts found in its picture, by number of concepts."
+    cell = lambda s, k: next((with_interval(r) + f", N = {r['n']}" for r in rows if (r['source'], r['concepts']) == (s, k)), None)
+    counts = sorted({r['concepts'] for r in rows} - {0})
+    body = [[r['source'], with_interval(r), *(cell(r['source'], k) for k in counts), r['all_found'], r['invented'], r['n']] for r in rows if r['concepts'] == 0]
+    return markdown_table(body, ['painted from', 'coverage', *(f"{k} concept{'s' * (k > 1)}" for k in counts), 'all concepts found', 'invented per picture', 'N'])
+
+def images_parts(im:dict) -> list: # `im`: results of notebook 24; parts of the page
+    "Figure 5 with its numbers."
+    r, c = im['reader'], im['painter']
+    said = (f"A painter of {im['concepts']} OpenMoji glyphs ({c['parameters']/1e6:.1f} M parameters, {c['steps']} steps, {c['seconds']:.0f} s), trained on words and pictures only, is driven by the states that each model makes of a test scene. "
+            f"Coverage is the share of the scene's concepts that a separate classifier finds in the picture; the classifier itself has recall {r['clean']['recall']:.3f} and precision {r['clean']['precision']:.3f} on {r['n']} compositions that it never saw (worn pictures: {r['worn']['recall']:.3f} and {r['worn']['precision']:.3f}). "
+            f"{im['held_out']:.0%} of the sets with several concepts were never painted in training. The rows with few steps had the budget of the ablation and compare with each other, not with the model of the run. Not for pictures of people's faces (paper, section 6).")
+    return ['## Pictures of sounds (Figure 5)', said, images_table(im['rows']), '![Figure 5](figure5.png)']
+
 # %% ../nbs/50_report.ipynb #47537ba9
 def optional_results(path:Path):
     "A results file, or None when its stage has not run."
@@ -181,10 +197,10 @@ def cost_table(run:Path) -> str:
     rows = [(f.stem, read_results(f)['run']) for f in sorted((run/'results').glob('*.json')) if f.stem not in ('report', 'run', 'denoising')]
     return markdown_table([[n, r['wall_seconds'], r['device'], r['threads'], r['seed'], (r['commit'] or '')[:8] + (' (changed)' if r['dirty'] else '')] for n, r in rows], ['stage', 's', 'device', 'threads', 'seed', 'commit'])
 
-# %% ../nbs/50_report.ipynb #a205647e
+# %% ../nbs/50_report.ipynb #2c2c5903
 def comparison(run:Path) -> list: # parts of the page
     "Tables 1, 2, 3b and 4 and the text axis of Fig. 1b, as far as their stages have run."
-    stages = 'datasets', 'baselines', 'linear_probe', 'retrieval', 'captioning', 'text_retention'
+    stages = 'datasets', 'baselines', 'linear_probe', 'retrieval', 'captioning', 'text_retention', 'image_generation'
     got = {n: r['results'] for n in stages if (r := optional_results(run/f'results/{n}.json'))}
     titles, out = {r['name'].split('-seed')[0].removesuffix('-frozen'): r['title'] for r in got.get('baselines', {}).get('rows', [])}, []
     if 'linear_probe' in got:
@@ -197,6 +213,7 @@ def comparison(run:Path) -> list: # parts of the page
     if 'retrieval' in got: out += ['## Retrieval (Table 3b)', f'''Ours: in-domain scenes, their five templated captions, their OpenMoji pictures. The CoLLAT of the run had its full training, the other rows one budget. Empty picture cells: {'; '.join(f'{k}: {v}' for k, v in got['retrieval']['skipped'].items()) or 'none'}. The paper\'s AudioCaps numbers are out of reach of the public protocol and stand here for the record.''', retrieval_table([r | dict(model='CoLLAT of the run' if r['model'] == 'CoLLAT' else r['model']) for r in got['retrieval']['rows']], got['retrieval'], titles)]
     if 'captioning' in got: out += ['## Captioning (Table 4)', f"Scores times 100, N = {max(r['n'] for r in got['captioning']['rows'])} scenes. Templated sentences on rendered scenes and people's sentences on YouTube clips do not compare; the columns are the same code. " + '; '.join(f'{k}: {v}' for k, v in got['captioning']['missing'].items()), captioning_table(got['captioning'], titles)]
     if 'text_retention' in got: out += ['## What is left of the text tower (Fig. 1b, text axis)', "MRR of finding another caption of the same scene or clip, by text alone.", retention_table(got['text_retention']['rows'], titles)]
+    if 'image_generation' in got: out += images_parts(got['image_generation'])
     if 'datasets' in got: out += ['## Data sets (Table 1)', datasets_table(got['datasets']['rows'])]
     if lack := [n for n in stages if n not in got]: out += ['## Stages that have not run here', f"{', '.join(lack)}: their tables are missing above, and with the baselines the rows of the other methods. `make reproduce` runs them."]
     return out
