@@ -26,9 +26,9 @@ class Stage:
     outputs: tuple[str, ...] = () # what must be there when the stage is done
     work: tuple[str, ...] = () # unfinished work that an interrupted stage resumes from
 
-# %% ../nbs/51_pipeline.ipynb #0a44c178
+# %% ../nbs/51_pipeline.ipynb #7b667d26
 _MODEL = 'checkpoints/model/model.safetensors'
-_REPORTED = 'scenes training zero_shot ablations datasets baselines linear_probe retrieval captioning text_retention'.split()
+_REPORTED = 'scenes training zero_shot ablations datasets baselines linear_probe retrieval captioning text_retention grounding words'.split()
 STAGES = (
     Stage('04_scenes', (), ('data/train.npy', 'results/scenes.json')),
     Stage('12_training', ('results/scenes.json',),
@@ -40,6 +40,8 @@ STAGES = (
     Stage('13_baselines', ('results/scenes.json', _MODEL), ('results/baselines.json', 'checkpoints/baselines/*/model.safetensors'), work=('checkpoints/work/baselines/*', 'logs/baselines/*', 'baselines/**/*')),
     *(Stage(n, ('results/scenes.json', _MODEL, 'results/baselines.json'), (f'results/{n[3:]}.json',), work=work) for n, work in (
         ('21_linear_probe', ('features/**/*',)), ('22_retrieval', ('checkpoints/image_tower/*',)), ('23_captioning', ('checkpoints/captioner-*',)), ('25_text_retention', ()))),
+    Stage('26_grounding', ('results/scenes.json', _MODEL, 'results/ablations.json'), ('results/grounding.json', 'figures/grounding.png')),
+    Stage('27_words', ('results/scenes.json', _MODEL), ('results/words.json',)),
     Stage('50_report', tuple(f'results/{n}.json' for n in _REPORTED), ('results/report.json', 'report.md')),
 )
 SUMMARY = 'results/run.json' # written by the pipeline itself, read by no stage
