@@ -138,6 +138,9 @@ class EvaluationFields:
     diffusion_sampling: int = doc(16, 'DDIM steps of a painted picture')
     reader_steps: int = doc(400, 'training steps of the classifier that looks at the pictures')
     image_scenes: int = doc(240, 'test scenes that are painted, a third each with one, two and three sounds')
+    grounding_scenes: int = doc(200, 'test scenes on which grounding is scored (notebook 26); half as many of valid for its choices')
+    words_scenes: int = doc(300, 'scenes of a split that are read as words, and of valid for the choice of a reading (notebook 27)')
+    compose_cases: int = doc(120, 'cases of the composition test (notebook 27)')
 
 @dataclass(frozen=True)
 class Profile(EvaluationFields, TrainFields, LossFields, ModelFields, SceneFields, SoundFields):
@@ -149,7 +152,8 @@ _smoke = dict(clip_seconds=2., phrases=6, phrases_eval=4, n_train=96, n_valid=32
               n_tokens=16, depth_interaction=2, width_interaction=32, heads_interaction=2, pretrain_steps=6, pretrain_batch=16, steps=6, batch=16,
               warmup=2, eval_every=3, checkpoint_every=2, ablation_steps=2, n_boot=50, freq_mask=4, time_mask=10,
               baseline_steps=6, probe_scenes=96, compare_scenes=64, probe_steps=24, image_steps=30, caption_scenes=96, caption_steps=60, benchmarks='small',
-              diffusion_steps=4, diffusion_batch=8, diffusion_width=32, diffusion_captions=24, diffusion_sampling=2, reader_steps=20, image_scenes=6)
+              diffusion_steps=4, diffusion_batch=8, diffusion_width=32, diffusion_captions=24, diffusion_sampling=2, reader_steps=20, image_scenes=6,
+              grounding_scenes=16, words_scenes=12, compose_cases=12)
 _large = dict(n_mels=128, stride=10, d_audio=768, depth_audio=12, heads_audio=12, stem='patch', clip_seconds=10., norm_mean=-4.2677393, norm_std=4.5689974,
               freq_mask=48, time_mask=192, n_tokens=75, pad_id=49407, width_interaction=768, heads_interaction=12, depth_interaction=8, audio_weights='hf:MIT/ast-finetuned-audioset-10-10-0.4593', lr=1e-4, lr_audio=1e-5, batch=256,
               warmup=1_000, optimizer='adamw', checkpoint_every=500, eval_every=2_000, pretrain_steps=0)

@@ -29,7 +29,7 @@ class Stage:
 
 # %% ../nbs/51_pipeline.ipynb #286c07ff
 _MODEL = 'checkpoints/model/model.safetensors'
-_REPORTED = 'scenes training zero_shot ablations datasets baselines linear_probe retrieval captioning text_retention image_generation'.split()
+_REPORTED = 'scenes training zero_shot ablations datasets baselines linear_probe retrieval captioning text_retention image_generation grounding words'.split()
 STAGES = (
     Stage('04_scenes', (), ('data/train.npy', 'results/scenes.json')),
     Stage('12_training', ('results/scenes.json',),
@@ -42,6 +42,8 @@ STAGES = (
     *(Stage(n, ('results/scenes.json', _MODEL, 'results/baselines.json'), (f'results/{n[3:]}.json',), work=work) for n, work in (
         ('21_linear_probe', ('features/**/*',)), ('22_retrieval', ('checkpoints/image_tower/*',)), ('23_captioning', ('checkpoints/captioner-*',)), ('25_text_retention', ()))),
     Stage('24_image_generation', ('results/scenes.json', _MODEL, 'results/ablations.json'), ('results/image_generation.json',), work=('checkpoints/painter/*', 'checkpoints/reader/*')),
+    Stage('26_grounding', ('results/scenes.json', _MODEL, 'results/ablations.json'), ('results/grounding.json', 'figures/grounding.png')),
+    Stage('27_words', ('results/scenes.json', _MODEL), ('results/words.json',)),
     Stage('50_report', tuple(f'results/{n}.json' for n in _REPORTED), ('results/report.json', 'report.md')),
     Stage('40_benchmarks', (), ('results/benchmarks.json',), extra=True),
 )

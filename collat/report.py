@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['PAPER_ZERO_SHOT', 'PAPER_METHODS', 'PAPER_RETRIEVAL', 'PAPER_LOSSES', 'EMPTY', 'SPLIT_NAMES', 'markdown_table',
            'with_interval', 'zero_shot_table', 'mean_spread', 'ablation_columns', 'ablation_table', 'zero_distance',
-           'difference', 'findings', 'seeds_table', 'method', 'by_method', 'is_row', 'with_n', 'methods_table',
-           'retrieval_table', 'captioning_table', 'retention_table', 'datasets_table', 'images_table', 'images_parts',
-           'optional_results', 'cost_table', 'comparison', 'report_page', 'fill_markers', 'publish']
+           'difference', 'findings', 'seeds_table', 'grounding_table', 'words_table', 'beyond', 'method', 'by_method',
+           'is_row', 'with_n', 'methods_table', 'retrieval_table', 'captioning_table', 'retention_table',
+           'datasets_table', 'images_table', 'images_parts', 'optional_results', 'cost_table', 'comparison',
+           'report_page', 'fill_markers', 'publish']
 
 # %% ../nbs/50_report.ipynb #e77fc709
 import shutil, time
@@ -30,7 +31,7 @@ PAPER_RETRIEVAL = {  # Table 3b: VGGSound A→I, I→A (MRR); AudioCaps A→T, T
     'Wav2CLIP': (.057, .068, .52, .38), 'AudioCLIP': (.060, .073, .58, .52), 'CLAP': (.063, .074, .57, .47), 'CoLLAT': (.093, .112, .62, .59)}
 PAPER_LOSSES = {  # Table 3a: ESC-50 clean, noisy; FSD50K clean, noisy
     'all losses': (.84, .59, .19, .17), '− cross-token': (.81, .50, .13, .11), '− uni-token': (.85, .53, .18, .13), '− cross-global': (.82, .54, .17, .16)}
-EMPTY = {'Figure 1a (grounding)': '26_grounding', 'Figures 2, 4 (sizes, backbones, layers, blocks)': '30_ablations, further groups'}
+EMPTY = {'Figures 2, 4 (sizes, backbones, layers, blocks)': '30_ablations, further groups'}
 
 # %% ../nbs/50_report.ipynb #d2e73bbe
 def markdown_table(rows:list, columns:list) -> str: # rows of values, as text
@@ -111,6 +112,37 @@ def seeds_table(main:list) -> str: # `main`: rows of the main model under severa
     keys = list(dict.fromkeys((r['split'], r['metric'], r['noise']) for r in main if r['metric'] != 'clip-wise mAP'))
     rows = [[SPLIT_NAMES[s], m, f'noise {n:g}' if n else 'clean', mean_spread([r for r in main if (r['split'], r['metric'], r['noise']) == (s, m, n)], 'value')] for s, m, n in keys]
     return markdown_table(rows, ['sound', 'metric', 'view', f"mean (range) over {len({r['seed'] for r in main})} seeds"])
+
+# %% ../nbs/50_report.ipynb #c1ca3a47
+def grounding_table(g:dict) -> str: # `g`: results of notebook 26
+    "Frame AP, pointing accuracy and AP among sounding frames, of events and of events in scenes."
+    names = list(dict.fromkeys((r['method'], r['steps']) for r in g['rows']))
+    columns = list(dict.fromkeys((r['clips'], r['metric']) for r in g['rows']))
+    at = {(r['method'], r['steps'], r['clips'], r['metric']): r for r in g['rows']}
+    n = lambda c: next(f"N = {r['n']}" for r in g['rows'] if (r['clips'], r['metric']) == c)
+    body = [[m, s, *(with_interval(at[m, s, *c]) if (m, s, *c) in at else None for c in columns)] for m, s in names]
+    body += [[f'grounding, {m}', None, why, *[None] * (len(columns) - 1)] for m, why in g['missing'].items()]
+    return markdown_table(body, ['method', 'training steps', *(f'{c[0]}, {c[1]}, {n(c)}' for c in columns)])
+
+def words_table(w:dict) -> str: # `w`: results of notebook 27
+    "How often a class stands among the ten nearest words, under several readings."
+    rows = [[SPLIT_NAMES.get(r['split'], r['split']), r['reading'], 'one event' if r['clips'] == 'single' else 'scenes', with_interval(r), r['all_words'], r['another_clip'], r['readable'], r['n']] for r in w['rows']]
+    return markdown_table(rows, ['sound', 'reading', 'clips', 'a word of the class', 'all its words', "another clip's", 'readable', 'N'])
+
+def beyond(run:Path) -> list: # parts of the page
+    "Audio as words, and where the words come from, as far as their stages have run."
+    w, g, out = optional_results(run/'results/words.json'), optional_results(run/'results/grounding.json'), []
+    if w:
+        w = w['results']; compose = [[r['kind'], r['task'], with_interval(r), r['control'], r['before'], r['after'], r['n']] for r in w['compose']]
+        concepts = [[SPLIT_NAMES.get(r['split'], r['split']), *(r[f'{c} {m}'] for c in ('single', 'scenes') for m in ('precision', 'recall', 'words'))] for r in w['concepts']]
+        out += ['## Audio as words', f"Share of clips whose class has a word among the ten nearest of some predicted token (scenes: share of their classes). Chosen on `valid`: {w['chosen']}." + ''.join(f' {k}: {v}.' for k, v in w['missing'].items()), words_table(w),
+                'The list of concepts heard, one word per slot:', markdown_table(concepts, ['sound', *(f'{c}, {m}' for c in ('one event', 'scenes') for m in ('precision', 'recall', 'words'))]),
+                f"Composed prompts, {'committed' if w['committed_cases'] else 'generated'} cases: share in which the concept's rank moved as it should, the same with another sound, and its median rank.", markdown_table(compose, ['prompt', 'task', 'moved', 'with another sound', 'rank before', 'rank after', 'N'])]
+    if g:
+        g = g['results']; d = g['difference']['frame AP']
+        out += ['## Grounding', f"Chosen on `valid`: {g['method']}, window {g['window']:g} s. Grounding minus sliding window, frame AP: {d['difference']:+.3f} [{d['lo']:+.3f}, {d['hi']:+.3f}].", grounding_table(g),
+                'Zero-shot detection, all classes:', markdown_table([[r['method'], r['frame_map'], r['psds'], r['scenes']] for r in g['detection']], ['method', 'frame mAP', 'PSDS', 'scenes']), '![Grounding](grounding.png)']
+    return out
 
 # %% ../nbs/50_report.ipynb #c234a058
 def method(name:str, titles:dict) -> str: # titles: folder name -> title of the method
@@ -218,7 +250,7 @@ def comparison(run:Path) -> list: # parts of the page
     if lack := [n for n in stages if n not in got]: out += ['## Stages that have not run here', f"{', '.join(lack)}: their tables are missing above, and with the baselines the rows of the other methods. `make reproduce` runs them."]
     return out
 
-# %% ../nbs/50_report.ipynb #325f1b44
+# %% ../nbs/50_report.ipynb #64627c87
 def report_page(run:Path) -> str: # Markdown
     "All tables of a run."
     zs, ab, tr = (read_results(run/f'results/{n}.json') for n in ('zero_shot', 'ablations', 'training'))
@@ -234,7 +266,7 @@ def report_page(run:Path) -> str: # Markdown
     for group, title in (('paper_losses', 'Losses around the weights of the paper'), ('form', 'What the locked encoder is fed'), ('targets', 'Positives of Eq. 2')):
         if any(r['group'] == group for r in ab['results']['rows']): parts += [f'## {title}', ablation_table(ab['results']['rows'], group)]
     if ab['results']['main']: parts += ['## The main row over training seeds', seeds_table(ab['results']['main'])]
-    parts += comparison(run)
+    parts += comparison(run) + beyond(run)
     parts += ['## Not here yet', markdown_table(list(EMPTY.items()), ['part of the paper', 'will be filled by']), '## Cost', cost_table(run)]
     return '\n\n'.join(parts) + '\n'
 
