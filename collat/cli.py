@@ -11,11 +11,15 @@ import argparse, importlib, json, signal, sys, time
 from pathlib import Path
 from . import __version__
 
-# %% ../nbs/52_cli.ipynb #60cb786f
+# %% ../nbs/52_cli.ipynb #f49cca61
 def cmd_run(args) -> int:
     "Runs the notebooks of the sequence that are not up to date."
-    from collat.pipeline import open_run, plan, run_pipeline
-    run = open_run(args.profile, args.overrides, args.run_dir, args.gpus)
+    from collat.pipeline import open_run, plan, prepare_training, run_pipeline, slurm_script
+    slurm = args.launcher == 'slurm'
+    if slurm != args.print: raise ValueError('`collat run --launcher slurm --print` writes a script for sbatch; neither goes without the other')
+    run = open_run(args.profile, args.overrides, args.run_dir, args.gpus, here=not slurm)
+    if slurm: print(slurm_script(run, args.nodes), end=''); return 0
+    if args.prepare: prepare_training(run); return 0
     only = args.stages.split(',') if args.stages else None
     if args.plan:
         for nb, why in plan(run, only).items(): print(f'{nb:16}', 'up to date' if not why else 'would run: ' + '\n'.ljust(29).join(why))
@@ -115,12 +119,16 @@ def make_parser() -> argparse.ArgumentParser:
         p = sub.add_parser(name, help=fn.__doc__, description=fn.__doc__, usage=f'collat {name} {usage}')
         p.set_defaults(fn=fn, takes_overrides='key=value' in usage)
         return p.add_argument
-    add = command('run', cmd_run, '[--profile NAME|FILE] [--stages A,B] [--gpus N] [--run-dir D] [--plan] [key=value ...]')
+    add = command('run', cmd_run, '[--profile NAME|FILE] [--stages A,B] [--gpus N] [--run-dir D] [--plan] [--launcher slurm --print [--nodes N]] [key=value ...]')
     add('--profile', default='mini', help='name of a profile, or a JSON file (default: mini)')
     add('--stages', help='only these, comma-separated; with or without their number')
     add('--gpus', type=int, help='GPUs to train on (default: as the profile says)')
     add('--run-dir', help='where results go (default: runs/<profile>)')
     add('--plan', action='store_true', help='say what would run, and why; change nothing')
+    add('--launcher', choices=('local', 'slurm'), default='local', help='slurm, with --print: a script for sbatch')
+    add('--print', action='store_true', help='print the script of the launcher; change nothing')
+    add('--nodes', type=int, default=1, help='machines in that script, each with --gpus GPUs (default: 1)')
+    add('--prepare', action='store_true', help='make the run folder ready for `python -m collat.training`; run nothing')
     _others(command)
     _questions(command)
     return top
@@ -156,7 +164,7 @@ def parse(argv:list[str]) -> argparse.Namespace:
     args.overrides = pairs
     return args
 
-# %% ../nbs/52_cli.ipynb #ec940223
+# %% ../nbs/52_cli.ipynb #5ce8855c
 def is_refusal(e:Exception) -> bool:
     "Whether `e` was raised by a line of this package, on purpose."
     tb = e.__traceback__
@@ -172,6 +180,6 @@ def main(argv:list[str]|None=None):
     except KeyboardInterrupt: said, code = 'interrupted; the same command goes on from here', 130
     except (ValueError, OSError, RuntimeError, ImportError) as e:
         if not is_refusal(e): raise
-        said, code = e, 1 if type(e).__name__ == 'StageError' else 2
+        said, code = e, dict(StageError=1, Preempted=75).get(type(e).__name__, 2)
     print(f'collat: {said}', file=sys.stderr)
     sys.exit(code)
