@@ -90,7 +90,7 @@ class LossFields:
     targets: str = doc('same_text', 'positives of Eq. 2: same_text | diagonal (as printed)')
     stop_grad: bool = doc(False, 'no gradient through the clean view of Eq. 3')
 
-# %% ../nbs/00_config.ipynb #1cebbf3c
+# %% ../nbs/00_config.ipynb #489af5ec
 @dataclass(frozen=True)
 class TrainFields:
     "Optimisation, counted in steps."
@@ -121,7 +121,7 @@ class TrainFields:
     main_seeds: int = doc(1, 'training seeds of the main model that are evaluated; the first is the main model itself')
     n_boot: int = doc(1_000, 'bootstrap resamples of a confidence interval')
 
-# %% ../nbs/00_config.ipynb #0c664117
+# %% ../nbs/00_config.ipynb #f6a009b2
 @dataclass(frozen=True)
 class EvaluationFields:
     "Baselines and evaluations."
@@ -135,17 +135,32 @@ class EvaluationFields:
     caption_steps: int = doc(600, 'most training steps of a captioner')
     caption_features: str = doc('states', 'what a captioner reads: audio | tokens | states (`CoLLAT.token_features`)')
     caption_beams: int = doc(4, 'beams of the caption search')
+    benchmarks: str = doc('full', 'scale of the measurements in notebook 40: small (seconds) | full (minutes)')
+    diffusion_steps: int = doc(1_600, 'training steps of the painter of glyphs (notebook 24)')
+    diffusion_batch: int = doc(64, 'pictures per step of the painter')
+    diffusion_lr: float = doc(2e-3, 'peak learning rate of the painter')
+    diffusion_width: int = doc(96, 'channels of the painter\'s U-Net at its finest level')
+    diffusion_captions: int = doc(2_000, 'captions that the painter learns from')
+    diffusion_guidance: float = doc(2., 'classifier-free guidance scale of the painter')
+    diffusion_sampling: int = doc(16, 'DDIM steps of a painted picture')
+    reader_steps: int = doc(400, 'training steps of the classifier that looks at the pictures')
+    image_scenes: int = doc(240, 'test scenes that are painted, a third each with one, two and three sounds')
+    grounding_scenes: int = doc(200, 'test scenes on which grounding is scored (notebook 26); half as many of valid for its choices')
+    words_scenes: int = doc(300, 'scenes of a split that are read as words, and of valid for the choice of a reading (notebook 27)')
+    compose_cases: int = doc(120, 'cases of the composition test (notebook 27)')
 
 @dataclass(frozen=True)
 class Profile(EvaluationFields, TrainFields, LossFields, ModelFields, SceneFields, SoundFields):
     "Everything that an experiment depends on."
     name: str = doc('mini', 'name of the profile')
 
-# %% ../nbs/00_config.ipynb #a87ba788
+# %% ../nbs/00_config.ipynb #16f1863a
 _smoke = dict(clip_seconds=2., phrases=6, phrases_eval=4, n_train=96, n_valid=32, n_test=32, n_classes=8, d_audio=32, depth_audio=1, heads_audio=2,
               n_tokens=16, depth_interaction=2, width_interaction=32, heads_interaction=2, pretrain_steps=6, pretrain_batch=16, steps=6, batch=16,
               warmup=2, eval_every=3, checkpoint_every=2, ablation_steps=2, n_boot=50, freq_mask=4, time_mask=10,
-              baseline_steps=6, probe_scenes=96, compare_scenes=64, probe_steps=24, image_steps=30, caption_scenes=96, caption_steps=60)
+              baseline_steps=6, probe_scenes=96, compare_scenes=64, probe_steps=24, image_steps=30, caption_scenes=96, caption_steps=60, benchmarks='small',
+              diffusion_steps=4, diffusion_batch=8, diffusion_width=32, diffusion_captions=24, diffusion_sampling=2, reader_steps=20, image_scenes=6,
+              grounding_scenes=16, words_scenes=12, compose_cases=12)
 _large = dict(n_mels=128, stride=10, d_audio=768, depth_audio=12, heads_audio=12, stem='patch', clip_seconds=10., norm_mean=-4.2677393, norm_std=4.5689974,
               freq_mask=48, time_mask=192, n_tokens=75, pad_id=49407, width_interaction=768, heads_interaction=12, depth_interaction=8, audio_weights='hf:MIT/ast-finetuned-audioset-10-10-0.4593', lr=1e-4, lr_audio=1e-5, batch=256,
               warmup=1_000, optimizer='adamw', checkpoint_every=500, eval_every=2_000, pretrain_steps=0, n_valid=2_000, workers=4)

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['TEXTS_KEPT', 'make_audio_encoder', 'CoLLAT', 'front_end', 'text_id', 'encode_each', 'as_waveforms', 'window_batches',
-           'evaluating', 'model_card']
+           'evaluating', 'name_words', 'template_words', 'Heard', 'Composed', 'prompt_parts', 'model_card']
 
-# %% ../nbs/11_model.ipynb #a125e5cd
-import dataclasses, json, math, zlib
+# %% ../nbs/11_model.ipynb #f553ea67
+import dataclasses, json, math, re, zlib
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +27,9 @@ from .config import Profile, atomic_path, load_profile
 from .interaction import TokenInteraction
 from .losses import CoLLATLoss
 from .prompts import class_prompts, label_to_words, prompt
-from .text_encoder import load_text_encoder
+from .text_encoder import hub_folder, load_text_encoder
 
-# %% ../nbs/11_model.ipynb #5f2a8c07
+# %% ../nbs/11_model.ipynb #b0a376a6
 def make_audio_encoder(p:Profile, n_classes:int|None=None) -> AST:
     "AST in the size of the profile, with a classification head of `n_classes` if wanted."
     n_frames = 1 + int((p.clip_seconds * 1000 - p.frame_ms) // p.hop_ms)
@@ -48,7 +49,7 @@ class CoLLAT(nn.Module, ModelHubMixin):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / .07)))
         self.loss = CoLLATLoss((p.lambda_cross_token, p.lambda_global, p.lambda_uni_token), p.matcher, p.closeness, p.token_norm, self.text.embed_scale,
                                p.mask_padding, p.targets, p.stop_grad)
-        self.text_cache, self.precision = {}, 'fp32'
+        self.text_cache, self.readings, self.precision = {}, {}, 'fp32'
 
     def train(self, mode:bool=True):
         "Training mode; the batch statistics of a convolutional stem stay as pretraining left them."
@@ -242,7 +243,7 @@ def encode_text(self:CoLLAT, texts:list) -> Tensor: # z_t (b d_out), unit norm
     "Global text embeddings, z^t of §3.1: the locked encoder's own."
     return F.normalize(self.text.encode_text([texts] if isinstance(texts, str) else list(texts)), dim=-1)
 
-# %% ../nbs/11_model.ipynb #3d0313fe
+# %% ../nbs/11_model.ipynb #db614acb
 @patch
 def classify(self:CoLLAT,
     wavs, # as `encode_audio`
@@ -252,45 +253,111 @@ def classify(self:CoLLAT,
     "Zero-shot classification (§5.1): cosine between each sound and one prompt per class."
     return self.encode_audio(wavs) @ self.encode_text(class_prompts([label_to_words(l) for l in labels], template)).T
 
+def name_words(name:str) -> list: # 'hi-hat' -> ['hi', 'hat']
+    "The words of a class name, in lower case."
+    return re.findall(r"[^\W_]+", name.lower())
+
+@patch
+def word_table(self:CoLLAT,
+    names=(), # class names whose words are candidates too
+) -> tuple: # words (v,), their static embeddings (v d)
+    "Candidates of `words`: the vocabulary's whole words, those of `names` that it spells in pieces, and padding, as '', at the end."
+    if (key := tuple(names)) not in self.readings:
+        own, _, whole = self.text.vocabulary
+        have = [own[i] for i in whole.tolist()]
+        more = sorted({w for n in key for w in name_words(n)} - set(have))
+        pieces = [self.text.targets(w, self.text.count_tokens(w)).h[0].mean(0) for w in more]
+        rows = torch.cat([self.text.table[whole.to(self.text.device)], *(x[None] for x in pieces), self.text.table[self.text.pad_id][None]])
+        self.readings = {key: ([*have, *more, ''], rows)}   # one list is kept
+    return self.readings[key]
+
+def template_words(template:str) -> set:
+    "Words that every training prompt of a template has, and the joints of a list."
+    return set(name_words(prompt(['x'], template))) - {'x'} | {'and'}
+
+# %% ../nbs/11_model.ipynb #7b454e15
+class Heard(NamedTuple):
+    "A sound read as words."
+    tokens: list   # n entries [(word, score)], nearest first; '' is padding
+    concepts: list # [(word, score)]: what slots say beyond padding and the training template, best first
+
 @patch
 @torch.no_grad()
-def words(self:CoLLAT,
-    wav, # (s,) waveform or file name
+def read_tokens(self:CoLLAT,
+    h:Tensor, # (n d) predicted tokens
     k:int=3, # words per token
-) -> list: # n entries of (presence, [(word, distance)])
-    "Each predicted token as its nearest vocabulary words, with its presence (nearest to a word, not to padding)."
-    was = self.training; self.eval()
-    h = self.audio_tokens(as_waveforms(wav, self.profile.sample_rate)[0][None].to(self.logit_scale.device))
-    self.train(was)
-    near = self.text.nearest_tokens(h[0], k)
-    return [(float(q), list(zip(w, d.tolist()))) for q, w, d in zip(self.text.presence(h)[0], near.words, near.distance)]
-
-# %% ../nbs/11_model.ipynb #5328deaf
-@patch
-@torch.no_grad()
-def heard_tokens(self:CoLLAT, wav) -> Tensor: # (n' d), n' of the n slots
-    "Predicted tokens of one sound that are present and are not words of the training template."
-    h = self.audio_tokens(as_waveforms(wav, self.profile.sample_rate)[0][None].to(self.logit_scale.device))
-    near = self.text.nearest_tokens(h[0], 1).words
-    template = set(prompt(['x'], self.profile.template).lower().split()) | {',', 'and', '.'}
-    keep = (self.text.presence(h)[0] > .5) & torch.tensor([w[0] not in template for w in near], device=h.device)
-    return h[0][keep]
+    metric:str='cosine', # cosine, or as `nearest_tokens`
+    names=(), # as `word_table`
+) -> list: # n entries [(word, score)], a larger score is nearer
+    "Each token as its nearest candidates. Raises ValueError on k < 1 and on another metric."
+    if k < 1: raise ValueError(f'k is {k}; 1 or more words per token are accepted')
+    if metric not in ('cosine', 'l1', 'l2'): raise ValueError(f"metric is '{metric}'; cosine, l1 or l2 is accepted")
+    words, rows = self.word_table(names)
+    h = h.to(rows.dtype)
+    score = F.normalize(h, dim=-1) @ F.normalize(rows, dim=-1).T if metric == 'cosine' else -torch.cdist(h, rows, p=int(metric[1]))
+    best = score.topk(min(k, len(words)), dim=1)
+    return [[(words[i], float(v)) for v, i in zip(*row)] for row in zip(best.values.tolist(), best.indices.tolist())]
 
 @patch
-@torch.no_grad()
+def words(self:CoLLAT,
+    audio, # (s,) waveform or file name
+    k:int=3, # words per token
+    names=(), # class names whose words are candidates too
+    metric:str='cosine', # how nearness is measured
+) -> Heard:
+    "Each predicted token as its nearest words with a score, and the concepts heard. The windows of a long sound follow each other."
+    tokens = self.read_tokens(self.token_features(audio, 'tokens')[0].to(self.logit_scale.device), k, metric, names)
+    known, best = template_words(self.profile.template) | {''}, {}
+    for (word, score), *_ in tokens:
+        if word not in known: best[word] = max(score, best.get(word, -math.inf))
+    return Heard(tokens, sorted(best.items(), key=lambda x: -x[1]))
+
+# %% ../nbs/11_model.ipynb #4dda1aca
+class Composed(NamedTuple):
+    "A prompt with sounds in it."
+    z: Tensor       # (d_out,) unit norm: classification, retrieval
+    states: Tensor  # (n d) the locked encoder's last layer, special tokens included: image generation
+    without: list   # (n d) states of each sound to be left out: the negative prompt
+
+def prompt_parts(text:str, n:int) -> tuple: # written parts, for each {audio} whether it is to be left out
+    "A prompt cut at its sounds; 'without' goes with its sound. Raises ValueError when places and sounds differ in number."
+    parts = text.split('{audio}')
+    if len(parts) - 1 != n: raise ValueError(f"{n} sounds for {len(parts) - 1} places in '{text}': one {{audio}} for each sound is accepted")
+    out = [bool(re.search(r'\bwithout\s*$', t, re.I)) for t in parts[:-1]]
+    return [re.sub(r',?\s*\bwithout\s*$', '', t, flags=re.I) if o else t for t, o in zip(parts, [*out, False])], out
+
+@patch
+def without(self:CoLLAT, z:Tensor, u:Tensor, weight:float=1.) -> Tensor: # (d_out,) each, of unit norm
+    "What is left of `z` when its share of `u` is taken away. Raises ValueError when nothing is."
+    left = z - weight * (z @ u).clamp(min=0) * u
+    if left.norm() < 1e-4: raise ValueError('nothing is left of the prompt without this sound; a prompt that says more is accepted')
+    return F.normalize(left, dim=-1)
+
+# %% ../nbs/11_model.ipynb #fc4960de
+@patch
 def compose(self:CoLLAT,
-    text:str, # a prompt with one {audio} for each sound
+    text:str, # a prompt with one {audio} for each sound, perhaps 'without {audio}'
     audio, # waveform or file name, or a list of them
-) -> Tensor: # (d_out,), unit norm
-    "Embedding of a written prompt with the tokens heard in sounds put into it. Raises ValueError when sounds and places differ in number."
-    was = self.training; self.eval()
-    sounds, parts = as_waveforms(audio, self.profile.sample_rate), text.split('{audio}')
-    if len(parts) - 1 != len(sounds): raise ValueError(f"{len(sounds)} sounds for {len(parts) - 1} places in '{text}': one {{audio}} for each sound is accepted")
-    words = [self.text.targets(t, n)[0][0] if (n := self.text.count_tokens(t)) else None for t in parts]
-    seq = [x for w, s in zip(words, [*map(self.heard_tokens, sounds), None]) for x in (w, s) if x is not None]
-    z = self.text.encode_audio_tokens(torch.cat(seq)[None], 'slots', normalize=True)[0][0]
-    self.train(was)
-    return z
+    weights=None, # (b,) of the sounds, positive; None: all 1
+) -> Composed:
+    "A written prompt with the tokens heard in sounds put into it. Raises ValueError when sounds, places and weights do not fit, or the encoder has no room."
+    sounds = self.token_features(audio, 'tokens') if len(audio) else []
+    (parts, out), device = prompt_parts(text, len(sounds)), self.logit_scale.device
+    weights = [1.] * len(sounds) if weights is None else [float(w) for w in weights]
+    if len(weights) != len(sounds) or min(weights, default=1) <= 0: raise ValueError(f'weights {weights} for {len(sounds)} sounds: one positive number for each is accepted')
+    seq, count = [], []
+    for part, sound, o, w in zip(parts, [*sounds, None], [*out, True], [*weights, 1.]):
+        if n := self.text.count_tokens(part): seq.append(self.text.targets(part, n).h[0]); count += [1.] * n
+        if not o: seq.append(sound.to(device)); count += [w] * len(sound)
+    if not seq: raise ValueError(f"'{text}': nothing is left beside what it is to be without; words or sounds are accepted")
+    run = lambda h, c=None: self.text.encode_audio_tokens(h[None], 'slots', presence=c, normalize=True)
+    with evaluating(self):
+        z, states = run(torch.cat(seq), None if set(count) == {1.} else torch.tensor([count], device=device))
+        z, negative = z[0], []
+        for sound, o, w in zip(sounds, out, weights):
+            if not o: continue
+            u, s = run(sound.to(device)); negative.append(s[0]); z = self.without(z, u[0], w)
+    return Composed(z, states[0], negative)
 
 # %% ../nbs/11_model.ipynb #f87d8996
 def model_card(profile:Profile, info:dict|None=None) -> str:
@@ -312,7 +379,7 @@ A model trained on rendered scenes (`mini`) shows that every part works; its num
 {run or '- not recorded'}
 """
 
-# %% ../nbs/11_model.ipynb #5c3cc880
+# %% ../nbs/11_model.ipynb #021b1560
 @patch
 def _save_pretrained(self:CoLLAT, save_directory:Path, info:dict|None=None):
     "config.json (profile), model.safetensors (trainable part) and README.md (model card), each written atomically."
@@ -322,12 +389,18 @@ def _save_pretrained(self:CoLLAT, save_directory:Path, info:dict|None=None):
     with atomic_path(folder/'model.safetensors') as tmp: save_file({k: v.contiguous() for k, v in self.state_dict().items()}, tmp)
 
 @patch(cls_method=True)
-def _from_pretrained(cls:CoLLAT, *, model_id, revision=None, cache_dir=None, force_download=False, local_files_only=False, token=None, **kwargs):
-    "A saved model from a folder or the hub. Raises FileNotFoundError naming what a folder lacks."
+def from_pretrained(cls:CoLLAT, model_id, *, local_files_only=False, **kwargs): # folder or hub id; revision, cache_dir, token
+    "A saved model from a folder or the hub. Raises FileNotFoundError naming what a folder lacks, ConnectionError with instructions where a download fails."
     folder = Path(model_id)
     if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-        folder = Path(snapshot_download(model_id, revision=revision, cache_dir=cache_dir, force_download=force_download, local_files_only=local_files_only, token=token))
+        if not isinstance(model_id, str) or model_id.count('/') > 1: raise FileNotFoundError(f'{model_id}: no such folder, and no Hugging Face id either')
+        folder = hub_folder(model_id, ['config.json', 'model.safetensors', 'README.md'], "name its folder: CoLLAT.from_pretrained('FOLDER')", local_files_only, **kwargs)
+    return ModelHubMixin.from_pretrained.__func__(cls, folder)
+
+@patch(cls_method=True)
+def _from_pretrained(cls:CoLLAT, *, model_id, **kwargs):
+    "What Hugging Face's `from_pretrained` calls, with a folder."
+    folder = Path(model_id)
     for f in ('config.json', 'model.safetensors'):
         if not (folder/f).exists(): raise FileNotFoundError(f'{folder}: no {f}; a folder written by save_pretrained holds config.json and model.safetensors')
     model = cls(load_profile('mini', json.loads((folder/'config.json').read_text())))

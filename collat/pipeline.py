@@ -18,7 +18,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from .config import Preempted, Profile, asked_to_stop, atomic_path, load_profile, nearest_name, write_results
 
-# %% ../nbs/51_pipeline.ipynb #592fe38d
+# %% ../nbs/51_pipeline.ipynb #36cee4e5
 @dataclass(frozen=True)
 class Stage:
     "A notebook with a Run section; the globs are relative to the run folder."
@@ -26,10 +26,11 @@ class Stage:
     inputs: tuple[str, ...] = () # files of earlier stages
     outputs: tuple[str, ...] = () # what must be there when the stage is done
     work: tuple[str, ...] = () # unfinished work that an interrupted stage resumes from
+    extra: bool = False # runs only when it is named: `--stages benchmarks`
 
-# %% ../nbs/51_pipeline.ipynb #8de941be
+# %% ../nbs/51_pipeline.ipynb #286c07ff
 _MODEL = 'checkpoints/model/model.safetensors'
-_REPORTED = 'scenes training zero_shot ablations datasets baselines linear_probe retrieval captioning text_retention'.split()
+_REPORTED = 'scenes training zero_shot ablations datasets baselines linear_probe retrieval captioning text_retention image_generation grounding words'.split()
 STAGES = (
     Stage('04_scenes', (), ('data/train.npy', 'results/scenes.json')),
     Stage('12_training', ('results/scenes.json',),
@@ -41,7 +42,11 @@ STAGES = (
     Stage('13_baselines', ('results/scenes.json', _MODEL), ('results/baselines.json', 'checkpoints/baselines/*/model.safetensors'), work=('checkpoints/work/baselines/*', 'logs/baselines/*', 'baselines/**/*')),
     *(Stage(n, ('results/scenes.json', _MODEL, 'results/baselines.json'), (f'results/{n[3:]}.json',), work=work) for n, work in (
         ('21_linear_probe', ('features/**/*',)), ('22_retrieval', ('checkpoints/image_tower/*',)), ('23_captioning', ('checkpoints/captioner-*',)), ('25_text_retention', ()))),
+    Stage('24_image_generation', ('results/scenes.json', _MODEL, 'results/ablations.json'), ('results/image_generation.json',), work=('checkpoints/painter/*', 'checkpoints/reader/*')),
+    Stage('26_grounding', ('results/scenes.json', _MODEL, 'results/ablations.json'), ('results/grounding.json', 'figures/grounding.png')),
+    Stage('27_words', ('results/scenes.json', _MODEL), ('results/words.json',)),
     Stage('50_report', tuple(f'results/{n}.json' for n in _REPORTED), ('results/report.json', 'report.md')),
+    Stage('40_benchmarks', (), ('results/benchmarks.json',), extra=True),
 )
 _SHARDED = (
     Stage('05_datasets', (), ('results/datasets.json',)),
@@ -228,7 +233,7 @@ def reasons(
     made = [(o, s.notebook) for s in before for o in s.outputs for i in stage.inputs if fnmatch(o, i)]
     return why + [f'input {o} will be written by {nb}' for o, nb in dict(made).items()]
 
-# %% ../nbs/51_pipeline.ipynb #7ec7616c
+# %% ../nbs/51_pipeline.ipynb #46721271
 def plan(run:Run, only:list[str]|None=None) -> dict[str, list[str]]:
     "For each stage (of `only`), why it would run; an empty list means up to date. Changes nothing."
     out, before = {}, []
@@ -238,8 +243,8 @@ def plan(run:Run, only:list[str]|None=None) -> dict[str, list[str]]:
     return out
 
 def select_stages(stages:tuple[Stage, ...], only:list[str]|None) -> tuple[Stage, ...]:
-    "The stages named in `only` (with or without their number), in order; all when None. Raises ValueError on an unknown name."
-    if only is None: return tuple(stages)
+    "The stages named in `only` (with or without their number), in order; when None, all but the extra ones. Raises ValueError on an unknown name."
+    if only is None: return tuple(s for s in stages if not s.extra)
     names = {k: s for s in stages for k in (s.notebook, s.notebook.split('_', 1)[-1])}
     for o in only:
         if o not in names: raise ValueError(f"'{o}' is not a stage. Stages: {', '.join(s.notebook for s in stages)}.{nearest_name(o, names)}")
@@ -454,7 +459,7 @@ def slurm_script(run:Run, nodes:int=1) -> str:
     return SLURM.format(name=run.profile.name, nodes=nodes, gpus=gpus, cpus=gpus * (2 + run.profile.workers), log=q(run.run_dir/'slurm-%j.log'), cwd=q(Path.cwd()), run=q(run.run_dir),
                         collat=q(Path(sys.executable).with_name('collat')), python=q(sys.executable), args=' '.join(map(q, args)), first=','.join(names[:names.index('12_training')]))
 
-# %% ../nbs/51_pipeline.ipynb #47d791e6
+# %% ../nbs/51_pipeline.ipynb #926f5a31
 def minutes(seconds:float) -> str:
     "12.3 s, 4 min 05 s"
     return f'{seconds:.1f} s' if seconds < 60 else f'{int(seconds)//60} min {int(seconds)%60:02d} s'
@@ -470,5 +475,5 @@ def to_come(run:Run, stages:tuple[Stage, ...]) -> str:
 
 def summary(run:Run, ran:list[str]) -> dict:
     "Each stage with its wall time, and whether it ran now."
-    rows = [dict(notebook=s.notebook, seconds=seconds_of(run, s), ran=s.notebook in ran) for s in run.stages]
+    rows = [dict(notebook=s.notebook, seconds=seconds_of(run, s), ran=s.notebook in ran) for s in run.stages if not s.extra or s.notebook in ran]
     return dict(stages=rows, seconds=round(sum(r['seconds'] or 0 for r in rows), 1), run_dir=run.run_dir.name)

@@ -10,7 +10,7 @@ __all__ = ['RESTARTS', 'StepLoader', 'clips_of', 'make_loader', 'left_out', 'pro
            'validator', 'pretrain', 'load_audio_encoder', 'train', 'torchrun', 'guard', 'launch', 'lost_peer',
            'as_rank', 'main', 'read_log', 'plot_curves', 'block_distances']
 
-# %% ../nbs/12_training.ipynb #cc2ab958
+# %% ../nbs/12_training.ipynb #84bb042a
 import csv, ctypes, dataclasses, json, math, os, signal, subprocess, sys, time, traceback, zipfile
 from contextlib import nullcontext
 from functools import lru_cache
@@ -38,6 +38,7 @@ from .model import CoLLAT, front_end, make_audio_encoder
 from .prompts import class_prompts, fit_prompt, label_to_words
 from .scenes import Scenes, split_classes
 from .streaming import ShardError, ShardLoader, Shards, as_float, shards_of, sounds_of
+from .text_encoder import checksums
 
 # %% ../nbs/12_training.ipynb #593f2782
 class StepLoader:
@@ -160,7 +161,7 @@ def param_groups(groups:list, weight_decay:float) -> list: # [(module or paramet
             if ps: out.append(dict(params=ps, lr=lr, initial_lr=lr, weight_decay=wd))
     return out
 
-# %% ../nbs/12_training.ipynb #a9e428d5
+# %% ../nbs/12_training.ipynb #d3a01669
 class MuonAdamW:
     "Muon for matrices of at least 32 x 32, AdamW for all else, behind the face of one optimiser."
     def __init__(self, groups:list, betas=(.9, .98), fused:bool=False):
@@ -322,7 +323,7 @@ def best_precision(wanted:str) -> str:
     has = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
     return wanted if has else 'fp32'
 
-# %% ../nbs/12_training.ipynb #fbfaa7e7
+# %% ../nbs/12_training.ipynb #f7973658
 class Loaders:
     "What a fastai `Learner` asks for: a train and an (unused) valid loader."
     n_inp = 1
@@ -420,7 +421,7 @@ def pretrain(profile:Profile, run_dir:str|Path) -> Path: # safetensors file of t
     if world > 1: dist.barrier()
     return path
 
-# %% ../nbs/12_training.ipynb #e9d47e4a
+# %% ../nbs/12_training.ipynb #63ae0cad
 def load_audio_encoder(model:CoLLAT, path:str|Path):
     "Put pretrained audio encoder weights into a model; the classification head stays out. Raises ValueError on keys that do not fit."
     weights = {k: v for k, v in load_file(path).items() if not k.startswith('head.')}
@@ -448,7 +449,7 @@ def train(
     model, rows = run_steps(model, loader, [(model.audio.parameters(), p.lr_audio), (new, p.lr)], p, run_dir, 'train', validator(p, run_dir, data) if validate else None)
     if model.text.fingerprint() != locked: raise RuntimeError('the weights of the locked text encoder have changed in training')
     if rank == 0:
-        path = write_results(Path(run_dir)/'results/training.json', dict(valid=rows, labels_dropped=make_prompt.dropped, left_out=left_out(run_dir, 'train'), text_encoder=locked, parameters=sum(x.numel() for x in model.parameters() if x.requires_grad), locked=model.text.n_params), p, started)
+        path = write_results(Path(run_dir)/'results/training.json', dict(valid=rows, labels_dropped=make_prompt.dropped, left_out=left_out(run_dir, 'train'), text_encoder=locked, pretrained_files=dict(text=checksums(model.text.files), audio=checksums(model.audio.files)), parameters=sum(x.numel() for x in model.parameters() if x.requires_grad), locked=model.text.n_params), p, started)
         model._save_pretrained(folder, read_results(path)['run'])
     if world > 1: dist.barrier()
     return folder
