@@ -28,7 +28,7 @@ class Stage:
     work: tuple[str, ...] = () # unfinished work that an interrupted stage resumes from
     extra: bool = False # runs only when it is named: `--stages benchmarks`
 
-# %% ../nbs/51_pipeline.ipynb #286c07ff
+# %% ../nbs/51_pipeline.ipynb #90dfdd2d
 _MODEL = 'checkpoints/model/model.safetensors'
 _REPORTED = 'scenes training zero_shot ablations datasets baselines linear_probe retrieval captioning text_retention image_generation grounding words'.split()
 STAGES = (

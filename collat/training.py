@@ -10,7 +10,7 @@ __all__ = ['RESTARTS', 'StepLoader', 'clips_of', 'make_loader', 'left_out', 'pro
            'validator', 'pretrain', 'load_audio_encoder', 'train', 'torchrun', 'guard', 'launch', 'lost_peer',
            'as_rank', 'main', 'read_log', 'plot_curves', 'block_distances']
 
-# %% ../nbs/12_training.ipynb #84bb042a
+# %% ../nbs/12_training.ipynb #faa948a9
 import csv, ctypes, dataclasses, json, math, os, signal, subprocess, sys, time, traceback, zipfile
 from contextlib import nullcontext
 from functools import lru_cache
@@ -161,7 +161,7 @@ def param_groups(groups:list, weight_decay:float) -> list: # [(module or paramet
             if ps: out.append(dict(params=ps, lr=lr, initial_lr=lr, weight_decay=wd))
     return out
 
-# %% ../nbs/12_training.ipynb #d3a01669
+# %% ../nbs/12_training.ipynb #a9e428d5
 class MuonAdamW:
     "Muon for matrices of at least 32 x 32, AdamW for all else, behind the face of one optimiser."
     def __init__(self, groups:list, betas=(.9, .98), fused:bool=False):
@@ -323,7 +323,7 @@ def best_precision(wanted:str) -> str:
     has = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
     return wanted if has else 'fp32'
 
-# %% ../nbs/12_training.ipynb #f7973658
+# %% ../nbs/12_training.ipynb #fbfaa7e7
 class Loaders:
     "What a fastai `Learner` asks for: a train and an (unused) valid loader."
     n_inp = 1
@@ -421,7 +421,7 @@ def pretrain(profile:Profile, run_dir:str|Path) -> Path: # safetensors file of t
     if world > 1: dist.barrier()
     return path
 
-# %% ../nbs/12_training.ipynb #63ae0cad
+# %% ../nbs/12_training.ipynb #13b54cdd
 def load_audio_encoder(model:CoLLAT, path:str|Path):
     "Put pretrained audio encoder weights into a model; the classification head stays out. Raises ValueError on keys that do not fit."
     weights = {k: v for k, v in load_file(path).items() if not k.startswith('head.')}
