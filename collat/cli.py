@@ -109,7 +109,7 @@ def _questions(command):
         add('--quiet', action='store_true', help='no progress bar')
         if name == 'ground': add('--method', help='attention map, see 26_grounding')
 
-# %% ../nbs/52_cli.ipynb #d8763952
+# %% ../nbs/52_cli.ipynb #5eef85c1
 def make_parser() -> argparse.ArgumentParser:
     "Sub-commands and their options."
     top = argparse.ArgumentParser(prog='collat', description='CoLLAT: sound as token embeddings of a locked, pretrained text encoder.')

@@ -6,7 +6,7 @@
 __all__ = ['TEXTS_KEPT', 'make_audio_encoder', 'CoLLAT', 'front_end', 'text_id', 'encode_each', 'as_waveforms', 'window_batches',
            'evaluating', 'name_words', 'template_words', 'Heard', 'Composed', 'prompt_parts', 'model_card']
 
-# %% ../nbs/11_model.ipynb #f553ea67
+# %% ../nbs/11_model.ipynb #f6c5126a
 import dataclasses, json, math, re, zlib
 from contextlib import contextmanager, nullcontext
 from functools import partial
