@@ -90,7 +90,7 @@ class LossFields:
     targets: str = doc('same_text', 'positives of Eq. 2: same_text | diagonal (as printed)')
     stop_grad: bool = doc(False, 'no gradient through the clean view of Eq. 3')
 
-# %% ../nbs/00_config.ipynb #489af5ec
+# %% ../nbs/00_config.ipynb #1cebbf3c
 @dataclass(frozen=True)
 class TrainFields:
     "Optimisation, counted in steps."
@@ -121,7 +121,7 @@ class TrainFields:
     main_seeds: int = doc(1, 'training seeds of the main model that are evaluated; the first is the main model itself')
     n_boot: int = doc(1_000, 'bootstrap resamples of a confidence interval')
 
-# %% ../nbs/00_config.ipynb #f6a009b2
+# %% ../nbs/00_config.ipynb #c26e2bcb
 @dataclass(frozen=True)
 class EvaluationFields:
     "Baselines and evaluations."
@@ -154,7 +154,7 @@ class Profile(EvaluationFields, TrainFields, LossFields, ModelFields, SceneField
     "Everything that an experiment depends on."
     name: str = doc('mini', 'name of the profile')
 
-# %% ../nbs/00_config.ipynb #16f1863a
+# %% ../nbs/00_config.ipynb #c6945a5d
 _smoke = dict(clip_seconds=2., phrases=6, phrases_eval=4, n_train=96, n_valid=32, n_test=32, n_classes=8, d_audio=32, depth_audio=1, heads_audio=2,
               n_tokens=16, depth_interaction=2, width_interaction=32, heads_interaction=2, pretrain_steps=6, pretrain_batch=16, steps=6, batch=16,
               warmup=2, eval_every=3, checkpoint_every=2, ablation_steps=2, n_boot=50, freq_mask=4, time_mask=10,
