@@ -7,8 +7,8 @@ __all__ = ['RESTARTS', 'StepLoader', 'clips_of', 'make_loader', 'left_out', 'pro
            'lr_factor', 'param_groups', 'MuonAdamW', 'make_optimizer', 'Schedule', 'Guard', 'StepLog', 'unwrap',
            'before', 'save_checkpoint', 'read_checkpoint', 'load_checkpoint', 'same_profile', 'Checkpoint', 'Validate',
            'ranks', 'training_device', 'best_precision', 'Loaders', 'run_steps', 'zero_shot_scores', 'hear_shards',
-           'validator', 'pretrain', 'load_audio_encoder', 'train', 'torchrun', 'guard', 'launch', 'lost_peer',
-           'as_rank', 'main', 'read_log', 'plot_curves', 'block_distances']
+           'validator', 'pretrain', 'load_audio_encoder', 'train', 'torchrun', 'run_group', 'guard', 'launch',
+           'lost_peer', 'as_rank', 'main', 'read_log', 'plot_curves', 'block_distances']
 
 # %% ../nbs/12_training.ipynb #faa948a9
 import csv, ctypes, dataclasses, json, math, os, signal, subprocess, sys, time, traceback, zipfile
@@ -454,18 +454,17 @@ def train(
     if world > 1: dist.barrier()
     return folder
 
-# %% ../nbs/12_training.ipynb #05f441e8
+# %% ../nbs/12_training.ipynb #dc2816f9
 RESTARTS = 3   # of a group whose rank was killed
 
 def torchrun(p:Profile, run_dir:Path, nodes:int=1, meet:str='') -> list:
     "The command that trains on `nodes` machines, which find each other at `meet` (host:port)."
     at = ['--standalone'] if nodes == 1 else [f'--nnodes={nodes}', '--rdzv-backend=c10d', f'--rdzv-endpoint={meet}', f"--rdzv-id={os.environ.get('SLURM_JOB_ID', 'collat')}"]
-    return [sys.executable, '-m', 'torch.distributed.run', *at, f'--nproc-per-node={max(1, p.gpus)}', f'--max-restarts={RESTARTS}', '--shutdown-timeout=120', '-m', 'collat.training',
+    return [sys.executable, '-m', 'torch.distributed.run', *at, f'--nproc-per-node={max(1, p.gpus)}', '--shutdown-timeout=120', '-m', 'collat.training',
             '--profile', str(run_dir/'logs/profile.json'), '--run_dir', str(run_dir)]
 
-def guard(cmd:list, failure:Path):
-    "Runs a command of `torchrun` to its end. Raises Preempted after a SIGTERM, RuntimeError with the error of a rank, whose traceback from `failure` is printed, or naming the command."
-    failure.unlink(missing_ok=True)
+def run_group(cmd:list, failure:Path) -> int: # exit code
+    "Starts a group of ranks once, ends it when one of them has left a traceback in `failure`, and passes a SIGTERM on. Raises Preempted after that."
     process = subprocess.Popen(cmd)
     try:
         with asked_to_stop(process.terminate) as asked:
@@ -475,8 +474,17 @@ def guard(cmd:list, failure:Path):
     finally:
         if process.poll() is None: process.terminate(); process.wait()   # after Ctrl-C
     if asked: raise Preempted('training was stopped by SIGTERM; what was reached is saved, the same command goes on from there')
-    if failure.exists(): print(said := failure.read_text().strip()); raise RuntimeError(f"a rank of the training failed: {said.splitlines()[-1]}")
-    if process.returncode: raise RuntimeError(f"training failed (exit code {process.returncode}), and was started again {RESTARTS} times: {' '.join(cmd[1:])}")
+    return process.returncode
+
+def guard(cmd:list, failure:Path):
+    "Runs a command of `torchrun` to its end. Raises RuntimeError with the error of a rank, whose traceback from `failure` is printed, or naming the command. Errors as `run_group`."
+    failure.unlink(missing_ok=True)
+    for start in range(1, RESTARTS + 2):
+        code = run_group(cmd, failure)
+        if failure.exists(): print(said := failure.read_text().strip()); raise RuntimeError(f"a rank of the training failed: {said.splitlines()[-1]}")
+        if code == 0: return
+        if start <= RESTARTS: print(f'a process of the training was killed; it is started again, time {start} of {RESTARTS}', flush=True)
+    raise RuntimeError(f"training failed (exit code {code}), and was started again {RESTARTS} times: {' '.join(cmd[1:])}")
 
 def launch(profile:Profile, run_dir:str|Path, nodes:int=1, meet:str='') -> Path: # folder of the trained model
     "Both acts, in this process or in `gpus` processes on each of `nodes` machines. Done already when the model is there. Errors as `guard` and `train`."

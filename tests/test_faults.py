@@ -45,7 +45,7 @@ def tiny(tmp_path_factory):
     (d/'my.csv').write_text('\n'.join(rows) + '\n')
     shard(str(d/'my.csv'), d/'shards', per_shard=4, workers=1)
     (d/'tiny.json').write_text(json.dumps(dict(base='smoke_clip', shards=str(d/'shards'), shuffle_window=3, workers=1, gpus=2, clip_seconds=.5, n_valid=4, pretrain_steps=0,
-                                               steps=20 + 8 * KILLS, batch=10, eval_every=16, checkpoint_every=3)))
+                                               steps=20 + 8 * KILLS, batch=10, eval_every=16, checkpoint_every=3, precision='fp32')))
     return d/'tiny.json'
 
 
@@ -144,7 +144,7 @@ def test_other_number_of_ranks_goes_on_in_mid_epoch(tiny, whole, tmp_path, proce
     state = read_checkpoint(tmp_path/'checkpoints/work/train.pt')['data']; assert state['consumed'] > 0
     launch(load_profile(tiny, dict(gpus=0, workers=0)), tmp_path)
     a, b = read_log(tmp_path)['loss'], read_log(whole)['loss']
-    assert len(a) == len(b) and np.allclose(a[:state['step'] + 2], b[:state['step'] + 2], rtol=1e-2)
+    assert len(a) == len(b) and np.allclose(a[:state['step'] + 2], b[:state['step'] + 2], rtol=1e-3)
 
 
 def test_traceback_of_the_failing_rank_is_what_is_shown(tiny, tmp_path):
