@@ -203,7 +203,7 @@ class Guard(Callback):
         self.best = min(self.best, self.smooth)
         if self.smooth > self.factor * self.best + 1: raise FloatingPointError(f'step {step}: the loss diverged from {self.best:.3g} to {self.smooth:.3g}; the last good checkpoint is kept. Try a smaller lr')
 
-# %% ../nbs/12_training.ipynb #ce289fda
+# %% ../nbs/12_training.ipynb #a3bbcd70
 class StepLog(Callback):
     "A CSV row per step (all terms, learning rate, gradient norm, seconds), and a progress bar on the first rank."
     order = 30
@@ -220,10 +220,12 @@ class StepLog(Callback):
         if self.writer is None: self.writer = csv.DictWriter(self.file, list(row)); self.writer.writeheader()
         self.writer.writerow(row)
     def after_batch(self):
+        terms = torch.stack([t.detach().float() for t in self.learn.pred.values()])
+        if ranks()[1] > 1: dist.all_reduce(terms); terms /= ranks()[1]   # the log is about the whole batch
         if not self.main: return
         now = time.time()
         row = dict(step=self.dls.train.step, lr=self.opt.opt.param_groups[0]['lr'], grad_norm=self.learn.grad_norm, seconds=round(now - self.t, 3)); self.t = now
-        self.write(row | {k: v.item() for k, v in self.learn.pred.items()}); self.file.flush()
+        self.write(row | dict(zip(self.learn.pred, terms.tolist()))); self.file.flush()
         self.bar.update(); self.bar.set_postfix(loss=f'{self.learn.loss.item():.3f}', refresh=False)
     def after_fit(self):
         if self.file: self.bar.close(); self.file.close(); self.file = None
@@ -454,7 +456,7 @@ def train(
     if world > 1: dist.barrier()
     return folder
 
-# %% ../nbs/12_training.ipynb #dc2816f9
+# %% ../nbs/12_training.ipynb #722e45cb
 RESTARTS = 3   # of a group whose rank was killed
 
 def torchrun(p:Profile, run_dir:Path, nodes:int=1, meet:str='') -> list:
@@ -481,7 +483,7 @@ def guard(cmd:list, failure:Path):
     failure.unlink(missing_ok=True)
     for start in range(1, RESTARTS + 2):
         code = run_group(cmd, failure)
-        if failure.exists(): print(said := failure.read_text().strip()); raise RuntimeError(f"a rank of the training failed: {said.splitlines()[-1]}")
+        if failure.exists(): print(said := failure.read_text().strip()); raise RuntimeError(f"the training failed: {said.splitlines()[0]}")
         if code == 0: return
         if start <= RESTARTS: print(f'a process of the training was killed; it is started again, time {start} of {RESTARTS}', flush=True)
     raise RuntimeError(f"training failed (exit code {code}), and was started again {RESTARTS} times: {' '.join(cmd[1:])}")
@@ -495,7 +497,7 @@ def launch(profile:Profile, run_dir:str|Path, nodes:int=1, meet:str='') -> Path:
     guard(torchrun(profile, run, nodes, meet), run/'logs/failure.txt')
     return folder
 
-# %% ../nbs/12_training.ipynb #e5316124
+# %% ../nbs/12_training.ipynb #b23db043
 def lost_peer(e:Exception) -> bool:
     "Whether an exception only says that another rank has gone."
     return isinstance(e, dist.DistError) or any(s in str(e) for s in ('gloo', 'closed by peer', 'reset by peer'))
@@ -512,7 +514,7 @@ def as_rank(profile:Profile, run_dir:str|Path):
         code = 1; traceback.print_exc()
         if not lost_peer(e):
             try:
-                with (Path(run_dir)/'logs/failure.txt').open('x') as f: f.write(f"rank {os.environ['RANK']}: {traceback.format_exc()}")   # the first one stays
+                with (Path(run_dir)/'logs/failure.txt').open('x') as f: f.write(f"rank {os.environ['RANK']}: {type(e).__name__}: {' '.join(str(e).split())}\n{traceback.format_exc()}")   # the first one stays
             except FileExistsError: pass
     sys.stdout.flush(); sys.stderr.flush()
     os._exit(code)   # all is written; tearing gloo's threads down sometimes aborts (torch 2.14)
