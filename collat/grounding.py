@@ -143,7 +143,7 @@ def sliding_scores(
     z = rearrange(model.encode_audio(rearrange(cut, 'b w s -> (b w) s')), '(b w) d -> b w d', b=len(wav))
     return np.stack([at_frames(x, at, times) for x in rearrange(z @ z_t.T, 'b w k -> b k w').cpu().numpy()])
 
-# %% ../nbs/26_grounding.ipynb #678fd280
+# %% ../nbs/26_grounding.ipynb #17c1824a
 def activity(scenes:Scenes, ids, times:np.ndarray) -> np.ndarray: # (b k frames) bool
     "Which class sounds in which frame."
     y = np.zeros((len(ids), len(scenes.classes), len(times)), bool)
@@ -172,7 +172,8 @@ def score_maps(
 
 def concept_mean(values, concept) -> float:
     "Mean over concepts of the mean over a concept's events."
-    return float(pd.Series(np.asarray(values, float)).groupby(np.asarray(concept)).mean().mean())
+    which = np.unique(np.asarray(concept), return_inverse=True)[1]
+    return float((np.bincount(which, np.asarray(values, float)) / np.bincount(which)).mean())
 
 def number_rows(d:pd.DataFrame, n_boot:int, **more) -> list: # of dicts
     "The three scores with intervals over clips: all events, and those of scenes."
@@ -180,10 +181,10 @@ def number_rows(d:pd.DataFrame, n_boot:int, **more) -> list: # of dicts
     for clips, part in (('all', d), ('scenes', d[d.events > 1])):
         for metric in ('frame AP', 'pointing', 'sounding AP'):
             x = part.dropna(subset=[metric])
-            if x.clip.nunique() < 2: continue
+            if x['clip'].nunique() < 2: continue
             args = x[metric].to_numpy(), x.concept.to_numpy()
-            lo, hi = bootstrap_ci(concept_mean, *args, n_boot=n_boot, groups=x.clip.to_numpy())
-            out.append(dict(clips=clips, metric=metric, value=concept_mean(*args), lo=lo, hi=hi, n=len(x), concepts=int(x.concept.nunique()), scenes=int(x.clip.nunique()), **more))
+            lo, hi = bootstrap_ci(concept_mean, *args, n_boot=n_boot, groups=x['clip'].to_numpy())
+            out.append(dict(clips=clips, metric=metric, value=concept_mean(*args), lo=lo, hi=hi, n=len(x), concepts=int(x.concept.nunique()), scenes=int(x['clip'].nunique()), **more))
     return out
 
 # %% ../nbs/26_grounding.ipynb #51976960
@@ -269,7 +270,7 @@ def event_scores(model:CoLLAT, data:tuple, classes:list, method:str, window:floa
                        'chance': np.random.default_rng(0).random((len(pairs), len(times)))}
     return {k: score_maps(x, y, pairs) for k, x in out.items()}
 
-# %% ../nbs/26_grounding.ipynb #6423482c
+# %% ../nbs/26_grounding.ipynb #744d72c8
 VARIANTS = {'all losses': 'all_losses', 'without cross-token loss': '−_cross-token'} # folders of notebook 30
 
 def variant_rows(run:Path, p:Profile, data:tuple, classes:list, method:str) -> tuple: # rows, reasons of the missing
@@ -310,7 +311,7 @@ def ground(model:CoLLAT, p:Profile, run:Path, purpose:str) -> tuple: # results, 
     scores = event_scores(model, data, scenes.classes, method, window)
     rows = [r for k, d in scores.items() for r in number_rows(d, p.n_boot, method=k, steps=p.steps)]
     g, s = (scores[k] for k in ('grounding', 'sliding window'))
-    diff = {m: paired_bootstrap(concept_mean, g[m], s[m], g.concept, n_boot=p.n_boot, groups=g.clip) for m in ('frame AP', 'pointing')}
+    diff = {m: paired_bootstrap(concept_mean, g[m], s[m], g.concept, n_boot=p.n_boot, groups=g['clip']) for m in ('frame AP', 'pointing')}
     more, missing = variant_rows(run, p, data, scenes.classes, method)
     per = {k: {scenes.classes[c]: dict(frame_ap=float(x['frame AP'].mean()), pointing=float(x.pointing.mean()), n=len(x)) for c, x in d.groupby('concept')} for k, d in (('grounding', g), ('sliding window', s))}
     return dict(method=method, window=window, valid=table, rows=rows + more, missing=missing, difference=diff, per_concept=per,
