@@ -113,7 +113,7 @@ class TrainFields:
     main_seeds: int = doc(1, 'training seeds of the main model that are evaluated; the first is the main model itself')
     n_boot: int = doc(1_000, 'bootstrap resamples of a confidence interval')
 
-# %% ../nbs/00_config.ipynb #19e515db
+# %% ../nbs/00_config.ipynb #2b8f499f
 @dataclass(frozen=True)
 class EvaluationFields:
     "Baselines and evaluations."
@@ -128,7 +128,7 @@ class EvaluationFields:
     caption_features: str = doc('states', 'what a captioner reads: audio | tokens | states (`CoLLAT.token_features`)')
     caption_beams: int = doc(4, 'beams of the caption search')
     grounding_scenes: int = doc(200, 'test scenes on which grounding is scored (notebook 26); half as many of valid for its choices')
-    words_scenes: int = doc(300, 'scenes of a split that are read as words, and of valid for the choice of a reading (notebook 27)')
+    words_scenes: int = doc(200, 'scenes of a split that are read as words, and of valid for the choice of a reading (notebook 27)')
     compose_cases: int = doc(120, 'cases of the composition test (notebook 27)')
 
 @dataclass(frozen=True)
