@@ -146,7 +146,7 @@ class EvaluationFields:
     reader_steps: int = doc(400, 'training steps of the classifier that looks at the pictures')
     image_scenes: int = doc(240, 'test scenes that are painted, a third each with one, two and three sounds')
     grounding_scenes: int = doc(200, 'test scenes on which grounding is scored (notebook 26); half as many of valid for its choices')
-    words_scenes: int = doc(300, 'scenes of a split that are read as words, and of valid for the choice of a reading (notebook 27)')
+    words_scenes: int = doc(200, 'scenes of a split that are read as words, and of valid for the choice of a reading (notebook 27)')
     compose_cases: int = doc(120, 'cases of the composition test (notebook 27)')
 
 @dataclass(frozen=True)

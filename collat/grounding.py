@@ -73,7 +73,7 @@ def unit_range(x:Tensor) -> Tensor: # (b ...)
     shape = (-1,) + (1,) * (x.ndim - 1)
     return (x - lo.view(shape)) / (hi - lo).clamp(min=1e-12).view(shape)
 
-# %% ../nbs/26_grounding.ipynb #04bd2c53
+# %% ../nbs/26_grounding.ipynb #06fda0e0
 def to_grid(ast:AST, spec:Tensor, x:Tensor) -> Tensor: # (b t f), (... m) -> (... f' t')
     "Relevance of tokens on the grid of patches; the two extra tokens are left out."
     columns = (spec.shape[1] - ast.patch) // ast.stride + 1
@@ -87,6 +87,7 @@ def token_maps(model:CoLLAT, wav:Tensor) -> Tensor: # (b s) -> (b n f' t')
         cross = model.interaction(h_a, return_attn=True)[1]['attn']
         return to_grid(model.audio, spec, rollout(own, cross))
 
+# %% ../nbs/26_grounding.ipynb #f9380d67
 def concept_maps(
     model:CoLLAT,
     wav:Tensor, # (b s)
@@ -143,7 +144,7 @@ def sliding_scores(
     z = rearrange(model.encode_audio(rearrange(cut, 'b w s -> (b w) s')), '(b w) d -> b w d', b=len(wav))
     return np.stack([at_frames(x, at, times) for x in rearrange(z @ z_t.T, 'b w k -> b k w').cpu().numpy()])
 
-# %% ../nbs/26_grounding.ipynb #678fd280
+# %% ../nbs/26_grounding.ipynb #59ef6844
 def activity(scenes:Scenes, ids, times:np.ndarray) -> np.ndarray: # (b k frames) bool
     "Which class sounds in which frame."
     y = np.zeros((len(ids), len(scenes.classes), len(times)), bool)
@@ -172,21 +173,23 @@ def score_maps(
 
 def concept_mean(values, concept) -> float:
     "Mean over concepts of the mean over a concept's events."
-    return float(pd.Series(np.asarray(values, float)).groupby(np.asarray(concept)).mean().mean())
+    which = np.unique(np.asarray(concept), return_inverse=True)[1]
+    return float((np.bincount(which, np.asarray(values, float)) / np.bincount(which)).mean())
 
+# %% ../nbs/26_grounding.ipynb #65007001
 def number_rows(d:pd.DataFrame, n_boot:int, **more) -> list: # of dicts
     "The three scores with intervals over clips: all events, and those of scenes."
     out = []
     for clips, part in (('all', d), ('scenes', d[d.events > 1])):
         for metric in ('frame AP', 'pointing', 'sounding AP'):
             x = part.dropna(subset=[metric])
-            if x.clip.nunique() < 2: continue
+            if x['clip'].nunique() < 2: continue
             args = x[metric].to_numpy(), x.concept.to_numpy()
-            lo, hi = bootstrap_ci(concept_mean, *args, n_boot=n_boot, groups=x.clip.to_numpy())
-            out.append(dict(clips=clips, metric=metric, value=concept_mean(*args), lo=lo, hi=hi, n=len(x), concepts=int(x.concept.nunique()), scenes=int(x.clip.nunique()), **more))
+            lo, hi = bootstrap_ci(concept_mean, *args, n_boot=n_boot, groups=x['clip'].to_numpy())
+            out.append(dict(clips=clips, metric=metric, value=concept_mean(*args), lo=lo, hi=hi, n=len(x), concepts=int(x.concept.nunique()), scenes=int(x['clip'].nunique()), **more))
     return out
 
-# %% ../nbs/26_grounding.ipynb #51976960
+# %% ../nbs/26_grounding.ipynb #96ae1119
 def softmax_scores(model:CoLLAT, cosines:np.ndarray, axis:int=1) -> np.ndarray:
     "Cosines as probabilities under the learned temperature."
     x = torch.as_tensor(cosines) * model.logit_scale.detach().cpu().exp().clamp(max=100)
@@ -210,6 +213,7 @@ def event_f1(s:np.ndarray, truth:pd.DataFrame, names:list, classes:list, seconds
         per = e.compute_macro_f_score(d)[1]
     return float(np.nan_to_num([per[c] for c in heard]).mean())
 
+# %% ../nbs/26_grounding.ipynb #50124da7
 def frame_map(s:np.ndarray, y:np.ndarray) -> float: # (b k frames) each
     "Macro AP over all frames of all clips."
     flat = lambda x: rearrange(x, 'b k t -> (b t) k')
@@ -246,7 +250,7 @@ def detection_scores(model:CoLLAT, wav:Tensor, z_t:Tensor, times:np.ndarray, met
     for (i, c), m in zip(pairs, unit_range(torch.as_tensor(maps)).numpy()): out[i, c] = prob[i, c] * (rest + m)
     return out
 
-# %% ../nbs/26_grounding.ipynb #37608670
+# %% ../nbs/26_grounding.ipynb #f6603364
 WINDOWS_S = (.4, .6, 1.)
 
 def choose(model:CoLLAT, scenes:Scenes, n:int) -> tuple: # best method, best window (s), table
@@ -260,6 +264,7 @@ def choose(model:CoLLAT, scenes:Scenes, n:int) -> tuple: # best method, best win
     best = lambda ks: max(ks, key=lambda k: table[str(k)]['frame AP'])
     return best(METHODS), best(WINDOWS_S), table
 
+# %% ../nbs/26_grounding.ipynb #546e2d0f
 def event_scores(model:CoLLAT, data:tuple, classes:list, method:str, window:float|None=None) -> dict: # name -> DataFrame
     "Grounding, and where a window is given the comparisons, on the same events."
     (wav, y, times), z_t = data, prompts_of(model, classes)
@@ -269,7 +274,7 @@ def event_scores(model:CoLLAT, data:tuple, classes:list, method:str, window:floa
                        'chance': np.random.default_rng(0).random((len(pairs), len(times)))}
     return {k: score_maps(x, y, pairs) for k, x in out.items()}
 
-# %% ../nbs/26_grounding.ipynb #6423482c
+# %% ../nbs/26_grounding.ipynb #fc1a8d22
 VARIANTS = {'all losses': 'all_losses', 'without cross-token loss': '−_cross-token'} # folders of notebook 30
 
 def variant_rows(run:Path, p:Profile, data:tuple, classes:list, method:str) -> tuple: # rows, reasons of the missing
@@ -282,6 +287,7 @@ def variant_rows(run:Path, p:Profile, data:tuple, classes:list, method:str) -> t
         rows += number_rows(d, p.n_boot, method=f'grounding, {name}', steps=p.ablation_steps)
     return rows, missing
 
+# %% ../nbs/26_grounding.ipynb #2fc2864c
 def all_detections(model:CoLLAT, data:tuple, classes:list, method:str, window:float) -> dict: # name -> (b k frames)
     "Frame scores of grounding, of the sliding window, and of the clip's answer spread evenly."
     (wav, _, times), z_t = data, prompts_of(model, classes)
@@ -289,6 +295,7 @@ def all_detections(model:CoLLAT, data:tuple, classes:list, method:str, window:fl
     return {'grounding': detection_scores(model, wav, z_t, times, method), 'sliding window': softmax_scores(model, sliding_scores(model, wav, z_t, times, window)),
             'clip, evenly': np.repeat(clip[:, :, None], len(times), 2)}
 
+# %% ../nbs/26_grounding.ipynb #55be749b
 QUANTILES = (.97, .98, .985, .99, .995)
 
 def detection_rows(model:CoLLAT, valid:Scenes, test:Scenes, n:int, method:str, window:float) -> list: # of dicts
@@ -302,6 +309,7 @@ def detection_rows(model:CoLLAT, valid:Scenes, test:Scenes, n:int, method:str, w
             else: out.append(dict(method=k, frame_map=frame_map(s, data[1]), event_f1=f1(s, best[k]), threshold=float(best[k]), scenes=len(names)))
     return out
 
+# %% ../nbs/26_grounding.ipynb #49b40728
 def ground(model:CoLLAT, p:Profile, run:Path, purpose:str) -> tuple: # results, test scenes
     "Everything that the report shows; choices on `valid`, numbers on `test`."
     valid = Scenes(run/'data', 'valid', p)
@@ -310,13 +318,13 @@ def ground(model:CoLLAT, p:Profile, run:Path, purpose:str) -> tuple: # results, 
     scores = event_scores(model, data, scenes.classes, method, window)
     rows = [r for k, d in scores.items() for r in number_rows(d, p.n_boot, method=k, steps=p.steps)]
     g, s = (scores[k] for k in ('grounding', 'sliding window'))
-    diff = {m: paired_bootstrap(concept_mean, g[m], s[m], g.concept, n_boot=p.n_boot, groups=g.clip) for m in ('frame AP', 'pointing')}
+    diff = {m: paired_bootstrap(concept_mean, g[m], s[m], g.concept, n_boot=p.n_boot, groups=g['clip']) for m in ('frame AP', 'pointing')}
     more, missing = variant_rows(run, p, data, scenes.classes, method)
     per = {k: {scenes.classes[c]: dict(frame_ap=float(x['frame AP'].mean()), pointing=float(x.pointing.mean()), n=len(x)) for c, x in d.groupby('concept')} for k, d in (('grounding', g), ('sliding window', s))}
     return dict(method=method, window=window, valid=table, rows=rows + more, missing=missing, difference=diff, per_concept=per,
                 detection=detection_rows(model, valid, scenes, p.grounding_scenes, method, window), template=p.template, frames=FRAMES), scenes
 
-# %% ../nbs/26_grounding.ipynb #24dca662
+# %% ../nbs/26_grounding.ipynb #8f59d8dd
 def overlay(ax, spec:Tensor, grid:Tensor|None, p:Profile, title:str): # (t f), (f' t') or None
     "A spectrogram, and a map over it."
     seconds = len(spec) * p.hop_ms / 1000
@@ -324,6 +332,7 @@ def overlay(ax, spec:Tensor, grid:Tensor|None, p:Profile, title:str): # (t f), (
     if grid is not None: ax.imshow(unit_range(grid[None].cpu())[0], origin='lower', aspect='auto', cmap='viridis', alpha=.6, interpolation='bilinear', extent=(0, seconds, 0, p.n_mels))
     ax.set_title(title, fontsize=9); ax.set(xlim=(0, seconds), ylim=(0, p.n_mels))
 
+# %% ../nbs/26_grounding.ipynb #dc1366f7
 def draw_grounding(model:CoLLAT, wav:Tensor, concepts:list, method:str, names=(), events=(), n_tokens:int=3): # (s,) -> Figure
     "Sound, concept maps and token maps above each other; `events` (04_scenes) as bars where they are known."
     import matplotlib.pyplot as plt, seaborn as sns

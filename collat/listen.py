@@ -73,7 +73,7 @@ def top(scores:Tensor, names:list, k:int) -> list: # (n,) -> [{'label', 'score'}
     best = scores.topk(min(k, len(names)))
     return [dict(label=names[i], score=round(float(v), 4)) for v, i in zip(best.values, best.indices)]
 
-# %% ../nbs/29_listen.ipynb #e03e8973
+# %% ../nbs/29_listen.ipynb #c6655753
 def classifier(model:CoLLAT, labels=None, k:int=3, **_):
     "Zero-shot labels of each sound."
     names = known_labels(model, labels); z_t = prompts_of(model, names)
@@ -87,6 +87,7 @@ def reader(model:CoLLAT, labels=None, k:int=3, **_):
         return dict(concepts=[dict(word=w, score=round(s, 4)) for w, s in heard.concepts], tokens=[[dict(word=w, score=round(s, 4)) for w, s in t] for t in heard.tokens])
     return lambda wavs: [read(w) for w in wavs]
 
+# %% ../nbs/29_listen.ipynb #44377e09
 def captioner(model:CoLLAT, labels=None, k:int=3, **_):
     "A sentence for each sound: the training template over the labels that stand out (a trained captioner is notebook 23's)."
     from collat.scenes import in_a_row, noun_phrase

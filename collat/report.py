@@ -113,7 +113,7 @@ def seeds_table(main:list) -> str: # `main`: rows of the main model under severa
     rows = [[SPLIT_NAMES[s], m, f'noise {n:g}' if n else 'clean', mean_spread([r for r in main if (r['split'], r['metric'], r['noise']) == (s, m, n)], 'value')] for s, m, n in keys]
     return markdown_table(rows, ['sound', 'metric', 'view', f"mean (range) over {len({r['seed'] for r in main})} seeds"])
 
-# %% ../nbs/50_report.ipynb #c1ca3a47
+# %% ../nbs/50_report.ipynb #0d6fb25e
 def grounding_table(g:dict) -> str: # `g`: results of notebook 26
     "Frame AP, pointing accuracy and AP among sounding frames, of events and of events in scenes."
     names = list(dict.fromkeys((r['method'], r['steps']) for r in g['rows']))
@@ -141,7 +141,7 @@ def beyond(run:Path) -> list: # parts of the page
     if g:
         g = g['results']; d = g['difference']['frame AP']
         out += ['## Grounding', f"Chosen on `valid`: {g['method']}, window {g['window']:g} s. Grounding minus sliding window, frame AP: {d['difference']:+.3f} [{d['lo']:+.3f}, {d['hi']:+.3f}].", grounding_table(g),
-                'Zero-shot detection, all classes:', markdown_table([[r['method'], r['frame_map'], r['psds'], r['scenes']] for r in g['detection']], ['method', 'frame mAP', 'PSDS', 'scenes']), '![Grounding](grounding.png)']
+                'Zero-shot detection, all classes:', markdown_table([[r['method'], r['frame_map'], r['event_f1'], r['scenes']] for r in g['detection']], ['method', 'frame mAP', 'event F1', 'scenes']), '![Grounding](grounding.png)']
     return out
 
 # %% ../nbs/50_report.ipynb #c234a058
