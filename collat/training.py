@@ -167,7 +167,9 @@ class MuonAdamW:
     def __init__(self, groups:list, betas=(.9, .98), fused:bool=False):
         hidden = lambda p: p.ndim == 2 and min(p.shape) >= 32
         take = lambda keep: [g | dict(params=ps) for g in groups if (ps := [p for p in g['params'] if keep(p)])]
-        self.parts = [torch.optim.AdamW(take(lambda p: not hidden(p)), lr=1., betas=betas, fused=fused or None), torch.optim.Muon(take(hidden), lr=1., adjust_lr_fn='match_rms_adamw')]
+        rest, matrices = take(lambda p: not hidden(p)), take(hidden)
+        self.parts = [torch.optim.AdamW(rest, lr=1., betas=betas, fused=fused or None)] if rest else []
+        if matrices: self.parts.append(torch.optim.Muon(matrices, lr=1., adjust_lr_fn='match_rms_adamw'))
     @property
     def param_groups(self): return [g for o in self.parts for g in o.param_groups]
     def step(self): [o.step() for o in self.parts]
