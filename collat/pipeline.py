@@ -418,6 +418,7 @@ def prepare_training(run:Run):
         if reasons(run, stage): prepare(run, stage, fingerprint(run, stage))
         _write(run.run_dir/'logs/profile.json', dataclasses.asdict(run.profile))
 
+# %% ../nbs/51_pipeline.ipynb #c4f3c2a9
 SLURM = """#!/bin/bash
 #SBATCH --job-name=collat-{name}
 #SBATCH --nodes={nodes}
@@ -451,6 +452,7 @@ step srun --kill-on-bad-exit=1 {python} -m collat.training --profile {run}/logs/
 step {collat} run {args}
 """
 
+# %% ../nbs/51_pipeline.ipynb #003c0a0d
 def slurm_script(run:Run, nodes:int=1) -> str:
     "A script for sbatch that does the whole run."
     names, q = [s.notebook for s in run.stages], lambda x: shlex.quote(str(x))

@@ -260,6 +260,7 @@ def read_checkpoint(path) -> dict|None:
             trouble.append(f'{f} cannot be read ({str(e).splitlines()[0]})'); print(f'{trouble[-1]}; the one before is tried')
     if trouble: raise OSError(f"{'; '.join(trouble)}. Remove what is damaged to start anew")
 
+# %% ../nbs/12_training.ipynb #94e31253
 def load_checkpoint(path, model, opt, profile:Profile) -> dict|None: # data and valid; None when there is no checkpoint
     "Restore a checkpoint in place. Raises ValueError when it belongs to another profile."
     if (body := read_checkpoint(path)) is None: return None
