@@ -39,7 +39,7 @@ def cmd_eval(args) -> int:
     print(json.dumps(results, indent=1, ensure_ascii=False))
     return 0
 
-# %% ../nbs/52_cli.ipynb #a74f7112
+# %% ../nbs/52_cli.ipynb #5053b965
 def cmd_data(args) -> int:
     "Says which data sets are there (`check`), fetches one (`get NAME`), or packs the clips that are trained on into shards (`shard NAME --out DIR`)."
     from collat.datasets import data_check, data_get
@@ -47,7 +47,7 @@ def cmd_data(args) -> int:
     if args.action == 'shard':
         from collat.streaming import shard
         if not args.out: raise ValueError('`collat data shard NAME --out DIR`: the folder of the shards is missing')
-        print(json.dumps(shard(args.name, args.out, args.root, part=args.part, workers=args.workers), indent=1, ensure_ascii=False))
+        print(json.dumps(shard(args.name, args.out, args.root, tuple(args.splits.split(',')) if args.splits else None, part=args.part, workers=args.workers), indent=1, ensure_ascii=False))
         return 0
     print(data_check(args.root) if args.action == 'check' else data_get(args.name, args.root))
     return 0
@@ -116,7 +116,7 @@ def _questions(command):
         add('--quiet', action='store_true', help='no progress bar')
         if name == 'ground': add('--method', help='attention map, see 26_grounding')
 
-# %% ../nbs/52_cli.ipynb #5eef85c1
+# %% ../nbs/52_cli.ipynb #a31c0909
 def make_parser() -> argparse.ArgumentParser:
     "Sub-commands and their options."
     top = argparse.ArgumentParser(prog='collat', description='CoLLAT: sound as token embeddings of a locked, pretrained text encoder.')
@@ -140,6 +140,7 @@ def make_parser() -> argparse.ArgumentParser:
     _questions(command)
     return top
 
+# %% ../nbs/52_cli.ipynb #928252b8
 def _others(command):
     add = command('eval', cmd_eval, '--checkpoint P --data NAME|CSV [--task T] [--protocol P] [--root D] [--out JSON]')
     add('--checkpoint', required=True, help='folder of a trained model, or the name of a published one (13_baselines)')
@@ -152,6 +153,7 @@ def _others(command):
     add('action', choices=('check', 'get', 'shard'))
     add('name', nargs='?', help='data set; for shard also a table (*.csv)')
     add('--out', help='folder of the shards')
+    add('--splits', help='official splits, comma-separated (default: those that are trained on)')
     add('--part', default='1/1', help='i/n: this machine makes every n-th shard (default: 1/1)')
     add('--workers', type=int, default=-1, help='processes that make shards (default: one for each core)')
     add('--root', default='data', help='where the data sets lie (default: data)')

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-# %% ../nbs/00_config.ipynb #63bea52d
+# %% ../nbs/00_config.ipynb #7d0ecb2c
 def doc(default, text): return field(default=default, metadata={'doc': text})
 
 @dataclass(frozen=True)
 class SoundFields:
     "What is heard."
-    data: str = doc('scenes', 'training sound: `scenes` (rendered, notebook 04)')
+    data: str = doc('scenes', 'training sound: `scenes` (rendered, notebook 04), a data set of notebook 05 (fsd50k, audioset), or a table *.csv')
     sample_rate: int = doc(16_000, 'samples per second')
     clip_seconds: float = doc(3., 'length of a training clip, s')
     n_mels: int = doc(64, 'mel bins f of the spectrogram; 128 in the paper')
@@ -121,7 +121,7 @@ class TrainFields:
     main_seeds: int = doc(1, 'training seeds of the main model that are evaluated; the first is the main model itself')
     n_boot: int = doc(1_000, 'bootstrap resamples of a confidence interval')
 
-# %% ../nbs/00_config.ipynb #c26e2bcb
+# %% ../nbs/00_config.ipynb #4cfde0d1
 @dataclass(frozen=True)
 class EvaluationFields:
     "Baselines and evaluations."
@@ -154,7 +154,7 @@ class Profile(EvaluationFields, TrainFields, LossFields, ModelFields, SceneField
     "Everything that an experiment depends on."
     name: str = doc('mini', 'name of the profile')
 
-# %% ../nbs/00_config.ipynb #c6945a5d
+# %% ../nbs/00_config.ipynb #fbd6ed01
 _smoke = dict(clip_seconds=2., phrases=6, phrases_eval=4, n_train=96, n_valid=32, n_test=32, n_classes=8, d_audio=32, depth_audio=1, heads_audio=2,
               n_tokens=16, depth_interaction=2, width_interaction=32, heads_interaction=2, pretrain_steps=6, pretrain_batch=16, steps=6, batch=16,
               warmup=2, eval_every=3, checkpoint_every=2, ablation_steps=2, n_boot=50, freq_mask=4, time_mask=10,
@@ -163,13 +163,13 @@ _smoke = dict(clip_seconds=2., phrases=6, phrases_eval=4, n_train=96, n_valid=32
               grounding_scenes=16, words_scenes=12, compose_cases=12)
 _large = dict(n_mels=128, stride=10, d_audio=768, depth_audio=12, heads_audio=12, stem='patch', clip_seconds=10., norm_mean=-4.2677393, norm_std=4.5689974,
               freq_mask=48, time_mask=192, n_tokens=75, pad_id=49407, width_interaction=768, heads_interaction=12, depth_interaction=8, audio_weights='hf:MIT/ast-finetuned-audioset-10-10-0.4593', lr=1e-4, lr_audio=1e-5, batch=256,
-              warmup=1_000, optimizer='adamw', checkpoint_every=500, eval_every=2_000, pretrain_steps=0, n_valid=2_000, workers=4)
+              warmup=1_000, optimizer='adamw', checkpoint_every=500, eval_every=2_000, pretrain_steps=0, n_valid=2_000, workers=4, micro_batch=32)
 PROFILES = dict(
     mini={}, smoke=_smoke,
     mini_long=dict(main_seeds=3, ablation_seeds=3, ablation_groups='losses,lambdas,paper_losses,form,targets', baseline_steps=300, baseline_seeds=2, n_test=1_200,
                    compare_scenes=3_000, caption_scenes=4_000, caption_steps=1_200),
     smoke_clip=_smoke | dict(text_encoder='open_clip:tiny-quickgelu', pad_id=49407, n_tokens=20),
-    small=_large | dict(data='fsd50k', text_encoder='open_clip:ViT-B-32/openai', steps=20_000, width_interaction=512, heads_interaction=8),
+    small=_large | dict(data='fsd50k', text_encoder='open_clip:ViT-B-32/openai', steps=5_000, micro_batch=8, width_interaction=512, heads_interaction=8),
     paper=_large | dict(data='audioset', text_encoder='open_clip:ViT-L-14/openai', lambda_global=.1, steps=24_000))
 
 # %% ../nbs/00_config.ipynb #5a17acc8
@@ -212,7 +212,7 @@ def _from_file(path):
     base = values.pop('base', 'mini')
     return dataclasses.asdict(load_profile(base)) | {'name': path.stem} | values
 
-# %% ../nbs/00_config.ipynb #a1a3d77a
+# %% ../nbs/00_config.ipynb #20fe51d8
 REQUEUE = 75 # EX_TEMPFAIL of sysexits.h
 
 class Preempted(RuntimeError):
@@ -233,7 +233,7 @@ def asked_to_stop(tell=None): # called when it happens
 def atomic_path(path:str|Path):
     "A temporary path beside `path` that is renamed to `path` when the block ends well, and removed when it does not."
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f'.{os.getpid()}.{path.name}')
+    tmp = path.with_name(f'.{platform.node()}.{os.getpid()}.{path.name}')
     try:
         yield tmp
         os.replace(tmp, path)

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['STAGES', 'SUMMARY', 'UNCOUNTED', 'PARAMETERS', 'SLURM', 'Stage', 'stages_for', 'syntax_tree', 'code_digest',
            'imported_modules', 'names_in', 'Code', 'notebook_code', 'used_parameters', 'file_digest', 'Run', 'open_run',
-           'check_gpus', 'fingerprint', 'missing', 'reasons', 'plan', 'select_stages', 'locked', 'stop_leftovers',
-           'StageError', 'check_parameters', 'kernel_class', 'Live', 'live_engine', 'execute', 'failure', 'prepare',
-           'run_stage', 'end_children', 'run_pipeline', 'prepare_training', 'slurm_script', 'minutes', 'seconds_of',
-           'to_come', 'summary']
+           'check_gpus', 'whole_path', 'fingerprint', 'missing', 'reasons', 'plan', 'select_stages', 'locked',
+           'stop_leftovers', 'StageError', 'check_parameters', 'kernel_class', 'Live', 'live_engine', 'execute',
+           'failure', 'prepare', 'run_stage', 'end_children', 'run_pipeline', 'prepare_training', 'slurm_script',
+           'minutes', 'seconds_of', 'to_come', 'summary']
 
 # %% ../nbs/51_pipeline.ipynb #14992feb
 import ast, dataclasses, fcntl, hashlib, json, logging, os, re, shlex, shutil, socket, sys, time
@@ -28,7 +28,7 @@ class Stage:
     work: tuple[str, ...] = () # unfinished work that an interrupted stage resumes from
     extra: bool = False # runs only when it is named: `--stages benchmarks`
 
-# %% ../nbs/51_pipeline.ipynb #90dfdd2d
+# %% ../nbs/51_pipeline.ipynb #8c4a3568
 _MODEL = 'checkpoints/model/model.safetensors'
 _REPORTED = 'scenes training zero_shot ablations datasets baselines linear_probe retrieval captioning text_retention image_generation grounding words'.split()
 STAGES = (
@@ -53,6 +53,7 @@ _SHARDED = (
     Stage('06_streaming', (), ('results/shards.json',)),
     Stage('12_training', ('results/shards.json',), STAGES[1].outputs, STAGES[1].work),
     Stage('28_public_sets', (_MODEL,), ('results/public_sets.json',), work=('public/*',)),
+    STAGES[-1],
 )
 SUMMARY = 'results/run.json' # written by the pipeline itself, read by no stage
 
@@ -124,8 +125,8 @@ def notebook_code(
     digests = {k: hashlib.sha256(''.join(map(ast.dump, ts)).encode()).hexdigest()[:16] for k, ts in trees.items()}
     return Code(digests, frozenset().union(*(names_in(t) for ts in trees.values() for t in ts)))
 
-# %% ../nbs/51_pipeline.ipynb #4ff65fac
-UNCOUNTED = {'name', 'gpus', 'data_root', 'shards', 'workers', 'prefetch'} # shards are compared by content
+# %% ../nbs/51_pipeline.ipynb #2bc5a4b7
+UNCOUNTED = {'name', 'gpus', 'data_root', 'shards', 'workers', 'prefetch', 'checkpoint_every'} # shards are compared by content
 
 def used_parameters(profile:Profile, names:frozenset) -> dict:
     "The fields of `profile` that code with these identifiers can depend on."
@@ -168,7 +169,7 @@ class Run:
     def files(self, globs) -> list[Path]: return sorted({f for g in globs for f in self.run_dir.glob(g) if f.is_file()})
     def short(self, path) -> str: return str(path.relative_to(self.run_dir))
 
-# %% ../nbs/51_pipeline.ipynb #59fa2404
+# %% ../nbs/51_pipeline.ipynb #37837c93
 def open_run(
     profile:str|Path='mini', # name or file
     overrides:dict|list|None=None, # changed fields, as in `load_profile`
@@ -184,6 +185,7 @@ def open_run(
     if here: check_gpus(p.gpus)
     if p.data != 'scenes': p = dataclasses.replace(p, data_root=str(Path(p.data_root).resolve()), data=str(Path(p.data).resolve()) if p.data.endswith('.csv') else p.data)
     if p.shards and '://' not in p.shards: p = dataclasses.replace(p, shards=str(Path(p.shards).resolve()))
+    p = dataclasses.replace(p, audio_weights=whole_path(p.audio_weights), text_encoder=whole_path(p.text_encoder))
     changed = {f.name: getattr(p, f.name) for f in dataclasses.fields(p) if getattr(p, f.name) != getattr(load_profile(profile), f.name)}
     package = Path(package or Path(sys.modules['collat'].__file__).parent).resolve()
     nbs, run_dir = Path(nbs or package.parent/'nbs').resolve(), Path(run_dir or Path('runs')/p.name).resolve()
@@ -194,7 +196,7 @@ def open_run(
     r.hashes = _json(f) if (f := run_dir/'stages'/'hashes.json').exists() else {}
     return r
 
-# %% ../nbs/51_pipeline.ipynb #773c41cf
+# %% ../nbs/51_pipeline.ipynb #9973c8a4
 def check_gpus(n:int):
     "Raises ValueError when the machine has fewer than `n` GPUs, or, without any, cores."
     if n < 0: raise ValueError(f'gpus={n}: a number from 0 up is accepted')
@@ -202,6 +204,13 @@ def check_gpus(n:int):
     import torch
     gpus, cores = torch.cuda.device_count(), os.cpu_count()
     if n > (gpus or cores): raise ValueError(f"gpus={n}: this machine has {gpus or f'none, and {cores} cores'} (gpus=0 runs on whatever there is)")
+
+def whole_path(name:str) -> str:
+    "Weights named as `KIND:FILE`, `KIND:MODEL/FILE` or `FILE.pth`, the path made whole, since the notebooks run in their own folder; what is no file here stays."
+    kind, colon, rest = name.rpartition(':')
+    model, _, file = rest.partition('/')
+    if (kind or rest.endswith('.pth')) and Path(rest).exists(): return f'{kind}{colon}{Path(rest).resolve()}'
+    return f'{kind}{colon}{model}/{Path(file).resolve()}' if kind and Path(file).is_file() else name
 
 # %% ../nbs/51_pipeline.ipynb #79193e39
 def fingerprint(run:Run, stage:Stage) -> dict:
@@ -409,7 +418,7 @@ def run_pipeline(
         if ran: write_results(run.run_dir/SUMMARY, summary(run, ran), run.profile, started)
     return ran
 
-# %% ../nbs/51_pipeline.ipynb #c6edc0cb
+# %% ../nbs/51_pipeline.ipynb #63648863
 def prepare_training(run:Run):
     "Makes the run folder ready for `python -m collat.training`. Raises ValueError when an input is missing."
     stage = next(s for s in run.stages if s.notebook == '12_training')
@@ -418,7 +427,7 @@ def prepare_training(run:Run):
         if reasons(run, stage): prepare(run, stage, fingerprint(run, stage))
         _write(run.run_dir/'logs/profile.json', dataclasses.asdict(run.profile))
 
-# %% ../nbs/51_pipeline.ipynb #c4f3c2a9
+# %% ../nbs/51_pipeline.ipynb #2d53ad7a
 SLURM = """#!/bin/bash
 #SBATCH --job-name=collat-{name}
 #SBATCH --nodes={nodes}
@@ -429,7 +438,7 @@ SLURM = """#!/bin/bash
 #SBATCH --signal=B:TERM@300
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output={log}
+#SBATCH --output=collat-%j.log
 # add what your cluster asks for (account, partition), then: sbatch THIS_FILE
 cd {cwd}
 
@@ -452,13 +461,13 @@ step srun --kill-on-bad-exit=1 {python} -m collat.training --profile {run}/logs/
 step {collat} run {args}
 """
 
-# %% ../nbs/51_pipeline.ipynb #003c0a0d
+# %% ../nbs/51_pipeline.ipynb #54ad67ee
 def slurm_script(run:Run, nodes:int=1) -> str:
     "A script for sbatch that does the whole run."
     names, q = [s.notebook for s in run.stages], lambda x: shlex.quote(str(x))
     args = ['--profile', run.profile_arg, '--run-dir', run.run_dir, *(f'{k}={v}' for k, v in run.overrides.items())]
     gpus = max(1, run.profile.gpus)
-    return SLURM.format(name=run.profile.name, nodes=nodes, gpus=gpus, cpus=gpus * (2 + run.profile.workers), log=q(run.run_dir/'slurm-%j.log'), cwd=q(Path.cwd()), run=q(run.run_dir),
+    return SLURM.format(name=run.profile.name, nodes=nodes, gpus=gpus, cpus=gpus * (2 + run.profile.workers), cwd=q(Path.cwd()), run=q(run.run_dir),
                         collat=q(Path(sys.executable).with_name('collat')), python=q(sys.executable), args=' '.join(map(q, args)), first=','.join(names[:names.index('12_training')]))
 
 # %% ../nbs/51_pipeline.ipynb #926f5a31

@@ -161,7 +161,7 @@ def param_groups(groups:list, weight_decay:float) -> list: # [(module or paramet
             if ps: out.append(dict(params=ps, lr=lr, initial_lr=lr, weight_decay=wd))
     return out
 
-# %% ../nbs/12_training.ipynb #a9e428d5
+# %% ../nbs/12_training.ipynb #a798fbf3
 class MuonAdamW:
     "Muon for matrices of at least 32 x 32, AdamW for all else, behind the face of one optimiser."
     def __init__(self, groups:list, betas=(.9, .98), fused:bool=False):
@@ -192,7 +192,7 @@ class Schedule(Callback):
     def before_step(self):
         self.learn.grad_norm = nn.utils.clip_grad_norm_([p for g in self.opt.opt.param_groups for p in g['params']], self.grad_clip).item()
 
-# %% ../nbs/12_training.ipynb #f13b811d
+# %% ../nbs/12_training.ipynb #37d90c97
 class Guard(Callback):
     "Stops with a message when the loss or the gradient is not a number, or the loss has left for good; the last checkpoint stays."
     order = 20
@@ -201,11 +201,12 @@ class Guard(Callback):
         x, step = self.learn.loss.item(), self.dls.train.step
         if not math.isfinite(x) or not math.isfinite(self.learn.grad_norm):
             raise FloatingPointError(f'step {step}: loss {x}, gradient norm {self.learn.grad_norm}; the last good checkpoint is kept. Try a smaller lr, or precision=fp32')
+        if (self.xb[0].get('weight', torch.ones(1)) == 0).any(): return   # a short last batch: its loss is scaled, and not like the others
         self.smooth = x if self.smooth is None else .9 * self.smooth + .1 * x
         self.best = min(self.best, self.smooth)
         if self.smooth > self.factor * self.best + 1: raise FloatingPointError(f'step {step}: the loss diverged from {self.best:.3g} to {self.smooth:.3g}; the last good checkpoint is kept. Try a smaller lr')
 
-# %% ../nbs/12_training.ipynb #a3bbcd70
+# %% ../nbs/12_training.ipynb #d0bfc3db
 class StepLog(Callback):
     "A CSV row per step (all terms, learning rate, gradient norm, seconds), and a progress bar on the first rank."
     order = 30
@@ -214,9 +215,9 @@ class StepLog(Callback):
         if not self.main: return
         start, rows = self.dls.train.step, []
         if self.path.exists(): rows = [r for r in csv.DictReader(self.path.open()) if int(r['step']) < start]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = self.path.open('w', newline=''); self.writer = None
-        for r in rows: self.write(r)
+        with atomic_path(self.path) as tmp, tmp.open('w', newline='') as f:
+            if rows: w = csv.DictWriter(f, list(rows[0])); w.writeheader(); w.writerows(rows)
+        self.file = self.path.open('a', newline=''); self.writer = csv.DictWriter(self.file, list(rows[0])) if rows else None
         self.bar, self.t = tqdm(total=self.steps, initial=start, desc=self.title, unit='step', mininterval=2), time.time()
     def write(self, row):
         if self.writer is None: self.writer = csv.DictWriter(self.file, list(row)); self.writer.writeheader()
@@ -232,7 +233,7 @@ class StepLog(Callback):
     def after_fit(self):
         if self.file: self.bar.close(); self.file.close(); self.file = None
 
-# %% ../nbs/12_training.ipynb #b58aaec0
+# %% ../nbs/12_training.ipynb #9f422d3e
 def unwrap(model): return model.module if isinstance(model, DistributedDataParallel) else model
 
 def before(path) -> Path: return Path(path).with_suffix('.before.pt')
@@ -240,10 +241,11 @@ def before(path) -> Path: return Path(path).with_suffix('.before.pt')
 def save_checkpoint(path, model, opt, data:dict, profile:Profile, valid:list):
     "Everything that resuming needs, atomically; the one before stays. `data` is the loader's state. Raises OSError that says what to do when the disk is full."
     body = dict(model=unwrap(model).state_dict(), opt=opt.state_dict(), data=data, rng=torch.get_rng_state(), profile=dataclasses.asdict(profile), valid=valid)
+    for left in Path(path).parent.glob(f'.*.{Path(path).name}'): left.unlink(missing_ok=True)   # of a process that was killed; one rank writes here
     try:
         with atomic_path(path) as tmp:
             torch.save(body, tmp)
-            if Path(path).exists(): os.replace(path, before(path))
+            if Path(path).exists(): before(path).unlink(missing_ok=True); os.link(path, before(path))
     except (OSError, RuntimeError) as e:   # torch says RuntimeError when the disk is full
         raise OSError(f'{path} could not be written ({e}). The last good checkpoint is kept; make room and start the same command again') from e
 
@@ -260,7 +262,7 @@ def read_checkpoint(path) -> dict|None:
             trouble.append(f'{f} cannot be read ({str(e).splitlines()[0]})'); print(f'{trouble[-1]}; the one before is tried')
     if trouble: raise OSError(f"{'; '.join(trouble)}. Remove what is damaged to start anew")
 
-# %% ../nbs/12_training.ipynb #94e31253
+# %% ../nbs/12_training.ipynb #69f5b189
 def load_checkpoint(path, model, opt, profile:Profile) -> dict|None: # data and valid; None when there is no checkpoint
     "Restore a checkpoint in place. Raises ValueError when it belongs to another profile."
     if (body := read_checkpoint(path)) is None: return None
@@ -274,7 +276,7 @@ def same_profile(path, was:dict, profile:Profile):
     if other := [k for k in now if k not in _harmless and was.get(k) != now[k]]:
         raise ValueError(f"{path} was made with {other[0]}={was.get(other[0])}, now it is {now[other[0]]}; remove it to start anew")
 
-_harmless = {'name', 'gpus', 'data_root', 'shards', 'workers', 'prefetch', 'compile', 'fused', 'checkpoint_every', 'n_boot', 'n_test', 'noise_test', 'ablation_steps', 'ablation_seeds', 'ablation_groups', 'main_seeds',
+_harmless = {*'name gpus data_root shards workers prefetch compile fused micro_batch checkpoint_every n_boot n_test noise_test ablation_steps ablation_seeds ablation_groups main_seeds'.split(),
              *(f.name for f in dataclasses.fields(EvaluationFields))}
 
 # %% ../nbs/12_training.ipynb #2a582e34
@@ -401,7 +403,7 @@ def validator(profile:Profile, run_dir:str|Path, data:str|Path|None=None):
         return dict(top1=seen['top1'], map=seen['map'], unseen_top1=new['top1'])
     return evaluate
 
-# %% ../nbs/12_training.ipynb #e94bef30
+# %% ../nbs/12_training.ipynb #6c2c0df1
 def pretrain(profile:Profile, run_dir:str|Path) -> Path: # safetensors file of the audio encoder
     "Act one. Done already when the file is there."
     path, started, p = Path(run_dir)/'checkpoints/pretrain.safetensors', time.time(), profile
@@ -421,8 +423,8 @@ def pretrain(profile:Profile, run_dir:str|Path) -> Path: # safetensors file of t
     loader = make_loader(p, clips, p.pretrain_batch, p.pretrain_steps, run_dir, 'pretrain')
     model, rows = run_steps(model, loader, [(model.parameters(), p.pretrain_lr)], p, run_dir, 'pretrain', evaluate)
     if rank == 0:
-        with atomic_path(path) as tmp: save_file({k: v.contiguous() for k, v in model.audio.state_dict().items()}, tmp)
-        write_results(Path(run_dir)/'results/pretrain.json', dict(valid=rows, classes=len(model.classes), left_out=left_out(run_dir, 'pretrain')), p, started)
+        write_results(Path(run_dir)/'results/pretrain.json', dict(valid=rows, classes=len(model.classes), left_out=left_out(run_dir, 'pretrain'), pretrained_files=checksums(model.audio.files)), p, started)
+        with atomic_path(path) as tmp: save_file({k: v.contiguous() for k, v in model.audio.state_dict().items()}, tmp)   # last: it says that act one is done
     if world > 1: dist.barrier()
     return path
 
@@ -459,7 +461,7 @@ def train(
     if world > 1: dist.barrier()
     return folder
 
-# %% ../nbs/12_training.ipynb #722e45cb
+# %% ../nbs/12_training.ipynb #bfa124d3
 RESTARTS = 3   # of a group whose rank was killed
 
 def torchrun(p:Profile, run_dir:Path, nodes:int=1, meet:str='') -> list:
@@ -486,8 +488,9 @@ def guard(cmd:list, failure:Path):
     failure.unlink(missing_ok=True)
     for start in range(1, RESTARTS + 2):
         code = run_group(cmd, failure)
-        if failure.exists(): print(said := failure.read_text().strip()); raise RuntimeError(f"the training failed: {said.splitlines()[0]}")
+        if failure.exists(): print(said := failure.read_text().strip()); raise RuntimeError(f"the training failed: {(said.splitlines() or ['a rank could not write its traceback; it stands in the output above'])[0]}")
         if code == 0: return
+        if '--standalone' not in cmd: raise Preempted('a process of the training was killed on one of several machines; the same command goes on from the last checkpoint')
         if start <= RESTARTS: print(f'a process of the training was killed; it is started again, time {start} of {RESTARTS}', flush=True)
     raise RuntimeError(f"training failed (exit code {code}), and was started again {RESTARTS} times: {' '.join(cmd[1:])}")
 
@@ -500,7 +503,7 @@ def launch(profile:Profile, run_dir:str|Path, nodes:int=1, meet:str='') -> Path:
     guard(torchrun(profile, run, nodes, meet), run/'logs/failure.txt')
     return folder
 
-# %% ../nbs/12_training.ipynb #b23db043
+# %% ../nbs/12_training.ipynb #db88dee2
 def lost_peer(e:Exception) -> bool:
     "Whether an exception only says that another rank has gone."
     return isinstance(e, dist.DistError) or any(s in str(e) for s in ('gloo', 'closed by peer', 'reset by peer'))
@@ -512,13 +515,15 @@ def as_rank(profile:Profile, run_dir:str|Path):
     try:
         launch(dataclasses.replace(profile, gpus=0), run_dir)
         if dist.is_initialized(): dist.barrier()
-    except Preempted as e: code = REQUEUE; print(e)
+    except Preempted as e:
+        code = REQUEUE; print(e)
+        if dist.is_initialized(): dist.barrier()   # the first rank may still be saving
     except Exception as e:
         code = 1; traceback.print_exc()
         if not lost_peer(e):
             try:
                 with (Path(run_dir)/'logs/failure.txt').open('x') as f: f.write(f"rank {os.environ['RANK']}: {type(e).__name__}: {' '.join(str(e).split())}\n{traceback.format_exc()}")   # the first one stays
-            except FileExistsError: pass
+            except OSError: pass   # another rank was first, or the disk is full
     sys.stdout.flush(); sys.stderr.flush()
     os._exit(code)   # all is written; tearing gloo's threads down sometimes aborts (torch 2.14)
 

@@ -9,6 +9,9 @@ from collat.config import load_profile, read_results
 FILES = sorted((Path(__file__).parent.parent/'figures/benchmarks').glob('*.json'))
 
 
+def test_there_are_committed_results(): assert FILES, 'make benchmarks, then commit figures/benchmarks'
+
+
 @pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
 def test_committed_results(path):
     "Device, versions and agreement stand in every file; the true step learns; equal input gives equal embeddings."
@@ -16,8 +19,10 @@ def test_committed_results(path):
     assert r['scale'] in ('full', 'gpu') and r['setting']['device'] and r['setting']['threads'] > 0 and all(r['setting']['versions'].values())
     rows = {(e['way'], e['seconds']): e for e in r['embedding']}
     for s in (5., 10.):
+        assert rows['ours, padded', s]['speedup'] >= 1.1
         assert rows['ours, padded', s]['cosine_to_transformers'] >= .99999
         for k in 'ours, bf16', 'ours, padded, bf16': assert rows[k, s]['cosine_to_our_fp32'] >= .999
+    assert rows['ours', 5.]['speedup'] >= 2.5 and rows['ours, bf16', 5.]['speedup'] >= (4.5 if r['setting']['bf16'] else 2.5)
     assert {e['ast'] for e in r['embedding']} == {'base'}
     t = r['true_step']
     assert t['profile'] == 'paper' and t['b'] >= 2 and all(map(math.isfinite, t['losses'])) and t['losses'][-1] < t['losses'][0]

@@ -45,7 +45,7 @@ def tiny(tmp_path_factory):
     (d/'my.csv').write_text('\n'.join(rows) + '\n')
     shard(str(d/'my.csv'), d/'shards', per_shard=4, workers=1)
     (d/'tiny.json').write_text(json.dumps(dict(base='smoke_clip', shards=str(d/'shards'), shuffle_window=3, workers=1, gpus=2, clip_seconds=.5, n_valid=4, pretrain_steps=0,
-                                               steps=20 + 8 * KILLS, batch=10, eval_every=16, checkpoint_every=3, precision='fp32')))
+                                               steps=20 + 16 * KILLS, batch=10, eval_every=16, checkpoint_every=3, precision='fp32')))
     return d/'tiny.json'
 
 
@@ -108,7 +108,8 @@ def test_killed_at_random_moments(tiny, whole, tmp_path, processes):
         kills += 1
         for f in (run/'checkpoints/work').glob('[!.]*.pt'): assert zipfile.ZipFile(f).testzip() is None
     process.wait(60)
-    assert kills >= min(KILLS, 3) and equal(weights(run), weights(whole))
+    assert kills == KILLS, f'the training was over after {kills} kills: more steps are needed'
+    assert equal(weights(run), weights(whole))
     assert read_log(run)['step'].tolist() == read_log(whole)['step'].tolist()
     assert read_results(run/'results/training.json')['results']['valid'] == read_results(whole/'results/training.json')['results']['valid']
 
@@ -137,7 +138,7 @@ def test_sigterm_to_the_pipeline_saves_and_asks_for_another_turn(tiny, whole, tm
 
 
 def test_other_number_of_ranks_goes_on_in_mid_epoch(tiny, whole, tmp_path, processes):
-    "Two ranks until the SIGTERM, then one: the same clips in the same steps, so the same weights up to rounding."
+    "Two ranks until the SIGTERM, then one: the same clips in the same steps, so the same loss and gradient up to rounding."
     processes.append(process := start(tiny, tmp_path, stdout=subprocess.DEVNULL))
     assert wait_for(lambda: steps_logged(tmp_path) > 5, process)
     process.send_signal(signal.SIGTERM); assert process.wait(600) == 75
@@ -186,7 +187,7 @@ def test_submission_script(tmp_path):
     done = subprocess.run([COLLAT, 'run', '--profile', 'paper', '--launcher', 'slurm', '--print', '--nodes', '4', '--gpus', '8', '--run-dir', str(tmp_path/'a run'), 'steps=10'], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert subprocess.run(['bash', '-n'], input=done.stdout, text=True, capture_output=True).stderr == ''
-    for part in ('#SBATCH --nodes=4', '#SBATCH --gpus-per-node=8', '#SBATCH --requeue', 'step srun', '-m collat.training', '--meet "$head:29500"', '-eq 75', 'scontrol requeue', 'steps=10', "/a run'"): assert part in done.stdout, part
+    for part in ('#SBATCH --nodes=4', '#SBATCH --output=collat-%j.log', '#SBATCH --gpus-per-node=8', '#SBATCH --requeue', 'step srun', '-m collat.training', '--meet "$head:29500"', '-eq 75', 'scontrol requeue', 'steps=10', "/a run'"): assert part in done.stdout, part
     assert not (tmp_path/'a run').exists()
     # Slurm played by three small scripts: one step that wants another turn, then all of them
     for name, does in dict(scontrol='[ $1 = requeue ] && echo requeued $2 || echo node1', srun=f'shift; echo srun "$@"; exit $(cat {tmp_path}/code)', collat='echo collat "$@"').items():
