@@ -312,7 +312,7 @@ def words(self:CoLLAT,
         if word not in known: best[word] = max(score, best.get(word, -math.inf))
     return Heard(tokens, sorted(best.items(), key=lambda x: -x[1]))
 
-# %% ../nbs/11_model.ipynb #4dda1aca
+# %% ../nbs/11_model.ipynb #7935b651
 class Composed(NamedTuple):
     "A prompt with sounds in it."
     z: Tensor       # (d_out,) unit norm: classification, retrieval
@@ -333,30 +333,48 @@ def without(self:CoLLAT, z:Tensor, u:Tensor, weight:float=1.) -> Tensor: # (d_ou
     if left.norm() < 1e-4: raise ValueError('nothing is left of the prompt without this sound; a prompt that says more is accepted')
     return F.normalize(left, dim=-1)
 
-# %% ../nbs/11_model.ipynb #fc4960de
+@patch
+def telling(self:CoLLAT, sounds:list, room:int) -> list: # of (n d) each -> fewer slots of each, in their order
+    "Slots that are nearer to a word than to padding, at least one of each sound; the best of them when there is room for so many only. Raises ValueError when one of each does not fit."
+    if room < len(sounds): raise ValueError(f'room for {max(room, 0)} slots beside the words, {len(sounds)} sounds: a shorter prompt, or more slots, are accepted')
+    found = []
+    for j, h in enumerate(sounds):
+        read = sorted((w == '', -s, i) for i, [(w, s)] in enumerate(self.read_tokens(h, 1)))
+        found += [(k > 0, s, j, i) for k, (padding, s, i) in enumerate(read) if not (k and padding)]
+    kept = {(j, i) for *_, j, i in sorted(found)[:room]}
+    return [h[[i for i in range(len(h)) if (j, i) in kept]] for j, h in enumerate(sounds)]
+
+# %% ../nbs/11_model.ipynb #eba3110e
 @patch
 def compose(self:CoLLAT,
     text:str, # a prompt with one {audio} for each sound, perhaps 'without {audio}'
     audio, # waveform or file name, or a list of them
     weights=None, # (b,) of the sounds, positive; None: all 1
+    slots:int|None=None, # positions between the special tokens, as a painter expects them; None: as many as words and sounds have
 ) -> Composed:
     "A written prompt with the tokens heard in sounds put into it. Raises ValueError when sounds, places and weights do not fit, or the encoder has no room."
-    sounds = self.token_features(audio, 'tokens') if len(audio) else []
-    (parts, out), device = prompt_parts(text, len(sounds)), self.logit_scale.device
+    device = self.logit_scale.device
+    sounds = [] if isinstance(audio, (list, tuple)) and not audio else [h.to(device) for h in self.token_features(audio, 'tokens')]
+    parts, out = prompt_parts(text, len(sounds))
     weights = [1.] * len(sounds) if weights is None else [float(w) for w in weights]
     if len(weights) != len(sounds) or min(weights, default=1) <= 0: raise ValueError(f'weights {weights} for {len(sounds)} sounds: one positive number for each is accepted')
+    if slots is not None:
+        inside = iter(self.telling([h for h, o in zip(sounds, out) if not o], slots - sum(map(self.text.count_tokens, parts))))
+        sounds = [self.telling([h], slots)[0] if o else next(inside) for h, o in zip(sounds, out)]
     seq, count = [], []
     for part, sound, o, w in zip(parts, [*sounds, None], [*out, True], [*weights, 1.]):
         if n := self.text.count_tokens(part): seq.append(self.text.targets(part, n).h[0]); count += [1.] * n
-        if not o: seq.append(sound.to(device)); count += [w] * len(sound)
+        if not o: seq.append(sound); count += [w] * len(sound)
     if not seq: raise ValueError(f"'{text}': nothing is left beside what it is to be without; words or sounds are accepted")
-    run = lambda h, c=None: self.text.encode_audio_tokens(h[None], 'slots', presence=c, normalize=True)
+    count += [1.] * ((slots or 0) - len(count))
+    fill = lambda h: h if slots is None else torch.cat([h, self.text.targets('', slots).h[0][len(h):]])
+    run = lambda h, c=None: self.text.encode_audio_tokens(fill(h)[None], 'slots', presence=c, normalize=True)
     with evaluating(self):
         z, states = run(torch.cat(seq), None if set(count) == {1.} else torch.tensor([count], device=device))
         z, negative = z[0], []
         for sound, o, w in zip(sounds, out, weights):
             if not o: continue
-            u, s = run(sound.to(device)); negative.append(s[0]); z = self.without(z, u[0], w)
+            u, s = run(sound); negative.append(s[0]); z = self.without(z, u[0], w)
     return Composed(z, states[0], negative)
 
 # %% ../nbs/11_model.ipynb #f87d8996
