@@ -28,7 +28,7 @@ class Stage:
     work: tuple[str, ...] = () # unfinished work that an interrupted stage resumes from
     extra: bool = False # runs only when it is named: `--stages benchmarks`
 
-# %% ../nbs/51_pipeline.ipynb #90dfdd2d
+# %% ../nbs/51_pipeline.ipynb #e55d6611
 _MODEL = 'checkpoints/model/model.safetensors'
 _REPORTED = 'scenes training zero_shot ablations datasets baselines linear_probe retrieval captioning text_retention image_generation grounding words'.split()
 STAGES = (
@@ -42,8 +42,8 @@ STAGES = (
     Stage('13_baselines', ('results/scenes.json', _MODEL), ('results/baselines.json', 'checkpoints/baselines/*/model.safetensors'), work=('checkpoints/work/baselines/*', 'logs/baselines/*', 'baselines/**/*')),
     *(Stage(n, ('results/scenes.json', _MODEL, 'results/baselines.json'), (f'results/{n[3:]}.json',), work=work) for n, work in (
         ('21_linear_probe', ('features/**/*',)), ('22_retrieval', ('checkpoints/image_tower/*',)), ('23_captioning', ('checkpoints/captioner-*',)), ('25_text_retention', ()))),
-    Stage('24_image_generation', ('results/scenes.json', _MODEL, 'results/ablations.json'), ('results/image_generation.json',), work=('checkpoints/painter/*', 'checkpoints/reader/*')),
-    Stage('26_grounding', ('results/scenes.json', _MODEL, 'results/ablations.json'), ('results/grounding.json', 'figures/grounding.png')),
+    Stage('24_image_generation', ('results/scenes.json', _MODEL, 'results/ablations.json'), ('results/image_generation.json', 'figures/figure5.png'), work=('checkpoints/painter/*', 'checkpoints/reader/*')),
+    Stage('26_grounding', ('results/scenes.json', _MODEL, 'results/ablations.json', 'results/image_generation.json'), ('results/grounding.json', 'figures/grounding.png', 'figures/figure1a.png')),
     Stage('27_words', ('results/scenes.json', _MODEL), ('results/words.json',)),
     Stage('50_report', tuple(f'results/{n}.json' for n in _REPORTED), ('results/report.json', 'report.md')),
     Stage('40_benchmarks', (), ('results/benchmarks.json',), extra=True),
@@ -409,7 +409,7 @@ def run_pipeline(
         if ran: write_results(run.run_dir/SUMMARY, summary(run, ran), run.profile, started)
     return ran
 
-# %% ../nbs/51_pipeline.ipynb #c6edc0cb
+# %% ../nbs/51_pipeline.ipynb #63648863
 def prepare_training(run:Run):
     "Makes the run folder ready for `python -m collat.training`. Raises ValueError when an input is missing."
     stage = next(s for s in run.stages if s.notebook == '12_training')
@@ -418,7 +418,7 @@ def prepare_training(run:Run):
         if reasons(run, stage): prepare(run, stage, fingerprint(run, stage))
         _write(run.run_dir/'logs/profile.json', dataclasses.asdict(run.profile))
 
-# %% ../nbs/51_pipeline.ipynb #c4f3c2a9
+# %% ../nbs/51_pipeline.ipynb #fae9eed3
 SLURM = """#!/bin/bash
 #SBATCH --job-name=collat-{name}
 #SBATCH --nodes={nodes}
@@ -452,7 +452,7 @@ step srun --kill-on-bad-exit=1 {python} -m collat.training --profile {run}/logs/
 step {collat} run {args}
 """
 
-# %% ../nbs/51_pipeline.ipynb #003c0a0d
+# %% ../nbs/51_pipeline.ipynb #0623317a
 def slurm_script(run:Run, nodes:int=1) -> str:
     "A script for sbatch that does the whole run."
     names, q = [s.notebook for s in run.stages], lambda x: shlex.quote(str(x))

@@ -48,6 +48,11 @@ def test_search_and_a_composed_query(folder):
     assert done.returncode == 0 and [json.loads(l)['rank'] for l in done.stdout.splitlines()] == [1, 2], done.stderr
 
 
+def test_without_a_painter_nothing_is_imagined(folder, tmp_path):
+    done = collat('imagine', folder/'sounds/0000.wav', '--out', tmp_path/'out', '--model', folder/'model')
+    assert done.returncode == 2 and 'run make reproduce, or --stages image_generation' in done.stderr and 'Traceback' not in done.stderr, done.stderr
+
+
 def test_an_unreadable_file_among_many_is_skipped_counted_and_listed(folder, tmp_path):
     for f in sorted((folder/'sounds').glob('*.wav')): (tmp_path/f.name).symlink_to(f)
     (tmp_path/'0001b.wav').write_bytes(b'not a sound'); (tmp_path/'0002b.wav').touch()
