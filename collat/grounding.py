@@ -7,10 +7,10 @@ __all__ = ['METHODS', 'FRAMES', 'WINDOWS_S', 'VARIANTS', 'QUANTILES', 'attended'
            'token_maps', 'concept_maps', 'frame_times', 'at_frames', 'map_frames', 'loudness', 'sliding_scores',
            'activity', 'pairs_of', 'score_event', 'score_maps', 'concept_mean', 'number_rows', 'softmax_scores',
            'detected', 'event_f1', 'frame_map', 'truth_table', 'load_scenes', 'prompts_of', 'event_maps',
-           'detection_scores', 'choose', 'event_scores', 'variant_rows', 'all_detections', 'detection_rows', 'ground',
-           'overlay', 'draw_grounding']
+           'detection_scores', 'choose', 'event_scores', 'event_difference', 'variant_rows', 'all_detections',
+           'detection_rows', 'ground', 'overlay', 'draw_grounding', 'draw_figure1a']
 
-# %% ../nbs/26_grounding.ipynb #48c6704a
+# %% ../nbs/26_grounding.ipynb #323513c1
 import time, warnings
 from pathlib import Path
 
@@ -26,7 +26,8 @@ from .audio import windows
 from .audio_encoder import AST
 from .config import Profile, load_profile, write_results
 from .metrics import bootstrap_ci, mean_average_precision, paired_bootstrap
-from .model import CoLLAT
+from .image_generation import Painter, paint, sound_states, train_painter
+from .model import CoLLAT, name_words, template_words
 from .prompts import class_prompts, label_to_words
 from .scenes import Scenes
 from .training import launch
@@ -274,18 +275,22 @@ def event_scores(model:CoLLAT, data:tuple, classes:list, method:str, window:floa
                        'chance': np.random.default_rng(0).random((len(pairs), len(times)))}
     return {k: score_maps(x, y, pairs) for k, x in out.items()}
 
-# %% ../nbs/26_grounding.ipynb #fc1a8d22
+# %% ../nbs/26_grounding.ipynb #9633b676
+def event_difference(a:pd.DataFrame, b:pd.DataFrame, n_boot:int) -> dict: # metric -> difference with interval
+    "Scores of one method minus another's on the same events."
+    return {m: paired_bootstrap(concept_mean, a[m], b[m], a.concept, n_boot=n_boot, groups=a['clip']) for m in ('frame AP', 'pointing')}
+
 VARIANTS = {'all losses': 'all_losses', 'without cross-token loss': '−_cross-token'} # folders of notebook 30
 
-def variant_rows(run:Path, p:Profile, data:tuple, classes:list, method:str) -> tuple: # rows, reasons of the missing
+def variant_rows(run:Path, p:Profile, data:tuple, classes:list, method:str) -> tuple: # rows, reasons of the missing, first minus second variant
     "Comparison (b): variants of the ablation, trained equally long, on the same events."
-    rows, missing = [], {}
+    rows, missing, scores = [], {}, []
     for name, folder in VARIANTS.items():
         at = run/'ablations'/f'{p.ablation_steps}-steps'/f'{folder}-seed{p.seed}'/'checkpoints/model'
         if not (at/'model.safetensors').exists(): missing[name] = f'no checkpoint {folder}-seed{p.seed} after {p.ablation_steps} steps; notebook 30 trains it'; continue
         d = event_scores(CoLLAT.from_pretrained(at), data, classes, method)['grounding']
-        rows += number_rows(d, p.n_boot, method=f'grounding, {name}', steps=p.ablation_steps)
-    return rows, missing
+        rows += number_rows(d, p.n_boot, method=f'grounding, {name}', steps=p.ablation_steps); scores.append(d)
+    return rows, missing, event_difference(*scores, p.n_boot) if len(scores) == 2 else {}
 
 # %% ../nbs/26_grounding.ipynb #2fc2864c
 def all_detections(model:CoLLAT, data:tuple, classes:list, method:str, window:float) -> dict: # name -> (b k frames)
@@ -309,7 +314,7 @@ def detection_rows(model:CoLLAT, valid:Scenes, test:Scenes, n:int, method:str, w
             else: out.append(dict(method=k, frame_map=frame_map(s, data[1]), event_f1=f1(s, best[k]), threshold=float(best[k]), scenes=len(names)))
     return out
 
-# %% ../nbs/26_grounding.ipynb #49b40728
+# %% ../nbs/26_grounding.ipynb #6f1dffb9
 def ground(model:CoLLAT, p:Profile, run:Path, purpose:str) -> tuple: # results, test scenes
     "Everything that the report shows; choices on `valid`, numbers on `test`."
     valid = Scenes(run/'data', 'valid', p)
@@ -318,10 +323,9 @@ def ground(model:CoLLAT, p:Profile, run:Path, purpose:str) -> tuple: # results, 
     scores = event_scores(model, data, scenes.classes, method, window)
     rows = [r for k, d in scores.items() for r in number_rows(d, p.n_boot, method=k, steps=p.steps)]
     g, s = (scores[k] for k in ('grounding', 'sliding window'))
-    diff = {m: paired_bootstrap(concept_mean, g[m], s[m], g.concept, n_boot=p.n_boot, groups=g['clip']) for m in ('frame AP', 'pointing')}
-    more, missing = variant_rows(run, p, data, scenes.classes, method)
+    more, missing, between = variant_rows(run, p, data, scenes.classes, method)
     per = {k: {scenes.classes[c]: dict(frame_ap=float(x['frame AP'].mean()), pointing=float(x.pointing.mean()), n=len(x)) for c, x in d.groupby('concept')} for k, d in (('grounding', g), ('sliding window', s))}
-    return dict(method=method, window=window, valid=table, rows=rows + more, missing=missing, difference=diff, per_concept=per,
+    return dict(method=method, window=window, valid=table, rows=rows + more, missing=missing, difference=event_difference(g, s, p.n_boot), variant_difference=between, per_concept=per,
                 detection=detection_rows(model, valid, scenes, p.grounding_scenes, method, window), template=p.template, frames=FRAMES), scenes
 
 # %% ../nbs/26_grounding.ipynb #8f59d8dd
@@ -332,14 +336,14 @@ def overlay(ax, spec:Tensor, grid:Tensor|None, p:Profile, title:str): # (t f), (
     if grid is not None: ax.imshow(unit_range(grid[None].cpu())[0], origin='lower', aspect='auto', cmap='viridis', alpha=.6, interpolation='bilinear', extent=(0, seconds, 0, p.n_mels))
     ax.set_title(title, fontsize=9); ax.set(xlim=(0, seconds), ylim=(0, p.n_mels))
 
-# %% ../nbs/26_grounding.ipynb #dc1366f7
+# %% ../nbs/26_grounding.ipynb #b10b1fd8
 def draw_grounding(model:CoLLAT, wav:Tensor, concepts:list, method:str, names=(), events=(), n_tokens:int=3): # (s,) -> Figure
     "Sound, concept maps and token maps above each other; `events` (04_scenes) as bars where they are known."
     import matplotlib.pyplot as plt, seaborn as sns
     p, spec = model.profile, model.spectrogram(wav[None])[0]
     z_t = prompts_of(model, list(dict.fromkeys([*concepts, *names]))); k = len(concepts)
     maps = concept_maps(model, wav.repeat(k, 1), z_t[:k], z_t.mean(0))[method]
-    tokens = [(t[0], i) for i, t in enumerate(model.read_tokens(model.audio_tokens(wav[None])[0].detach(), 1, names=names)) if t[0][0]]
+    tokens = [(t[0], i) for i, t in enumerate(model.read_tokens(model.audio_tokens(wav[None])[0].detach(), 1, names=names)) if t[0][0] not in template_words(p.template) | {''}]
     tokens, rolls = sorted(tokens, key=lambda t: -t[0][1])[:n_tokens], token_maps(model, wav[None])[0]
     rows = [('log-mel spectrogram' + (' and true events' if events else ''), None), *((f'“{c}”, {method}', m) for c, m in zip(concepts, maps)),
             *((f'token {i} reads “{w}” ({s:.2f}), rollout', rolls[i]) for (w, s), i in tokens)]
@@ -353,4 +357,22 @@ def draw_grounding(model:CoLLAT, wav:Tensor, concepts:list, method:str, names=()
         if events and not j: ax.legend(fontsize=7, loc='lower right', framealpha=.8)
         ax.set_ylabel('mel bin', fontsize=8); ax.tick_params(labelsize=7)
     axes[-1, 0].set_xlabel('time, s', fontsize=8); fig.tight_layout()
+    return fig
+
+# %% ../nbs/26_grounding.ipynb #0a393a39
+def draw_figure1a(model:CoLLAT, painter:Painter, wav:Tensor, concepts:list, method:str, names=(), events=()): # (s,) -> Figure
+    "One sound as spectrogram, as concepts with their words and maps, and as a picture (Fig. 1a)."
+    import matplotlib.pyplot as plt
+    p, spec, k = model.profile, model.spectrogram(wav[None])[0], len(concepts)
+    z_t = prompts_of(model, list(dict.fromkeys([*concepts, *names])))
+    maps, heard = concept_maps(model, wav.repeat(k, 1), z_t[:k], z_t.mean(0))[method], model.words(wav, 1, names).concepts
+    said = lambda c: ', '.join(f'“{w}” {s:.2f}' for w, s in heard if w in name_words(c)) or 'no word of it'
+    fig, axes = plt.subplot_mosaic([[i, 'picture'] for i in range(k + 1)], figsize=(8.5, 1.3 * (k + 1) + .3), dpi=70, width_ratios=(1.9, 1))
+    for i, (title, grid) in enumerate([('heard', None), *((f'{c}: {said(c)}', m) for c, m in zip(concepts, maps))]):
+        overlay(axes[i], spec, grid, p, title); axes[i].set_ylabel('mel bin', fontsize=8); axes[i].tick_params(labelsize=7)
+        for e in events:
+            if i and e.label == concepts[i - 1]: axes[i].plot([e.onset, e.offset], [p.n_mels * .94] * 2, color='#d55e00', lw=4, solid_capstyle='butt')
+    axes[k].set_xlabel('time, s', fontsize=8)
+    axes['picture'].imshow(paint(painter, sound_states(model, wav), p.seed, p.diffusion_guidance, p.diffusion_sampling)[0], interpolation='nearest')
+    axes['picture'].set_title('painted', fontsize=9); axes['picture'].axis('off'); fig.tight_layout()
     return fig

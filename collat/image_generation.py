@@ -7,11 +7,13 @@ __all__ = ['SD_FILES', 'SD_SIZES', 'DTYPES', 'SIZE', 'PATCH', 'CONCEPTS', 'BOXES
            'written_states', 'sound_states', 'pipeline_folder', 'load_stable_diffusion', 'pipeline_text', 'check_tower',
            'draw', 'imagine', 'glyph_tile', 'compose_picture', 'write_caption', 'held_out', 'draw_set',
            'multi_hot_sets', 'Painter', 'painter_loss', 'painter_batch', 'caption_bank', 'painter_settings',
-           'fit_painter', 'train_painter', 'paint', 'Reader', 'worn', 'reader_batch', 'train_reader', 'concepts_in',
-           'reader_check', 'image_scenes', 'coverage_rows', 'short_variant', 'evaluate_pictures', 'figure5']
+           'fit_painter', 'load_painter', 'train_painter', 'paint', 'imagine_files', 'Reader', 'worn', 'reader_batch',
+           'train_reader', 'concepts_in', 'reader_check', 'image_scenes', 'shares', 'coverage_rows', 'short_variant',
+           'evaluate_pictures', 'figure5']
 
-# %% ../nbs/24_image_generation.ipynb #7c63a7ab
-import dataclasses, json, time, zlib
+# %% ../nbs/24_image_generation.ipynb #860a594c
+import dataclasses, json, sys, time, zlib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -22,15 +24,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .audio import load_audio
 from .config import Profile, atomic_path, write_results
-from .metrics import bootstrap_ci
+from .metrics import bootstrap_ci, paired_bootstrap
 from .model import CoLLAT, as_waveforms
 from .prompts import TEMPLATES, join_labels
 from .retrieval import GLYPH_OF, PICTURED, glyphs
 from .scenes import Scenes
 from .text_encoder import HFCLIPText, LockedTextEncoder, _offline, load_text_encoder
 from .training import best_precision, launch, lr_factor, train
-from .zero_shot import checkpoint_id
+from .zero_shot import at_least, checkpoint_id
 
 # %% ../nbs/24_image_generation.ipynb #d710fbfa
 @torch.no_grad()
@@ -56,7 +59,7 @@ def sound_states(
     if longest > 1.5 * p.clip_seconds: raise ValueError(f'a sound of {longest:.1f} s: at most {1.5 * p.clip_seconds:g} s make one picture; cut out the part that is meant')
     return torch.stack(model.token_features(wavs, 'states'))
 
-# %% ../nbs/24_image_generation.ipynb #aeff0503
+# %% ../nbs/24_image_generation.ipynb #40469c2b
 SD_FILES = ['model_index.json', '*/*.json', '*/*.txt', '*/*.safetensors']
 SD_SIZES = {'stable-diffusion-v1-5/stable-diffusion-v1-5': (2.7, 5.5), 'CompVis/stable-diffusion-v1-4': (2.7, 5.5)}   # GB in fp16 and fp32, safety checker included
 
@@ -71,15 +74,17 @@ def pipeline_folder(
     from huggingface_hub import snapshot_download
     wanted = [f.replace('.safetensors', '.fp16.safetensors') for f in SD_FILES] if half else SD_FILES
     size = f'about {SD_SIZES[str(source)][0 if half else 1]} GB' if str(source) in SD_SIZES else '2 to 6 GB for a Stable Diffusion 1.x'
-    hand = f"By hand: on a machine with a network, `hf download {source} --local-dir FOLDER`, then name FOLDER"
-    try: return Path(snapshot_download(str(source), allow_patterns=wanted, local_files_only=True))
+    unwanted = None if half else ['*.fp16.*', '*non_ema*']
+    named = ' '.join(f"--{k}clude '{f}'" for k, fs in (('in', wanted), ('ex', unwanted or ())) for f in fs)
+    hand = f"By hand: on a machine with a network, `hf download {source} {named} --local-dir FOLDER`, then name FOLDER"
+    try: return Path(snapshot_download(str(source), allow_patterns=wanted, ignore_patterns=unwanted, local_files_only=True))
     except (OSError, ValueError): pass
     if _offline(): raise ConnectionError(f'{source} ({size}) is not on this machine, and HF_HUB_OFFLINE is set. {hand}')
     print(f'downloading {source} from https://huggingface.co/{source}: {size}')
-    try: return Path(snapshot_download(str(source), allow_patterns=wanted, etag_timeout=5))
+    try: return Path(snapshot_download(str(source), allow_patterns=wanted, ignore_patterns=unwanted, etag_timeout=5))
     except Exception as e: raise ConnectionError(f'cannot download {source} ({size}) from https://huggingface.co/{source}: {type(e).__name__}. {hand}') from e
 
-# %% ../nbs/24_image_generation.ipynb #ebe9ed47
+# %% ../nbs/24_image_generation.ipynb #ae07b92f
 DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 
 def load_stable_diffusion(
@@ -93,7 +98,7 @@ def load_stable_diffusion(
     folder = pipeline_folder(source, half=precision != 'fp32')
     kind = json.loads((folder/'model_index.json').read_text()).get('_class_name')
     if kind != 'StableDiffusionPipeline': raise ValueError(f'{source} holds a {kind}; a StableDiffusionPipeline (1.x) is accepted')
-    variant = 'fp16' if any(folder.glob('unet/*.fp16.safetensors')) else None
+    variant = 'fp16' if any(folder.glob('unet/*.fp16.safetensors')) and (precision != 'fp32' or not (folder/'unet/diffusion_pytorch_model.safetensors').exists()) else None
     pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=DTYPES[precision], variant=variant, local_files_only=True)
     return pipe.to(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
 
@@ -101,18 +106,18 @@ def pipeline_text(pipe) -> LockedTextEncoder:
     "The text transformer inside a pipeline as a locked encoder: its own tokenizer and padding id."
     return HFCLIPText(pipe.text_encoder, pipe.tokenizer, 'stable diffusion', origin='pipeline')
 
-# %% ../nbs/24_image_generation.ipynb #59cefed3
+# %% ../nbs/24_image_generation.ipynb #89ec2921
 def check_tower(model:CoLLAT, text:LockedTextEncoder):
     "Raises ValueError unless the model was trained for this tower: same width, same static embeddings."
     ours = model.text
     if ours.d != text.d: raise ValueError(f"the model's locked encoder {ours.name} is {ours.d} wide, this pipeline's is {text.d}; a model trained for the pipeline's own tower is accepted (profile `paper` for Stable Diffusion 1.x)")
     if ours.table.shape != text.table.shape or not torch.allclose(ours.table[:512].float().cpu(), text.table[:512].float().cpu(), atol=2e-3):
-        raise ValueError(f"the model's locked encoder {ours.name} has other weights than the text encoder of this pipeline: its tokens would mean something else there")
+        raise ValueError(f"the model's locked encoder {ours.name} has other word embeddings than the text encoder of this pipeline: its tokens would mean something else there")
 
 def draw(
     pipe, # from `load_stable_diffusion`
     states:Tensor, # (b 77 d) from `written_states` or `sound_states`
-    negative:str='', # negative prompt
+    negative:str|Tensor='', # negative prompt, or its states (77 d)
     guidance:float=7.5, # classifier-free guidance scale; 1 = none
     steps:int=50,
     seeds:int|list=0, # one seed, or one for each picture
@@ -127,7 +132,7 @@ def draw(
     seeds = [seeds] * b if isinstance(seeds, int) else list(seeds)
     if len(seeds) != b: raise ValueError(f'{len(seeds)} seeds for {b} pictures: one, or one for each is accepted')
     to = lambda x: x.to(pipe.unet.device, pipe.unet.dtype)
-    no, out = written_states(text, negative, text.n_ctx - text.n_special), []
+    no, out = written_states(text, negative, text.n_ctx - text.n_special) if isinstance(negative, str) else negative.reshape(1, *states.shape[1:]), []
     pipe.set_progress_bar_config(disable=not progress, desc='drawing', leave=False)
     for i in range(0, b, batch_size):
         part = states[i:i + batch_size]
@@ -279,7 +284,19 @@ def fit_painter(painter:Painter, bank:dict, p:Profile, work:Path, settings:dict)
             with atomic_path(work) as tmp: torch.save(dict(settings=settings, step=step + 1, losses=losses, painter=painter.state_dict(), opt=opt.state_dict()), tmp)
     return losses
 
-# %% ../nbs/24_image_generation.ipynb #0df75bee
+# %% ../nbs/24_image_generation.ipynb #7a8189de
+def load_painter(folder:str|Path, text:LockedTextEncoder, precision:str='bf16') -> Painter:
+    "A painter that `train_painter` left in a folder. Raises FileNotFoundError when there is none, ValueError when it reads another text encoder."
+    file = Path(folder)/'model.safetensors'
+    if not file.exists(): raise FileNotFoundError(f'{folder}: no painter there (config.json and model.safetensors); run make reproduce, or --stages image_generation')
+    settings, weights = json.loads((Path(folder)/'config.json').read_text())['settings'], load_file(file)
+    if settings['text'] != text.fingerprint()[:16]: raise ValueError(f'{folder}: this painter learnt to read another text encoder than {text.name}; a painter from the run of the model is accepted')
+    painter = Painter(text.d, settings['width'])
+    painter.empty, painter.precision = weights['empty'], best_precision(precision)
+    painter.load_state_dict(weights)
+    return painter.eval()
+
+# %% ../nbs/24_image_generation.ipynb #a3d1d2df
 def train_painter(
     folder:str|Path, # checkpoints/painter of a run
     text:LockedTextEncoder,
@@ -292,8 +309,7 @@ def train_painter(
         torch.manual_seed(p.seed); painter = Painter(text.d, p.diffusion_width)
     painter.empty = written_states(text, '', p.n_tokens, p.form).cpu()
     painter.precision = best_precision(p.precision)
-    if file.exists() and note.exists() and json.loads(note.read_text())['settings'] == settings:
-        painter.load_state_dict(load_file(file)); return painter.eval()
+    if file.exists() and note.exists() and json.loads(note.read_text())['settings'] == settings: return load_painter(folder, text, p.precision)
     started = time.time()
     losses = fit_painter(painter, caption_bank(text, p), p, folder/'work.pt', settings)
     with atomic_path(file) as tmp: save_file({k: v.contiguous() for k, v in painter.state_dict().items()}, tmp)
@@ -310,7 +326,7 @@ It shows that what a text encoder can drive, a sound can drive (CoLLAT, section 
 Neither this model nor Stable Diffusion driven by the same tokens may be used to make pictures of people's faces from their voices (paper, section 6).
 """
 
-# %% ../nbs/24_image_generation.ipynb #d10300a8
+# %% ../nbs/24_image_generation.ipynb #3d58970a
 @torch.no_grad()
 def paint(
     painter:Painter,
@@ -318,7 +334,7 @@ def paint(
     seeds:int|list=0, # one, or one for each picture
     guidance:float=2., # classifier-free guidance scale; 1 = none
     steps:int=16,
-    negative:Tensor|None=None, # (1 n d) states of a negative prompt; None = the empty one
+    negative:Tensor|None=None, # (1 n d) or (n d) states of a negative prompt; None = the empty one
     batch_size:int=64,
 ) -> np.ndarray: # (b h w c) uint8
     "Pictures from token states by DDIM. Raises ValueError when states, seeds and painter do not fit."
@@ -327,6 +343,7 @@ def paint(
     seeds = list(range(seeds, seeds + b)) if isinstance(seeds, int) else list(seeds)
     if len(seeds) != b: raise ValueError(f'{len(seeds)} seeds for {b} pictures: the first, or one for each is accepted')
     s, no, out = painter.scheduler, painter.empty if negative is None else negative, []
+    if no.shape[-2:] != (n, d): raise ValueError(f'the states of the negative prompt have shape {tuple(no.shape)}; (1, {n}, {d}) is accepted')
     for i in tqdm(range(0, b, batch_size), desc='painting', leave=False, disable=b <= batch_size):
         c = states[i:i + batch_size]
         x = torch.stack([torch.randn(3, SIZE, SIZE, generator=torch.Generator().manual_seed(k)) for k in seeds[i:i + batch_size]])
@@ -338,6 +355,27 @@ def paint(
             x = s.step(y, t, x).prev_sample
         out.append(((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1))
     return torch.cat(out).numpy()
+
+# %% ../nbs/24_image_generation.ipynb #1cc5c427
+def imagine_files(
+    model:CoLLAT,
+    files:list, # paths
+    out:str|Path, # folder of the pictures
+    painter, # from `load_painter`, or a pipeline from `load_stable_diffusion`
+    skipped:list, # filled with (file, reason)
+    progress:bool=True, # bar on stderr
+) -> Iterator: # of dicts: file, image
+    "One PNG for each sound that can be read and is no longer than one picture's. Not for pictures of people's faces (paper, section 6). Errors as `check_tower`."
+    from PIL import Image
+    p, taken, own = model.profile, set(), isinstance(painter, Painter)
+    if not own: check_tower(model, pipeline_text(painter))
+    for f in tqdm(files, desc='imagine', unit='file', disable=not progress, file=sys.stderr):
+        try: states = sound_states(model, at_least(load_audio(f, p.sample_rate), p.sample_rate))
+        except ValueError as e: skipped.append((str(f), str(e) if str(f) in str(e) else f'{f}: {e}')); continue
+        picture = Image.fromarray(paint(painter, states, p.seed, p.diffusion_guidance, p.diffusion_sampling)[0]) if own else draw(painter, states, seeds=p.seed, progress=False)[0]
+        name = next(n for j in range(len(taken) + 1) if (n := Path(f).stem + f'-{j + 1}' * (j > 0)) not in taken); taken.add(name)
+        with atomic_path(Path(out)/f'{name}.png') as tmp: picture.save(tmp, format='PNG')
+        yield dict(file=str(f), image=str(Path(out)/f'{name}.png'))
 
 # %% ../nbs/24_image_generation.ipynb #bd18ef56
 class Reader(nn.Module):
@@ -399,7 +437,7 @@ def reader_check(reader:Reader, n:int=500, seed:int=1) -> dict:
         out[name] = dict(recall=float(hit / y.sum()), precision=float(hit / found.sum().clamp(min=1)), exact=float((found == y.bool()).all(1).float().mean()))
     return out
 
-# %% ../nbs/24_image_generation.ipynb #a24745a4
+# %% ../nbs/24_image_generation.ipynb #7964d472
 def image_scenes(scenes:Scenes, n:int, look:int=200_000) -> dict: # scene -> its concepts, as many of each number of events
     "The first scenes that can be painted: `n` in all, a third with each of one, two and three events where the classes allow it. Raises ValueError when `look` scenes do not hold so many."
     ks = [k for k in (1, 2, 3) if k <= len({PICTURED[c] for c in scenes.classes if c in PICTURED})]
@@ -413,6 +451,11 @@ def image_scenes(scenes:Scenes, n:int, look:int=200_000) -> dict: # scene -> its
     if any(room.values()): raise ValueError(f'{scenes.split}: {n - sum(room.values())} of {n} scenes that can be painted among the first {look}')
     return out
 
+def shares(found:np.ndarray, sets:list) -> np.ndarray: # (b k) bool, (b,) sets -> (b,)
+    "Which share of its concepts is found in each picture."
+    y = multi_hot_sets(sets).bool().numpy()
+    return (found & y).sum(1) / y.sum(1)
+
 def coverage_rows(
     found:np.ndarray, # (b k) bool, from `concepts_in`
     sets:list, # (b,) concepts of each scene
@@ -420,15 +463,15 @@ def coverage_rows(
     **more, # what every row shall carry: source, split, …
 ) -> list: # of rows: concepts (0 = all), value, lo, hi, invented, n
     "Mean coverage with interval over scenes, and invented concepts, by number of concepts."
-    y, counts, rows = multi_hot_sets(sets).bool().numpy(), np.array([len(s) for s in sets]), []
-    share, invented = (found & y).sum(1) / counts, (found & ~y).sum(1)
+    counts, rows = np.array([len(s) for s in sets]), []
+    share, invented = shares(found, sets), (found & ~multi_hot_sets(sets).bool().numpy()).sum(1)
     for k in (0, *sorted(set(counts))):
         at = (counts == k) if k else counts > 0
         lo, hi = bootstrap_ci(np.mean, share[at], n_boot=n_boot) if at.sum() > 1 else (None, None)
         rows.append(dict(more, concepts=int(k), metric='coverage', value=float(share[at].mean()), lo=lo, hi=hi, invented=float(invented[at].mean()), all_found=float((share[at] == 1).mean()), n=int(at.sum())))
     return rows
 
-# %% ../nbs/24_image_generation.ipynb #42c770d0
+# %% ../nbs/24_image_generation.ipynb #42849bb3
 SOURCES = {'all losses': {}, 'λ = (0, 1, 0)': dict(lambda_cross_token=0., lambda_global=1., lambda_uni_token=0.)}   # names and weights as in notebook 30
 
 def short_variant(name:str, profile:Profile, run:str|Path) -> Path: # folder of its model
@@ -446,8 +489,8 @@ def evaluate_pictures(
     scenes:Scenes,
     p:Profile,
     n:int, # scenes
-) -> tuple: # rows, pictures {name: (b h w c)}, scene -> concepts
-    "Coverage of every model's pictures, of those from the written labels, and of the first model's held against other scenes."
+) -> tuple: # rows, pictures {name: (b h w c)}, scene -> concepts, name -> its coverage minus the last source's on scenes of several concepts
+    "Coverage of every model's pictures, of those from the written labels, and of the first model's held against other scenes; for sets of several concepts also by whether they were painted in training."
     shown = image_scenes(scenes, n); sets = list(shown.values())
     text, wavs = next(iter(sources.values())).text, [scenes.waveform(i) for i in shown]
     states = {name: sound_states(m, wavs) for name, m in sources.items()}
@@ -455,9 +498,14 @@ def evaluate_pictures(
     pictures = {k: paint(painter, s, p.seed, p.diffusion_guidance, p.diffusion_sampling) for k, s in states.items()}
     found = {k: concepts_in(reader, x) for k, x in pictures.items()}
     rows = [r for k, f in found.items() for r in coverage_rows(f, sets, p.n_boot, source=k, split=scenes.split)]
-    rng, first = np.random.default_rng([p.seed, 27]), next(iter(sources))
-    rows += coverage_rows(found[first][rng.permutation(len(sets))], sets, p.n_boot, source=f'{first}, clips shuffled', split=scenes.split)
-    return rows, pictures, shown
+    order, first = np.random.default_rng([p.seed, 27]).permutation(len(sets)), next(iter(sources))
+    rows += coverage_rows(found[first][np.roll(order, 1)], [sets[i] for i in order], p.n_boot, source=f'{first}, clips shuffled', split=scenes.split)   # nobody's own picture
+    several, kept = np.array([len(s) > 1 for s in sets]), np.array([held_out(s) for s in sets])
+    for painted, at in ((False, kept), (True, several & ~kept)):
+        if at.any(): rows += [r for k, f in found.items() for r in coverage_rows(f[at], [s for s, a in zip(sets, at) if a], p.n_boot, source=k, split=scenes.split, painted=painted)[:1]]
+    share = lambda k: shares(found[k], sets)[several]
+    *others, last = sources
+    return rows, pictures, shown, {k: paired_bootstrap(np.mean, share(k), share(last), n_boot=p.n_boot) for k in others if several.any()}
 
 # %% ../nbs/24_image_generation.ipynb #abbad01b
 def figure5(pictures:dict, shown:dict, columns:int=8): # a matplotlib figure

@@ -4,26 +4,27 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_MODEL', 'SOUNDS', 'GROUP_SECONDS', 'QUESTIONS', 'open_model', 'known_labels', 'sound_files', 'readable',
-           'in_groups', 'top', 'classifier', 'reader', 'captioner', 'grounder', 'answers', 'search', 'player', 'bars',
-           'show']
+           'counted', 'check_k', 'in_groups', 'top', 'classifier', 'reader', 'captioner', 'label_curves', 'grounder',
+           'answers', 'search', 'player', 'bars', 'show']
 
-# %% ../nbs/29_listen.ipynb #806e4ab3
-import base64, dataclasses, html, io, sys
+# %% ../nbs/29_listen.ipynb #69c786f0
+import base64, html, io, sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from .audio import AudioError, load_audio
 from .config import nearest_name
-from .grounding import METHODS, concept_maps, draw_grounding, map_frames, prompts_of, unit_range
+from .grounding import METHODS, concept_maps, draw_grounding, map_frames, prompts_of, softmax_scores, unit_range
 from .model import CoLLAT, as_waveforms
 from .scenes import CLASSES
 from .zero_shot import at_least
 
-# %% ../nbs/29_listen.ipynb #f6ff0467
+# %% ../nbs/29_listen.ipynb #e57a168f
 DEFAULT_MODEL = 'runs/mini/checkpoints/model'
 SOUNDS = ('.wav', '.flac', '.ogg', '.oga', '.opus', '.mp3', '.aiff', '.aif', '.au', '.caf')
 
@@ -34,7 +35,7 @@ def open_model(path:str|Path|None=None) -> CoLLAT:
     return CoLLAT.from_pretrained(path).eval()
 
 def known_labels(model:CoLLAT, labels=None) -> list:
-    "Labels that are asked for, or those of the training world. Raises ValueError when there are none."
+    "Labels that are asked for, or all 78 names of the rendered world, seventeen of which were never heard in training. Raises ValueError when there are none."
     if labels: return [str(l) for l in labels]
     if model.profile.data == 'scenes': return list(CLASSES)
     raise ValueError(f"a model trained on '{model.profile.data}' has no list of labels here; give them with --labels")
@@ -51,7 +52,7 @@ def sound_files(paths:Iterable[str], lines:Iterable[str]=()) -> list: # of Path
         out += found
     return list(dict.fromkeys(out))
 
-# %% ../nbs/29_listen.ipynb #e2fcc9d1
+# %% ../nbs/29_listen.ipynb #bf25dc28
 GROUP_SECONDS = 200. # sound held at a time, s
 
 def readable(files:list, sample_rate:int, skipped:list) -> Iterator: # of (file, (s,) waveform)
@@ -59,6 +60,14 @@ def readable(files:list, sample_rate:int, skipped:list) -> Iterator: # of (file,
     for f in files:
         try: yield f, at_least(load_audio(f, sample_rate), sample_rate)
         except AudioError as e: skipped.append((str(f), str(e)))
+
+def counted(files:list, what:str, progress:bool): # an iterable
+    "Files under a bar on stderr that ends at their number, whatever can't be read."
+    return tqdm(files, desc=what, unit='file', disable=not progress, file=sys.stderr, mininterval=.5)
+
+def check_k(k:int):
+    "Raises ValueError unless `k` answers can be given."
+    if k < 1: raise ValueError(f'k is {k}; 1 or more answers for each are accepted')
 
 def in_groups(sounds:Iterable, sample_rate:int, seconds:float=GROUP_SECONDS) -> Iterator: # of lists
     "Groups of at most so much sound, or of one long one."
@@ -87,9 +96,9 @@ def reader(model:CoLLAT, labels=None, k:int=3, **_):
         return dict(concepts=[dict(word=w, score=round(s, 4)) for w, s in heard.concepts], tokens=[[dict(word=w, score=round(s, 4)) for w, s in t] for t in heard.tokens])
     return lambda wavs: [read(w) for w in wavs]
 
-# %% ../nbs/29_listen.ipynb #44377e09
+# %% ../nbs/29_listen.ipynb #82b1b57a
 def captioner(model:CoLLAT, labels=None, k:int=3, **_):
-    "A sentence for each sound: the training template over the labels that stand out (a trained captioner is notebook 23's)."
+    "A sentence for each sound: 'The sound of …' over the labels that stand out (the trained captioner is notebook 23's)."
     from collat.scenes import in_a_row, noun_phrase
     names = known_labels(model, labels); z_t = prompts_of(model, names); scale = model.logit_scale.detach().exp()
     def sentence(s):
@@ -98,15 +107,25 @@ def captioner(model:CoLLAT, labels=None, k:int=3, **_):
         return dict(caption=f'The sound of {in_a_row([noun_phrase(h) for h in heard])}.', labels=best)
     return lambda wavs: [sentence(s) for s in (model.encode_audio(wavs) @ z_t.T).cpu()]
 
+def label_curves(model:CoLLAT, wav:Tensor, z_t:Tensor, i:Tensor, method:str, step:float=.05) -> tuple: # (s,), (k d), (q,) of k -> times (frames,), (q frames) in [0, 1]
+    "How strongly some labels are heard when: maps of pieces of about the training length, each as strong as the piece's own answer."
+    p = model.profile; n, out = max(1, round(len(wav) / p.sample_rate / p.clip_seconds)), []
+    times, a = np.arange(step / 2, len(wav) / p.sample_rate, step), 0
+    for piece in wav.tensor_split(n):
+        z = (a + len(piece)) / p.sample_rate; at = times[(times >= a / p.sample_rate) & (times < z)] - a / p.sample_rate; a += len(piece)
+        maps = map_frames(concept_maps(model, piece.repeat(len(i), 1), z_t[i], z_t.mean(0))[method], p, at)
+        answer = torch.as_tensor(softmax_scores(model, (model.encode_audio(piece) @ z_t.T).cpu()))
+        out.append(unit_range(torch.as_tensor(maps)) * answer[0, i, None])
+    return times, unit_range(torch.cat(out, 1))
+
 def grounder(model:CoLLAT, labels=None, k:int=3, method:str=METHODS[-1], **_):
-    "When each of the likeliest labels sounds: the stretch around the map's peak that stays above half of it. Raises ValueError on an unknown method."
+    "When each of the likeliest labels sounds: the stretch around the strongest moment that stays above half of it. Raises ValueError on an unknown method."
     if method not in METHODS: raise ValueError(f"method '{method}' is not one of {', '.join(METHODS)}.{nearest_name(method, METHODS)}")
     names = known_labels(model, labels); z_t = prompts_of(model, names); rate = model.profile.sample_rate
     def spans(wav):
         best = top((model.encode_audio(wav) @ z_t.T)[0].cpu(), names, k); i = torch.tensor([names.index(b['label']) for b in best])
-        maps = concept_maps(model, wav.repeat(len(i), 1), z_t[i], z_t.mean(0))[method]
-        times = torch.arange(.025, len(wav) / rate, .05).numpy()
-        for b, m in zip(best, unit_range(torch.as_tensor(map_frames(maps, model.profile, times)))):
+        times, curves = label_curves(model, wav, z_t, i, method)
+        for b, m in zip(best, curves):
             peak = int(m.argmax()); low = (m < .5).nonzero().flatten()
             a, z = max([int(j) + 1 for j in low if j < peak], default=0), min([int(j) for j in low if j > peak], default=len(m))
             b |= dict(peak=round(float(times[peak]), 2), onset=round(a * .05, 2), offset=round(min(z * .05, len(wav) / rate), 2))
@@ -115,7 +134,7 @@ def grounder(model:CoLLAT, labels=None, k:int=3, method:str=METHODS[-1], **_):
 
 QUESTIONS = dict(classify=classifier, words=reader, caption=captioner, ground=grounder)
 
-# %% ../nbs/29_listen.ipynb #2a54545f
+# %% ../nbs/29_listen.ipynb #d921e6ef
 def answers(
     model:CoLLAT,
     question:str, # a key of `QUESTIONS`
@@ -124,23 +143,22 @@ def answers(
     progress:bool=True, # bar on stderr
     **options, # labels, k, method
 ) -> Iterator: # of dicts with 'file'
-    "One answer per readable file, in their order."
+    "One answer per readable file, in their order. Raises ValueError on another question, k or method."
     if question not in QUESTIONS: raise ValueError(f"'{question}' is not one of {', '.join(QUESTIONS)}.{nearest_name(question, QUESTIONS)}")
+    check_k(options.get('k', 1))
     ask, rate = QUESTIONS[question](model, **options), model.profile.sample_rate
-    with tqdm(total=len(files), desc=question, unit='file', disable=not progress, file=sys.stderr, mininterval=.5) as bar:
-        for group in in_groups(readable(files, rate, skipped), rate):
-            for (f, _), a in zip(group, ask([w for _, w in group])): yield dict(file=str(f)) | a
-            bar.update(len(group))
+    for group in in_groups(readable(counted(files, question, progress), rate, skipped), rate):
+        for (f, _), a in zip(group, ask([w for _, w in group])): yield dict(file=str(f)) | a
 
 def search(model:CoLLAT, query:str, files:list, skipped:list, k:int=10, sounds=(), progress:bool=True) -> list: # of dicts
-    "The k files nearest to a prompt; `sounds` take the places of {audio} in it."
+    "The k files nearest to a prompt; `sounds` take the places of {audio} in it. Raises ValueError on k < 1, and as `compose`."
+    check_k(k)
     z_q, rate = model.compose(query, list(sounds)).z, model.profile.sample_rate; found = []
-    with tqdm(total=len(files), desc='search', unit='file', disable=not progress, file=sys.stderr, mininterval=.5) as bar:
-        for group in in_groups(readable(files, rate, skipped), rate):
-            found += zip([f for f, _ in group], (model.encode_audio([w for _, w in group]) @ z_q).tolist()); bar.update(len(group))
+    for group in in_groups(readable(counted(files, 'search', progress), rate, skipped), rate):
+        found += zip([f for f, _ in group], (model.encode_audio([w for _, w in group]) @ z_q).tolist())
     return [dict(file=str(f), score=round(s, 4), rank=i) for i, (f, s) in enumerate(sorted(found, key=lambda x: -x[1])[:k], 1)]
 
-# %% ../nbs/29_listen.ipynb #03e174cb
+# %% ../nbs/29_listen.ipynb #08d0ee51
 def _png(fig) -> str:
     import matplotlib.pyplot as plt
     f = io.BytesIO(); fig.savefig(f, format='png', dpi=80); plt.close(fig)
@@ -160,7 +178,7 @@ def bars(rows:list) -> str: # [(text, score)] -> HTML
 def show(
     audio, # (s,) waveform or file name
     model:CoLLAT|str|Path|None=None, # or its folder; None: what `make reproduce` left behind
-    labels=None, # class names; None: those of the training world
+    labels=None, # class names; None: as `known_labels`
     k:int=3, # labels and maps
     method:str=METHODS[-1], # of the maps
 ): # an HTML view
@@ -169,6 +187,8 @@ def show(
     model = model if isinstance(model, CoLLAT) else open_model(model)
     wav, names = at_least(as_waveforms(audio, model.profile.sample_rate)[0], model.profile.sample_rate), known_labels(model, labels)
     best = classifier(model, names, k)([wav])[0]['labels']
-    fig = draw_grounding(model, wav, [b['label'] for b in best], method, names)
+    drawn = wav[:round(1.5 * model.profile.clip_seconds * model.profile.sample_rate)]
+    fig = draw_grounding(model, drawn, [b['label'] for b in best], method, names)
+    cut = f'<p>drawn: the first {len(drawn) / model.profile.sample_rate:g} of {len(wav) / model.profile.sample_rate:.1f} s</p>' if len(drawn) < len(wav) else ''
     heard = ', '.join(f'<b>{html.escape(w)}</b> {s:.2f}' for w, s in model.words(wav, 1, names).concepts[:8]) or 'nothing beyond the template'
-    return HTML(f'<div>{player(wav, model.profile.sample_rate)}<p>words: {heard}</p>{bars([(b["label"], b["score"]) for b in best])}<img src="data:image/png;base64,{_png(fig)}"></div>')
+    return HTML(f'<div>{player(wav, model.profile.sample_rate)}<p>words: {heard}</p>{bars([(b["label"], b["score"]) for b in best])}{cut}<img src="data:image/png;base64,{_png(fig)}"></div>')

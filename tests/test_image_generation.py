@@ -1,5 +1,5 @@
 "Pictures from token states: Stable Diffusion's classes with a text tower of the true size, and the painter of glyphs."
-import dataclasses, json
+import dataclasses, json, os, shutil
 import numpy as np, pytest, torch
 from collat.config import load_profile
 from collat.image_generation import (CONCEPTS, SIZE, check_tower, compose_picture, concepts_in, coverage_rows, draw, draw_set, held_out, image_scenes, imagine, load_stable_diffusion,
@@ -92,16 +92,25 @@ def test_the_picture_follows_the_clip(saved, pipe):
     assert np.array_equal(a, imagine(model, pipe, clips, **few)), 'the same clip, the same picture'
     assert not np.array_equal(a[0], a[1]) and not np.array_equal(a, b), 'another clip, another picture'
     assert np.abs(a - b[::-1]).max() < 1e-3, 'shuffled clips, shuffled pictures'
-    with pytest.raises(ValueError, match='other weights'):
+    composed = model.compose('a picture of {audio} without {audio}', clips, slots=75)
+    c, d = (draw(pipe, composed.states[None], no, **few) for no in ('', composed.without[0]))
+    assert c.shape == a[:1].shape and not np.array_equal(c, d), 'the sound to be left out is heard'
+    with pytest.raises(ValueError, match='other word embeddings'):
         torch.manual_seed(9)
         check_tower(CoLLAT(dataclasses.replace(SMOKE, text_encoder='open_clip:tiny-quickgelu', n_tokens=20)), load_text_encoder('open_clip:tiny-quickgelu', seed=5))
     with pytest.raises(ValueError, match='384 wide'): imagine(CoLLAT(SMOKE), pipe, clips)
 
 
-def test_half_precision_and_refusals(saved):
+def test_half_precision_and_refusals(saved, tmp_path):
     half = load_stable_diffusion(saved, 'bf16', 'cpu')
-    out = draw(half, written_states(pipeline_text(load_stable_diffusion(saved, device='cpu')), ['rain'], 75), steps=1, progress=False)
-    assert out[0].size == (16, 16) and next(half.unet.parameters()).dtype == torch.bfloat16
+    full = load_stable_diffusion(saved, device='cpu')
+    states = written_states(pipeline_text(full), ['rain'], 75)
+    a, b = (draw(p, states, steps=1, output='np', progress=False) for p in (half, full))
+    assert a.shape == (1, 16, 16, 3) and next(half.unet.parameters()).dtype == torch.bfloat16
+    assert np.isfinite(a).all() and np.abs(a - b).max() < .1
+    shutil.copytree(saved, tmp_path/'both', copy_function=os.symlink)
+    (tmp_path/'both/unet/diffusion_pytorch_model.fp16.safetensors').write_bytes(b'never read')   # where both lie, fp32 means the full weights
+    assert np.array_equal(draw(load_stable_diffusion(tmp_path/'both', device='cpu'), states, steps=1, output='np', progress=False), b)
     with pytest.raises(ValueError, match='fp32, fp16, bf16'): load_stable_diffusion(saved, 'fp8')
     with pytest.raises(FileNotFoundError, match='model_index.json'): load_stable_diffusion(saved/'unet')
 

@@ -13,7 +13,6 @@ from collat.grounding import prompts_of
 from collat.listen import known_labels, open_model, sound_files
 from collat.model import CoLLAT
 
-COLLAT = str(Path(sys.executable).with_name('collat'))
 N = int(os.environ.get('COLLAT_FILES', 200)) # 1,000 for the number of the issue
 
 
@@ -39,7 +38,7 @@ def test_one_json_object_per_line(folder, question, keys):
     rows = [json.loads(l) for l in done.stdout.splitlines()]
     assert [r['file'] for r in rows] == list(map(str, names)) and all(set(r) == keys | {'file'} for r in rows)
     assert question in done.stderr and '3/3' in done.stderr # the bar
-    plain = collat(question, names[0], '--model', folder/'model', '--labels', 'dog,bell', '--quiet')
+    plain = collat(question, names[0], '--model', folder/'model', '--labels', 'dog, bell,', '--quiet')
     assert plain.returncode == 0 and plain.stdout.startswith(f'{names[0]}: ') and plain.stderr.strip() == ''
 
 
@@ -49,17 +48,25 @@ def test_search_and_a_composed_query(folder):
     assert done.returncode == 0 and [json.loads(l)['rank'] for l in done.stdout.splitlines()] == [1, 2], done.stderr
 
 
+def test_without_a_painter_nothing_is_imagined(folder, tmp_path):
+    done = collat('imagine', folder/'sounds/0000.wav', '--out', tmp_path/'out', '--model', folder/'model')
+    assert done.returncode == 2 and 'run make reproduce, or --stages image_generation' in done.stderr and 'Traceback' not in done.stderr, done.stderr
+
+
 def test_an_unreadable_file_among_many_is_skipped_counted_and_listed(folder, tmp_path):
     for f in sorted((folder/'sounds').glob('*.wav')): (tmp_path/f.name).symlink_to(f)
     (tmp_path/'0001b.wav').write_bytes(b'not a sound'); (tmp_path/'0002b.wav').touch()
     done = collat('classify', tmp_path, '--model', folder/'model', '--json', '--quiet')
     assert done.returncode == 3 and len(done.stdout.splitlines()) == N
     assert '0001b.wav: not readable as audio' in done.stderr and '0002b.wav' in done.stderr and f'2 of {N + 2} files could not be read' in done.stderr
+    done = collat('classify', tmp_path/'0000.wav', tmp_path/'0001b.wav', '--model', folder/'model')
+    assert done.returncode == 3 and '2/2' in done.stderr # the bar ends at the number of files
 
 
 @pytest.mark.parametrize('args, says', [
     (('{d}/text.txt', '--model', '{m}'), 'not readable as audio'), (('{d}/no.wav', '--model', '{m}'), 'no such file'), (('{d}/empty', '--model', '{m}'), 'no sound files'),
-    (('{s}', '--model', '{d}'), 'make reproduce'), (('-', '--model', '{m}'), 'standard input'), (('{s}', '--modell', 'x'), "'--modell' is not an option")])
+    (('{s}', '--model', '{d}'), 'make reproduce'), (('-', '--model', '{m}'), 'standard input'), (('{s}', '--modell', 'x'), "'--modell' is not an option"),
+    (('{s}', '-k', '0'), 'a whole number from 1'), (('{s}', '-k', '-1'), 'a whole number from 1')])
 def test_refusals(folder, tmp_path, args, says):
     (tmp_path/'text.txt').write_text('not a sound'); (tmp_path/'empty').mkdir()
     done = collat('classify', *(a.format(d=tmp_path, m=folder/'model', s=folder/'sounds/0000.wav') for a in args), input='')
