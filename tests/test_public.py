@@ -25,7 +25,7 @@ def test_small_on_a_miniature_fsd50k(tmp_path):
     dev = [(i, ['Bark'] if i % 2 else ['Rain', 'Water'], 'val' if i % 6 == 0 else 'train') for i in range(1_000, 1_030)]
     fsd50k(data, ['Bark', 'Rain', 'Water'], dev, [(2_000 + i, ['Bark'] if i % 2 else ['Rain', 'Water']) for i in range(6)])
     esc50(data)
-    urbansound8k(data, [1_003, *range(3_000, 3_009)]); tut2017(data)
+    urbansound8k(data, [1_003, 3_000, 3_001, 3_002]); tut2017(data)
     shrunk = dict(data_root=data, text_encoder='open_clip:tiny-quickgelu', audio_weights='', n_tokens=20, clip_seconds=.3, n_mels=64, d_audio=32, depth_audio=1, heads_audio=2, depth_interaction=1,
                   width_interaction=32, heads_interaction=2, steps=4, batch=6, warmup=1, eval_every=2, checkpoint_every=2, workers=1, freq_mask=4, time_mask=4)
     call = [str(Path(sys.executable).with_name('collat')), 'run', '--profile', 'small', '--run-dir', str(run), *(f'{k}={v}' for k, v in shrunk.items())]
