@@ -262,7 +262,7 @@ def read_checkpoint(path) -> dict|None:
             trouble.append(f'{f} cannot be read ({str(e).splitlines()[0]})'); print(f'{trouble[-1]}; the one before is tried')
     if trouble: raise OSError(f"{'; '.join(trouble)}. Remove what is damaged to start anew")
 
-# %% ../nbs/12_training.ipynb #69f5b189
+# %% ../nbs/12_training.ipynb #6c139772
 def load_checkpoint(path, model, opt, profile:Profile) -> dict|None: # data and valid; None when there is no checkpoint
     "Restore a checkpoint in place. Raises ValueError when it belongs to another profile."
     if (body := read_checkpoint(path)) is None: return None
@@ -271,10 +271,10 @@ def load_checkpoint(path, model, opt, profile:Profile) -> dict|None: # data and 
     return dict(data=body['data'], valid=body['valid'])
 
 def same_profile(path, was:dict, profile:Profile):
-    "Raises ValueError naming the first field in which a file's profile differs from this one."
-    now = dataclasses.asdict(profile)
-    if other := [k for k in now if k not in _harmless and was.get(k) != now[k]]:
-        raise ValueError(f"{path} was made with {other[0]}={was.get(other[0])}, now it is {now[other[0]]}; remove it to start anew")
+    "Raises ValueError naming the first field in which a file's profile differs from this one. A field that is newer than the file had its default."
+    now, was = dataclasses.asdict(profile), {f.name: f.default for f in dataclasses.fields(profile)} | was
+    if other := [k for k in now if k not in _harmless and was[k] != now[k]]:
+        raise ValueError(f"{path} was made with {other[0]}={was[other[0]]}, now it is {now[other[0]]}; remove it to start anew")
 
 _harmless = {*'name gpus data_root shards workers prefetch compile fused micro_batch checkpoint_every n_boot n_test noise_test ablation_steps ablation_seeds ablation_groups main_seeds'.split(),
              *(f.name for f in dataclasses.fields(EvaluationFields))}
