@@ -6,12 +6,12 @@
 __all__ = ['SD_FILES', 'SD_SIZES', 'DTYPES', 'SIZE', 'PATCH', 'CONCEPTS', 'BOXES', 'FORMS', 'PAINTER_CARD', 'SOURCES',
            'written_states', 'sound_states', 'pipeline_folder', 'load_stable_diffusion', 'pipeline_text', 'check_tower',
            'draw', 'imagine', 'glyph_tile', 'compose_picture', 'write_caption', 'held_out', 'draw_set',
-           'multi_hot_sets', 'Painter', 'painter_loss', 'painter_batch', 'caption_bank', 'painter_settings',
-           'fit_painter', 'load_painter', 'train_painter', 'paint', 'imagine_files', 'Reader', 'worn', 'reader_batch',
-           'train_reader', 'concepts_in', 'reader_check', 'image_scenes', 'shares', 'coverage_rows', 'short_variant',
-           'evaluate_pictures', 'figure5']
+           'multi_hot_sets', 'Painter', 'painter_loss', 'painter_batch', 'fitting_caption', 'caption_bank',
+           'painter_settings', 'fit_painter', 'load_painter', 'train_painter', 'paint', 'imagine_files', 'Reader',
+           'worn', 'reader_batch', 'train_reader', 'concepts_in', 'reader_check', 'image_scenes', 'shares',
+           'coverage_rows', 'short_variant', 'evaluate_pictures', 'figure5']
 
-# %% ../nbs/24_image_generation.ipynb #860a594c
+# %% ../nbs/24_image_generation.ipynb #23134e0e
 import dataclasses, json, sys, time, zlib
 from collections.abc import Iterator
 from functools import cache
@@ -32,7 +32,7 @@ from .prompts import TEMPLATES, join_labels
 from .retrieval import GLYPH_OF, PICTURED, glyphs
 from .scenes import Scenes
 from .text_encoder import HFCLIPText, LockedTextEncoder, _offline, load_text_encoder
-from .training import best_precision, launch, lr_factor, train
+from .training import best_precision, launch, lr_factor, prompt_maker, train
 from .zero_shot import at_least, checkpoint_id
 
 # %% ../nbs/24_image_generation.ipynb #d710fbfa
@@ -223,7 +223,7 @@ class Painter(nn.Module):
             y = self.unet(F.pixel_unshuffle(x, PATCH), t, context).sample
         return F.pixel_shuffle(y.float(), PATCH)
 
-# %% ../nbs/24_image_generation.ipynb #0608313b
+# %% ../nbs/24_image_generation.ipynb #cc9d2b0f
 def painter_loss(
     painter:Painter,
     x:Tensor, # (b c h w) pictures in -1..1
@@ -250,11 +250,17 @@ def painter_batch(bank:dict, step:int, batch:int, seed:int) -> tuple: # (b c h w
     x = np.stack([compose_picture(bank['sets'][i], rng) for i in ids])
     return torch.from_numpy(x).permute(0, 3, 1, 2).float() / 127.5 - 1, bank['states'][ids].float()
 
+def fitting_caption(names, rng:np.random.Generator, text:LockedTextEncoder, n:int, tries:int=100) -> str:
+    "The first caption drawn that has room in `n` slots. Raises ValueError when none has."
+    for _ in range(tries):
+        if text.count_tokens(caption := write_caption(names, rng)) <= n: return caption
+    raise ValueError(f"no caption of {', '.join(names)} fits {n} slots; more n_tokens are needed")
+
 def caption_bank(text:LockedTextEncoder, p:Profile) -> dict: # sets, captions, states (m, n + special, d)
     "Captions for training with their states, encoded once."
     rng = np.random.default_rng([p.seed, 23])
     sets = [draw_set(rng) for _ in range(p.diffusion_captions)]
-    captions = [write_caption(s, rng) for s in sets]
+    captions = [fitting_caption(s, rng, text, p.n_tokens) for s in sets]
     parts = [written_states(text, captions[i:i + 64], p.n_tokens, p.form).half() for i in tqdm(range(0, len(captions), 64), desc='captions', leave=False)]
     return dict(sets=sets, captions=captions, states=torch.cat(parts))
 
@@ -471,7 +477,7 @@ def coverage_rows(
         rows.append(dict(more, concepts=int(k), metric='coverage', value=float(share[at].mean()), lo=lo, hi=hi, invented=float(invented[at].mean()), all_found=float((share[at] == 1).mean()), n=int(at.sum())))
     return rows
 
-# %% ../nbs/24_image_generation.ipynb #42849bb3
+# %% ../nbs/24_image_generation.ipynb #3f6518c8
 SOURCES = {'all losses': {}, 'λ = (0, 1, 0)': dict(lambda_cross_token=0., lambda_global=1., lambda_uni_token=0.)}   # names and weights as in notebook 30
 
 def short_variant(name:str, profile:Profile, run:str|Path) -> Path: # folder of its model
@@ -494,7 +500,8 @@ def evaluate_pictures(
     shown = image_scenes(scenes, n); sets = list(shown.values())
     text, wavs = next(iter(sources.values())).text, [scenes.waveform(i) for i in shown]
     states = {name: sound_states(m, wavs) for name, m in sources.items()}
-    states['written labels'] = written_states(text, [TEMPLATES[p.template].replace('{}', join_labels(sorted(scenes.labels(i)))) for i in shown], p.n_tokens, p.form)
+    make = prompt_maker(next(iter(sources.values())))   # as in training: what does not fit is dropped
+    states['written labels'] = written_states(text, [make(sorted(scenes.labels(i)))[0] for i in shown], p.n_tokens, p.form)
     pictures = {k: paint(painter, s, p.seed, p.diffusion_guidance, p.diffusion_sampling) for k, s in states.items()}
     found = {k: concepts_in(reader, x) for k, x in pictures.items()}
     rows = [r for k, f in found.items() for r in coverage_rows(f, sets, p.n_boot, source=k, split=scenes.split)]
