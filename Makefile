@@ -1,5 +1,7 @@
 # make reproduce   everything from a fresh clone to tables and figures (PROFILE=mini, EXTRAS=merlin, ARGS="key=value --plan ...")
 # make long        three seeds of the main row and the loss ablations, two of the baselines on the full schedule (profile mini_long; hours on 2 cores)
+# make small       the profile small, downloads included (FSD50K, ESC-50, UrbanSound8K, TUT 2017: 56 GB; one GPU)
+# make benchmarks  speed, memory and utilisation on this device beside transformers' (minutes; runs/benchmarks and figures/benchmarks)
 # make test        all gates and tests
 # make lab         JupyterLab on nbs/
 # make clean       removes caches and build leftovers; runs/ (trained models), .venv and data/ stay: delete those by hand
@@ -13,7 +15,7 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 SUMS    := git ls-files -co --exclude-standard nbs collat | sort | xargs -d '\n' sha256sum
 
-.PHONY: setup reproduce long test gates lab clean
+.PHONY: setup reproduce long small benchmarks test gates lab clean
 
 setup: $(VENV)/.installed $(addprefix $(VENV)/.extra-,$(EXTRAS))
 
@@ -36,6 +38,13 @@ reproduce: setup
 
 long: setup
 	$(BIN)/collat run --profile mini_long $(ARGS)
+
+small: setup
+	set -e; for d in fsd50k esc50 urbansound8k tut2017; do $(BIN)/collat data get $$d; done
+	$(BIN)/collat run --profile small $(ARGS)
+
+benchmarks: setup
+	$(BIN)/collat run --profile $(PROFILE) --stages benchmarks --run-dir runs/benchmarks $(ARGS)
 
 test: setup gates
 	$(BIN)/python -m pytest -q

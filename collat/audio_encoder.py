@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AST_SIZES', 'patch_grid', 'n_patches', 'fit_axis', 'fit_positions', 'ConvStem', 'make_stem', 'make_blocks', 'AST',
            'classification_loss', 'vit_ast_state', 'hf_ast_state', 'from_hf_ast', 'original_ast_state',
-           'from_original_ast', 'deit_ast_state', 'timm_weights', 'load_pretrained']
+           'from_original_ast', 'deit_ast_state', 'timm_weights', 'timm_file', 'load_pretrained']
 
 # %% ../nbs/08_audio_encoder.ipynb #255c4fb7
 import json, math, re
@@ -114,9 +114,10 @@ AST_SIZES = dict(
     base =dict(d=768, depth=12, heads=12),  # the paper's
 )
 
-# %% ../nbs/08_audio_encoder.ipynb #ac6ac28b
+# %% ../nbs/08_audio_encoder.ipynb #b217ea00
 class AST(nn.Module):
     "Audio spectrogram transformer, f_a of §3.1: (b t f) spectrogram to (b m d) audio tokens."
+    files = () # that `load_pretrained` read
     def __init__(self,
         n_mels:int=128, # mel bins f of every spectrogram
         n_frames:int=1024, # frames the position embeddings are made for; clips may have others
@@ -163,7 +164,7 @@ def embed(self:AST,
     extra = repeat(self.extra_tokens + self.extra_pos, 'e d -> b e d', b=len(x))
     return torch.cat([extra, x], dim=1)
 
-# %% ../nbs/08_audio_encoder.ipynb #77755e39
+# %% ../nbs/08_audio_encoder.ipynb #be338bc8
 @patch
 def classify(self:AST,
     spec:Tensor, # (b t f)
@@ -171,6 +172,19 @@ def classify(self:AST,
     "Class logits from the mean of class and distillation token. Raises `ValueError` for a model without head."
     if self.head is None: raise ValueError("this AST has no classification head: make it with n_classes=k")
     return self.head(self(spec)[:, :2].mean(1))
+
+@patch
+def summary(self:AST,
+    spec:Tensor, # (b t f)
+)->Tensor: # (b d) mean of class and distillation token
+    "The embedding of a clip by AST alone. The last block is computed for the two tokens that are read, and for no other."
+    x = self.blocks[:-1](self.embed(spec))
+    block = self.blocks[-1]; a, y = block.attn, block.norm1(x)
+    heads, (wq, wkv), (bq, bkv) = a.num_heads, a.qkv.weight.split([self.d, 2*self.d]), a.qkv.bias.split([self.d, 2*self.d])
+    q = rearrange(F.linear(y[:, :2], wq, bq), 'b n (h c) -> b h n c', h=heads)
+    k, v = rearrange(F.linear(y, wkv, bkv), 'b m (two h c) -> two b h m c', two=2, h=heads)
+    x = x[:, :2] + block.drop_path1(a.proj(rearrange(F.scaled_dot_product_attention(q, k, v), 'b h n c -> b n (h c)')))
+    return self.norm(x + block.drop_path2(block.mlp(block.norm2(x)))).mean(1)
 
 # %% ../nbs/08_audio_encoder.ipynb #367c18a6
 def classification_loss(
@@ -267,29 +281,38 @@ def deit_ast_state(
     s = vit_ast_state(s, math.isqrt(s['pos_embed'].shape[1] - 2))
     return s | dict(patch_pos=fit_positions(s['patch_pos'], gf, gt))
 
-# %% ../nbs/08_audio_encoder.ipynb #7c46804a
+# %% ../nbs/08_audio_encoder.ipynb #9b692da5
 def _same_stride(name, other, ast):
     if (other.stride, other.n_mels) != (ast.stride, ast.n_mels): raise ValueError(f"{name}: stride {other.stride} and {other.n_mels} mel bins, the profile has {ast.stride} and {ast.n_mels}")
     return other.state_dict()
 
 def timm_weights(name:str)->dict:
     "Pretrained weights by timm name, from its cache or downloaded. Raises `ConnectionError` with instructions, `ValueError` on an unknown name."
+    return load_file(timm_file(name))
+
+def timm_file(name:str)->Path: # *.safetensors
+    "The file of a timm model's pretrained weights, in the cache of Hugging Face. Errors as `timm_weights`."
     import timm
     if not timm.is_model(name): raise ValueError(f"'{name}' is not a model of timm; AST began as deit_base_distilled_patch16_384")
-    try: return timm.create_model(name, pretrained=True).state_dict()
-    except Exception as e: raise ConnectionError(f"cannot load {name}: {str(e).splitlines()[0]}. By hand: on a machine with a network, timm.create_model('{name}', pretrained=True), then copy ~/.cache/huggingface here") from e
+    repo = (timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()).hf_hub_id
+    if not repo: raise ValueError(f"'{name}': timm has no weights for it on the hub; AST began as deit_base_distilled_patch16_384")
+    return hub_folder(repo, ['model.safetensors'], "copy model.safetensors (as `hf download` lays it out) into that folder of the cache here")/'model.safetensors'
 
-# %% ../nbs/08_audio_encoder.ipynb #2239fa87
+# %% ../nbs/08_audio_encoder.ipynb #0c26bc13
 def load_pretrained(
     ast:AST, # of the size of the weights; its clip length may be another
     name:str, # 'hf:FOLDER or hub id', 'deit:timm name', or a file *.pth of the AST repository
 )->AST: # the same
     "Put published weights into `ast`, positions cut or stretched to its clips, heads left out. Raises `ValueError` on an unknown name or another size, `ConnectionError` with instructions where a download fails."
     kind,_,rest = name.partition(':')
-    if kind == 'deit': state = deit_ast_state(timm_weights(rest), *ast.patch_pos.shape[:2])
+    files = [name]
+    if kind == 'deit':
+        files = [timm_file(rest)]
+        state = deit_ast_state(timm_weights(rest), *ast.patch_pos.shape[:2])
     elif kind == 'hf':
         folder = Path(rest) if Path(rest).is_dir() else hub_folder(rest, ['config.json', 'preprocessor_config.json', '*.safetensors'], f"name its folder: 'hf:FOLDER'")
-        state = _same_stride(name, from_hf_ast(load_file(folder/'model.safetensors'), json.loads((folder/'config.json').read_text())), ast)
+        files = [folder/'model.safetensors']
+        state = _same_stride(name, from_hf_ast(load_file(files[0]), json.loads((folder/'config.json').read_text())), ast)
     elif name.endswith('.pth'): state = _same_stride(name, from_original_ast(name), ast)
     else: raise ValueError(f"audio weights '{name}': hf:FOLDER, hf:HUB_ID, deit:TIMM_NAME or a file *.pth is accepted")
     state = {k: v for k,v in state.items() if not k.startswith('head.')}
@@ -298,4 +321,5 @@ def load_pretrained(
     odd = [k for k in sorted(own.keys() | state.keys()) if k not in own or k not in state or own[k] != state[k].shape]
     if odd: raise ValueError(f"{name}: {odd[0]} is {tuple(state[odd[0]].shape) if odd[0] in state else 'missing'}, the encoder of the profile has {tuple(own[odd[0]]) if odd[0] in own else 'none'}")
     ast.load_state_dict(state, strict=False)
+    ast.files = files
     return ast

@@ -9,7 +9,7 @@ __all__ = ['BASELINES', 'VARIANTS', 'SIZES', 'PUBLISHED', 'BaselineSpec', 'basel
            'train_backbone', 'train_baseline', 'train_equal', 'trained_methods', 'Published', 'LaionCLAP',
            'PublishedAST', 'need_package', 'MSCLAP', 'Wav2CLIP', 'load_published', 'budget_row', 'collat_row']
 
-# %% ../nbs/13_baselines.ipynb #a545b91a
+# %% ../nbs/13_baselines.ipynb #5e9a61bc
 import copy, dataclasses, importlib, json, math, zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from .audio import fbank, normalise, pad_frames, resample, sample_seed, spec_aug
 from .audio_encoder import classification_loss, from_hf_ast
 from .config import Profile, atomic_path, load_profile, nearest_name
 from .losses import global_contrastive_loss
-from .model import CoLLAT, as_waveforms, evaluating, front_end, make_audio_encoder, text_id, window_batches
+from .model import CoLLAT, as_waveforms, encode_each, evaluating, front_end, make_audio_encoder, text_id, window_batches
 from .prompts import class_prompts, label_to_words
 from .scenes import Scenes, split_classes
 from .text_encoder import HF_FILES, LockedTextEncoder, _quiet, hub_folder, load_text_encoder
@@ -175,13 +175,13 @@ class Baseline(nn.Module):
     def device(self): return next(self.parameters()).device
     def autocast(self): return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == 'bf16')
 
-# %% ../nbs/13_baselines.ipynb #33c0413a
+# %% ../nbs/13_baselines.ipynb #98262c4b
 @patch
 def text_states(self:Baseline, texts:list) -> Tensor: # (b d_out)
     "What the tower says of texts, before any projection: with gradient if it is tuned, else computed once per text and kept."
     if self.tower is not None:
         with self.autocast(): return self.tower(texts)
-    if new := [t for t in texts if t not in self.text_cache]: self.text_cache |= {t: z.cpu() for t, z in zip(new, self.text.encode_text(new))}
+    if new := [t for t in texts if t not in self.text_cache]: self.text_cache |= {t: z.cpu() for t, z in zip(new, encode_each(self.text, new))}
     return torch.stack([self.text_cache[t] for t in texts]).to(self.device)
 
 @patch

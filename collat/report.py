@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PAPER_ZERO_SHOT', 'PAPER_METHODS', 'PAPER_RETRIEVAL', 'PAPER_LOSSES', 'EMPTY', 'SPLIT_NAMES', 'markdown_table',
-           'with_interval', 'zero_shot_table', 'mean_spread', 'ablation_columns', 'ablation_table', 'zero_distance',
-           'difference', 'findings', 'seeds_table', 'method', 'by_method', 'is_row', 'with_n', 'methods_table',
-           'retrieval_table', 'captioning_table', 'retention_table', 'datasets_table', 'optional_results', 'cost_table',
+           'with_interval', 'interval_of', 'zero_shot_table', 'mean_spread', 'ablation_columns', 'ablation_table',
+           'zero_distance', 'difference', 'findings', 'seeds_table', 'grounding_table', 'words_table', 'beyond',
+           'method', 'by_method', 'is_row', 'with_n', 'methods_table', 'retrieval_table', 'captioning_table',
+           'retention_table', 'datasets_table', 'images_table', 'images_parts', 'optional_results', 'cost_table',
            'comparison', 'report_page', 'fill_markers', 'publish']
 
 # %% ../nbs/50_report.ipynb #e77fc709
@@ -21,7 +22,7 @@ from .model import CoLLAT
 from .scenes import Scenes
 from .training import prompt_maker
 
-# %% ../nbs/50_report.ipynb #e4488ab7
+# %% ../nbs/50_report.ipynb #9dad0a43
 PAPER_ZERO_SHOT = {'ESC-50 (accuracy)': .84, 'UrbanSound8K (accuracy)': .77, 'TUT Acoustic Scenes 2017 (accuracy)': .29, 'FSD50K (mAP)': .19, 'AudioSet (mAP)': .09}  # Table 2, CoLLAT, ZS
 PAPER_METHODS = {  # Table 2, zero-shot then probe: ESC-50, UrbanSound8K, TUT 2017, FSD50K, AudioSet
     'Supervise': (None, .53, None, .63, None, .60, None, .32, None, .24), 'YamNet': (None, .85, None, .78, None, .63, None, .50, None, .27), 'Wav2CLIP': (.41, .86, .40, .81, .24, .63, .03, .43, .02, .30),
@@ -30,9 +31,9 @@ PAPER_RETRIEVAL = {  # Table 3b: VGGSound A→I, I→A (MRR); AudioCaps A→T, T
     'Wav2CLIP': (.057, .068, .52, .38), 'AudioCLIP': (.060, .073, .58, .52), 'CLAP': (.063, .074, .57, .47), 'CoLLAT': (.093, .112, .62, .59)}
 PAPER_LOSSES = {  # Table 3a: ESC-50 clean, noisy; FSD50K clean, noisy
     'all losses': (.84, .59, .19, .17), '− cross-token': (.81, .50, .13, .11), '− uni-token': (.85, .53, .18, .13), '− cross-global': (.82, .54, .17, .16)}
-EMPTY = {'Figures 1a, 5 (grounding, images)': '24_image_generation, 26_grounding', 'Figures 2, 4 (sizes, backbones, layers, blocks)': '30_ablations, further groups'}
+EMPTY = {'Figures 2, 4 (sizes, backbones, layers, blocks)': '30_ablations, further groups'}
 
-# %% ../nbs/50_report.ipynb #d2e73bbe
+# %% ../nbs/50_report.ipynb #449e60b6
 def markdown_table(rows:list, columns:list) -> str: # rows of values, as text
     "A Markdown table; numbers are shown with three decimals, None as an empty cell."
     show = lambda v: '' if v is None else f'{v:.3f}' if isinstance(v, float) else str(v)
@@ -41,6 +42,10 @@ def markdown_table(rows:list, columns:list) -> str: # rows of values, as text
 def with_interval(r:dict) -> str:
     "A number with its 95 % interval."
     return f"{r['value']:.3f}" + (f" [{r['lo']:.3f}, {r['hi']:.3f}]" if r['lo'] is not None else '')
+
+def interval_of(d:dict) -> str:
+    "A difference with its 95 % interval."
+    return f"{d['difference']:+.3f} [{d['lo']:+.3f}, {d['hi']:+.3f}]"
 
 # %% ../nbs/50_report.ipynb #d73e39bf
 SPLIT_NAMES = dict(test='in-domain', unseen='unseen classes', other='other recordings', recorded='recorded animals')
@@ -112,6 +117,38 @@ def seeds_table(main:list) -> str: # `main`: rows of the main model under severa
     rows = [[SPLIT_NAMES[s], m, f'noise {n:g}' if n else 'clean', mean_spread([r for r in main if (r['split'], r['metric'], r['noise']) == (s, m, n)], 'value')] for s, m, n in keys]
     return markdown_table(rows, ['sound', 'metric', 'view', f"mean (range) over {len({r['seed'] for r in main})} seeds"])
 
+# %% ../nbs/50_report.ipynb #c3772df1
+def grounding_table(g:dict) -> str: # `g`: results of notebook 26
+    "Frame AP, pointing accuracy and AP among sounding frames, of events and of events in scenes."
+    names = list(dict.fromkeys((r['method'], r['steps']) for r in g['rows']))
+    columns = list(dict.fromkeys((r['clips'], r['metric']) for r in g['rows']))
+    at = {(r['method'], r['steps'], r['clips'], r['metric']): r for r in g['rows']}
+    n = lambda c: next(f"N = {r['n']}" for r in g['rows'] if (r['clips'], r['metric']) == c)
+    body = [[m, s, *(with_interval(at[m, s, *c]) if (m, s, *c) in at else None for c in columns)] for m, s in names]
+    body += [[f'grounding, {m}', None, why, *[None] * (len(columns) - 1)] for m, why in g['missing'].items()]
+    return markdown_table(body, ['method', 'training steps', *(f'{c[0]}, {c[1]}, {n(c)}' for c in columns)])
+
+def words_table(w:dict) -> str: # `w`: results of notebook 27
+    "How often a class stands among the ten nearest words, under several readings."
+    rows = [[SPLIT_NAMES.get(r['split'], r['split']), r['reading'], 'one event' if r['clips'] == 'single' else 'scenes', with_interval(r), r['all_words'], r['another_clip'], r['readable'], r['n']] for r in w['rows']]
+    return markdown_table(rows, ['sound', 'reading', 'clips', 'a word of the class', 'all its words', "another clip's", 'readable', 'N'])
+
+def beyond(run:Path) -> list: # parts of the page
+    "Audio as words, and where the words come from, as far as their stages have run."
+    w, g, out = optional_results(run/'results/words.json'), optional_results(run/'results/grounding.json'), []
+    if w:
+        w = w['results']; compose = [[r['kind'], r['task'], with_interval(r), r['control'], r['before'], r['after'], r['n']] for r in w['compose']]
+        concepts = [[SPLIT_NAMES.get(r['split'], r['split']), *(r[f'{c} {m}'] for c in ('single', 'scenes') for m in ('precision', 'recall', 'words'))] for r in w['concepts']]
+        out += ['## Audio as words', f"Share of clips whose class has a word among the ten nearest of some predicted token (scenes: share of their classes). Chosen on `valid`: {w['chosen']}." + ''.join(f' {k}: {v}.' for k, v in w['missing'].items()), words_table(w),
+                'The list of concepts heard, one word per slot:', markdown_table(concepts, ['sound', *(f'{c}, {m}' for c in ('one event', 'scenes') for m in ('precision', 'recall', 'words'))]),
+                f"Composed prompts, {'committed' if w['committed_cases'] else 'generated'} cases: share in which the concept's rank moved as it should, the same with another sound, and its median rank.", markdown_table(compose, ['prompt', 'task', 'moved', 'with another sound', 'rank before', 'rank after', 'N'])]
+    if g:
+        g = g['results']; d, v = g['difference']['frame AP'], g.get('variant_difference', {}).get('frame AP')
+        out += ['## Grounding', f"Chosen on `valid`: {g['method']}, window {g['window']:g} s. Grounding minus sliding window, frame AP: {interval_of(d)}." + (f" After the few steps of the ablation, all losses minus those without the cross-token loss: {interval_of(v)}." if v else ''), grounding_table(g),
+                'Zero-shot detection, all classes:', markdown_table([[r['method'], r['frame_map'], r['event_f1'], r['scenes']] for r in g['detection']], ['method', 'frame mAP', 'event F1', 'scenes']), '![Grounding](figures/grounding.png)']
+        if (run/'figures/figure1a.png').exists(): out += ['A scene of `valid` as in Figure 1a: heard, read and located, painted by the painter of notebook 24.', '![Figure 1a](figures/figure1a.png)']
+    return out
+
 # %% ../nbs/50_report.ipynb #c234a058
 def method(name:str, titles:dict) -> str: # titles: folder name -> title of the method
     "How a row is called: `clap-frozen-seed1` is CLAP, text frozen."
@@ -171,6 +208,23 @@ def datasets_table(rows:list) -> str: # `rows`: of notebook 05
     return markdown_table([[r['data'], r['metric'], r['paper_instances'], r['official'], r['found'], r['paper_classes'], r['official_classes'], r['remark'] or None, r['reason'].split('. By hand')[0].split(': ', 1)[-1] or None] for r in rows],
                           ['data set', 'metric', 'paper', 'official', 'found here', 'classes, paper', 'classes, official', 'remark', 'why empty'])
 
+# %% ../nbs/50_report.ipynb #d7102ff7
+def images_table(rows:list) -> str: # `rows`: of notebook 24
+    "Share of a scene's concepts found in its picture, by number of concepts."
+    cell = lambda s, k, painted=None: next((with_interval(r) + f", N = {r['n']}" for r in rows if (r['source'], r['concepts'], r.get('painted')) == (s, k, painted)), None)
+    counts, split = sorted({r['concepts'] for r in rows} - {0}), sorted({r['painted'] for r in rows if 'painted' in r})
+    body = [[r['source'], with_interval(r), *(cell(r['source'], k) for k in counts), *(cell(r['source'], 0, s) for s in split), r['all_found'], r['invented'], r['n']] for r in rows if r['concepts'] == 0 and 'painted' not in r]
+    return markdown_table(body, ['painted from', 'coverage', *(f"{k} concept{'s' * (k > 1)}" for k in counts), *(('sets painted in training' if s else 'sets never painted') for s in split), 'all concepts found', 'invented per picture', 'N'])
+
+def images_parts(im:dict) -> list: # `im`: results of notebook 24; parts of the page
+    "Figure 5 with its numbers."
+    r, c = im['reader'], im['painter']
+    less = ''.join(f"On scenes of several concepts, coverage of {k} minus that of the contrastive loss alone: {interval_of(d)}. " for k, d in im.get('difference', {}).items())
+    said = (f"A painter of {im['concepts']} OpenMoji glyphs ({c['parameters']/1e6:.1f} M parameters, {c['steps']} steps, {c['seconds']:.0f} s), trained on words and pictures only, is driven by the states that each model makes of a test scene. "
+            f"Coverage is the share of the scene's concepts that a separate classifier finds in the picture; the classifier itself has recall {r['clean']['recall']:.3f} and precision {r['clean']['precision']:.3f} on {r['n']} compositions that it never saw (worn pictures: {r['worn']['recall']:.3f} and {r['worn']['precision']:.3f}). "
+            f"{im['held_out']:.0%} of the sets with several concepts were never painted in training. The rows with few steps had the budget of the ablation and compare with each other, not with the model of the run. {less}Not for pictures of people's faces (paper, section 6).")
+    return ['## Pictures of sounds (Figure 5)', said, images_table(im['rows']), '![Figure 5](figures/figure5.png)']
+
 # %% ../nbs/50_report.ipynb #47537ba9
 def optional_results(path:Path):
     "A results file, or None when its stage has not run."
@@ -181,10 +235,10 @@ def cost_table(run:Path) -> str:
     rows = [(f.stem, read_results(f)['run']) for f in sorted((run/'results').glob('*.json')) if f.stem not in ('report', 'run', 'denoising')]
     return markdown_table([[n, r['wall_seconds'], r['device'], r['threads'], r['seed'], (r['commit'] or '')[:8] + (' (changed)' if r['dirty'] else '')] for n, r in rows], ['stage', 's', 'device', 'threads', 'seed', 'commit'])
 
-# %% ../nbs/50_report.ipynb #a205647e
+# %% ../nbs/50_report.ipynb #5b56186f
 def comparison(run:Path) -> list: # parts of the page
     "Tables 1, 2, 3b and 4 and the text axis of Fig. 1b, as far as their stages have run."
-    stages = 'datasets', 'baselines', 'linear_probe', 'retrieval', 'captioning', 'text_retention'
+    stages = 'datasets', 'baselines', 'linear_probe', 'retrieval', 'captioning', 'text_retention', 'image_generation', 'grounding', 'words'
     got = {n: r['results'] for n in stages if (r := optional_results(run/f'results/{n}.json'))}
     titles, out = {r['name'].split('-seed')[0].removesuffix('-frozen'): r['title'] for r in got.get('baselines', {}).get('rows', [])}, []
     if 'linear_probe' in got:
@@ -197,11 +251,12 @@ def comparison(run:Path) -> list: # parts of the page
     if 'retrieval' in got: out += ['## Retrieval (Table 3b)', f'''Ours: in-domain scenes, their five templated captions, their OpenMoji pictures. The CoLLAT of the run had its full training, the other rows one budget. Empty picture cells: {'; '.join(f'{k}: {v}' for k, v in got['retrieval']['skipped'].items()) or 'none'}. The paper\'s AudioCaps numbers are out of reach of the public protocol and stand here for the record.''', retrieval_table([r | dict(model='CoLLAT of the run' if r['model'] == 'CoLLAT' else r['model']) for r in got['retrieval']['rows']], got['retrieval'], titles)]
     if 'captioning' in got: out += ['## Captioning (Table 4)', f"Scores times 100, N = {max(r['n'] for r in got['captioning']['rows'])} scenes. Templated sentences on rendered scenes and people's sentences on YouTube clips do not compare; the columns are the same code. " + '; '.join(f'{k}: {v}' for k, v in got['captioning']['missing'].items()), captioning_table(got['captioning'], titles)]
     if 'text_retention' in got: out += ['## What is left of the text tower (Fig. 1b, text axis)', "MRR of finding another caption of the same scene or clip, by text alone.", retention_table(got['text_retention']['rows'], titles)]
+    if 'image_generation' in got: out += images_parts(got['image_generation'])
     if 'datasets' in got: out += ['## Data sets (Table 1)', datasets_table(got['datasets']['rows'])]
-    if lack := [n for n in stages if n not in got]: out += ['## Stages that have not run here', f"{', '.join(lack)}: their tables are missing above, and with the baselines the rows of the other methods. `make reproduce` runs them."]
+    if lack := [n for n in stages if n not in got]: out += ['## Stages that have not run here', f"{', '.join(lack)}: their tables are missing, and with the baselines the rows of the other methods. `make reproduce` runs them."]
     return out
 
-# %% ../nbs/50_report.ipynb #325f1b44
+# %% ../nbs/50_report.ipynb #64627c87
 def report_page(run:Path) -> str: # Markdown
     "All tables of a run."
     zs, ab, tr = (read_results(run/f'results/{n}.json') for n in ('zero_shot', 'ablations', 'training'))
@@ -217,11 +272,11 @@ def report_page(run:Path) -> str: # Markdown
     for group, title in (('paper_losses', 'Losses around the weights of the paper'), ('form', 'What the locked encoder is fed'), ('targets', 'Positives of Eq. 2')):
         if any(r['group'] == group for r in ab['results']['rows']): parts += [f'## {title}', ablation_table(ab['results']['rows'], group)]
     if ab['results']['main']: parts += ['## The main row over training seeds', seeds_table(ab['results']['main'])]
-    parts += comparison(run)
+    parts += comparison(run) + beyond(run)
     parts += ['## Not here yet', markdown_table(list(EMPTY.items()), ['part of the paper', 'will be filled by']), '## Cost', cost_table(run)]
     return '\n\n'.join(parts) + '\n'
 
-# %% ../nbs/50_report.ipynb #abc7aa96
+# %% ../nbs/50_report.ipynb #5dfa4eda
 def fill_markers(readme:Path, text:str):
     "Replace what stands between the results markers of a README. Raises ValueError when they are not there."
     begin, end, body = '<!-- results:begin -->', '<!-- results:end -->', readme.read_text()
@@ -232,6 +287,6 @@ def fill_markers(readme:Path, text:str):
 def publish(run:Path, root:Path, page:str, profile:Profile):
     "Page, figures and results of a run to `figures/<profile>/` of the repository."
     to = root/'figures'/profile.name; to.mkdir(parents=True, exist_ok=True)
-    with atomic_path(to/'report.md') as tmp: tmp.write_text(page)
+    with atomic_path(to/'report.md') as tmp: tmp.write_text(page.replace('](figures/', ']('))
     for f in [*sorted((run/'figures').glob('*.png')), *sorted((run/'figures').glob('*.svg')), *sorted((run/'results').glob('*.json'))]:
         if f.name not in ('run.json', 'report.json'): shutil.copyfile(f, to/f.name)

@@ -69,21 +69,15 @@ def test_three_percent_corrupt_clips_are_evaluated_with_n(tmp_path, capsys):
     deep.save(tmp_path/'report.json'); assert json.loads((tmp_path/'report.json').read_text())['corrupt'] == deep.corrupt
 
 
-def test_esc50_and_urbansound8k_folds(tmp_path):
-    esc50(tmp_path)
-    m = load_dataset('ESC-50', tmp_path)
-    assert m.folds == [1, 2, 3, 4, 5] and m.words == ['dog', 'sea waves'] and {c.id for c in m.clips} == {str(100 + i) for i in range(10)}
-    for k in m.folds:
-        train, test = m.fold(k)
-        assert {c.fold for c in test} == {k} and len(train) + len(test) == 10 and not {c.path for c in train} & {c.path for c in test}
-    rows_csv(tmp_path/'UrbanSound8K/metadata/UrbanSound8K.csv', 'slice_file_name,fsID,start,end,salience,fold,classID,class'.split(','), [(f'{100 + k}-3-0-0.wav', 100 + k, 0., .3, 1, k, 3, 'dog_bark') for k in range(1, 11)])
-    for k in range(1, 11): tone(tmp_path/f'UrbanSound8K/audio/fold{k}/{100 + k}-3-0-0.wav')
-    u = load_dataset('us8k', tmp_path)
-    assert u.folds == list(range(1, 11)) and u.words == ['dog bark'] and len([*read_clips(u.clips, 8_000)]) == 10
+def urbansound8k(root, ids):
+    "Dog, siren, dog, ..., each in the next fold; `ids` are freesound ids."
+    names = [(f'{i}-{(3, 8)[k % 2]}-0-0.wav', 1 + k % 10) for k, i in enumerate(ids)]
+    rows_csv(Path(root)/'UrbanSound8K/metadata/UrbanSound8K.csv', 'slice_file_name,fsID,start,end,salience,fold,classID,class'.split(','), [(f, i, 0., .3, 1, k, *((3, 'dog_bark'), (8, 'siren'))[k % 2 == 0]) for (f, k), i in zip(names, ids)])
+    for f, k in names: tone(Path(root)/f'UrbanSound8K/audio/fold{k}/{f}')
 
 
-def test_tut_2017_has_four_folds_and_two_sets(tmp_path):
-    dev, ev = (tmp_path/TUT/f'{TUT}-{s}' for s in ('development', 'evaluation'))
+def tut2017(root): # folders of the two sets, rows of the development set
+    dev, ev = (Path(root)/TUT/f'{TUT}-{s}' for s in ('development', 'evaluation'))
     files = [(f'audio/b{i:03d}_0_10.wav', ('beach', 'cafe/restaurant')[i % 2], f'b{i:03d}') for i in range(8)]
     text(dev/'meta.txt', ''.join('\t'.join(f) + '\r\n' for f in files), newline='')
     for k in range(1, 5):
@@ -93,6 +87,23 @@ def test_tut_2017_has_four_folds_and_two_sets(tmp_path):
     text(ev/'evaluation_setup/evaluate.txt', 'audio/1.wav\tforest_path\n')
     for f, *_ in files: tone(dev/f)
     tone(ev/'audio/1.wav')
+    return dev, ev, files
+
+
+def test_esc50_and_urbansound8k_folds(tmp_path):
+    esc50(tmp_path)
+    m = load_dataset('ESC-50', tmp_path)
+    assert m.folds == [1, 2, 3, 4, 5] and m.words == ['dog', 'sea waves'] and {c.id for c in m.clips} == {str(100 + i) for i in range(10)}
+    for k in m.folds:
+        train, test = m.fold(k)
+        assert {c.fold for c in test} == {k} and len(train) + len(test) == 10 and not {c.path for c in train} & {c.path for c in test}
+    urbansound8k(tmp_path, range(101, 111))
+    u = load_dataset('us8k', tmp_path)
+    assert u.folds == list(range(1, 11)) and u.words == ['dog bark', 'siren'] and len([*read_clips(u.clips, 8_000)]) == 10
+
+
+def test_tut_2017_has_four_folds_and_two_sets(tmp_path):
+    dev, ev, files = tut2017(tmp_path)
     m = load_dataset('tut2017', tmp_path)
     assert m.report.notes == [] and m.report.found == dict(dev=8, eval=1) and m.words == ['beach', 'cafe/restaurant', 'forest path']
     assert [c.id for c in m.fold(2)[1]] == ['b002', 'b003'] and len(m.fold(2)[0]) == 6    # the evaluation set is in no fold

@@ -2,7 +2,8 @@
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 import nbformat, psutil, pytest
-from collat.pipeline import STAGES, Stage, StageError, open_run, plan, run_pipeline
+from collat.pipeline import STAGES, Stage, StageError, open_run, plan, run_pipeline, stages_for
+from collat.config import load_profile
 
 HEAD = """import json, sys, time; sys.path.insert(0, '..')
 from pathlib import Path
@@ -136,7 +137,7 @@ def collat(*args, cwd=None): return subprocess.run([sys.executable, '-c', 'from 
 def test_plan_changes_nothing(tmp_path):
     done = collat('run', '--profile', 'smoke', '--plan', '--run-dir', str(tmp_path/'run'))
     assert done.returncode == 0, done.stderr
-    assert [l.split()[0] for l in done.stdout.splitlines() if not l.startswith(' ')] == [s.notebook for s in STAGES]
+    assert [l.split()[0] for l in done.stdout.splitlines() if not l.startswith(' ')] == [s.notebook for s in STAGES if not s.extra]
     assert not (tmp_path/'run').exists()
 
 
@@ -152,12 +153,13 @@ def test_refusals_are_one_line(args, said, tmp_path):
 def test_every_stage_has_its_notebook_and_parameters():
     from collat.pipeline import check_parameters
     nbs = Path(__file__).parent.parent/'nbs'
-    for s in STAGES: check_parameters(nbs/f'{s.notebook}.ipynb')
+    for s in {*STAGES, *stages_for(load_profile('small'))}: check_parameters(nbs/f'{s.notebook}.ipynb')
 
 
-def test_inputs_come_from_earlier_stages():
+@pytest.mark.parametrize('profile, changed', [('mini', {}), ('mini', dict(pretrain_steps=0)), ('small', {}), ('small', dict(pretrain_steps=3))])
+def test_inputs_come_from_earlier_stages(profile, changed):
     from fnmatch import fnmatch
     made = []
-    for s in STAGES:
+    for s in stages_for(load_profile(profile, changed)):
         for i in s.inputs: assert any(fnmatch(o, i) for o in made), f'{s.notebook} reads {i}, which no earlier stage writes'
         made += s.outputs

@@ -30,10 +30,10 @@ def test_every_stage_runs_and_a_second_call_does_nothing(profile, tmp_path):
     assert {(r['split'], r['metric'], r['noise']) for r in rows} >= {(s, m, n) for s in ('test', 'unseen') for m in ('top-1', 'mAP') for n in (0, .1, .01)}
     assert all(r['lo'] <= r['value'] <= r['hi'] and r['n'] > 1 for r in rows)
     assert len(read_results(run/'results/training.json')['results']['valid']) == 2
-    assert all(f'({t})' in (run/'report.md').read_text() for t in ('Table 1', 'Table 2', 'Table 3a', 'Table 3b', 'Table 4', 'Fig. 1b, text axis'))
+    assert all(f'({t})' in (run/'report.md').read_text() for t in ('Table 1', 'Table 2', 'Table 3a', 'Table 3b', 'Table 4', 'Fig. 1b, text axis', 'Figure 5'))
     reads = [json.loads(l) for l in (run/'data/test_reads.jsonl').read_text().splitlines()]
     readers = {r['purpose'].split(':')[0] for r in reads} - ({'30_ablations'} if profile == 'smoke' else set())   # notebook 30 tries its seeds there
-    assert readers == {'04_scenes', '20_zero_shot', '21_linear_probe', '22_retrieval', '23_captioning', '25_text_retention'}
+    assert readers == {'04_scenes', '20_zero_shot', '21_linear_probe', '22_retrieval', '23_captioning', '24_image_generation', '25_text_retention', '26_grounding', '27_words'}
     assert not (ROOT/'figures'/profile).exists(), 'only a run in runs/<profile> is published'
     second = collat('run', '--profile', profile, '--run-dir', str(run))
     assert second.returncode == 0 and 'nothing to do' in second.stdout and ': runs' not in second.stdout, second.stdout

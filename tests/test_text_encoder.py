@@ -134,6 +134,78 @@ def test_hf_clip_of_openai_needs_quick_gelu(tmp_path):
     save_hf_clip(tmp_path/'laion', hidden_act='gelu')
     assert load_text_encoder(f'hf_clip:{tmp_path}/laion').activation == 'gelu'
 
+def hf_names(w):
+    "An open_clip text tower's weights under the names of `CLIPTextModelWithProjection`."
+    top = {'token_embedding.weight': 'embeddings.token_embedding.weight', 'positional_embedding': 'embeddings.position_embedding.weight',
+           'ln_final.weight': 'final_layer_norm.weight', 'ln_final.bias': 'final_layer_norm.bias'}
+    inner = {'ln_1': 'layer_norm1', 'ln_2': 'layer_norm2', 'attn.out_proj': 'self_attn.out_proj', 'mlp.c_fc': 'mlp.fc1', 'mlp.c_proj': 'mlp.fc2'}
+    out = {'text_projection.weight': w['text_projection'].T.contiguous()}
+    for k, v in w.items():
+        if k in top: out[f'text_model.{top[k]}'] = v
+        if not k.startswith('transformer.resblocks.'): continue
+        i, rest = k.removeprefix('transformer.resblocks.').split('.', 1)
+        at, (part, kind) = f'text_model.encoder.layers.{i}', rest.rsplit('.', 1)
+        if part == 'attn': out |= {f'{at}.self_attn.{x}_proj.{kind.removeprefix("in_proj_")}': y for x, y in zip('qkv', v.chunk(3))}
+        else: out[f'{at}.{inner[part]}.{kind}'] = v
+    return out
+
+def test_both_libraries_agree_on_vit_l_14(tmp_path):
+    "True text size of ViT-L/14, one set of random weights under both libraries' names: equal ids, equal states of every layer, equal z_t."
+    ours = load_text_encoder('open_clip:ViT-L-14', pad_id=49407, quick_gelu=True)
+    with torch.no_grad():   # larger than the initialisation, so that the activation function matters
+        for k, v in ours.locked.named_parameters():
+            if 'mlp' in k: v.mul_(3)
+    m = save_hf_clip(tmp_path, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768, hidden_act='quick_gelu')
+    found = m.load_state_dict(hf_names(ours.locked.state_dict()), strict=False)
+    assert not found.unexpected_keys and set(found.missing_keys) <= {'text_model.embeddings.position_ids'}
+    m.save_pretrained(tmp_path)
+    theirs = load_text_encoder(f'hf_clip:{tmp_path}')
+    (tmp_path/'model.safetensors').unlink()   # half a gigabyte
+    a, b = ours.tokenize(TEXTS, n=77), theirs.tokenize(TEXTS, n=77)
+    assert all(torch.equal(x, y) for x, y in zip(a, b)) and (theirs.d, theirs.d_out, theirs.n_layers) == (768, 768, 12)
+    with torch.no_grad():
+        x, y = (te.hidden_states(te.static_embeddings(a.ids), a.mask) for te in (ours, theirs))
+        assert len(x) == len(y) == 13 and min(v.std() for v in x[1:]) > .01
+        assert max(diff(u, v) for u, v in zip(x, y)) <= 1e-4
+        z = ours.encode_text(TEXTS, n=77)
+        assert z.abs().mean() > .1 and diff(z, theirs.encode_text(TEXTS, n=77)) <= 1e-4
+        for block in theirs.blocks: block.mlp.activation_fn = nn.GELU()
+        assert diff(z, theirs.encode_text(TEXTS, n=77)) > 1e-2, 'the wrong activation would not be noticed'
+
+def in_hub_cache(repo, monkeypatch, tmp_path):
+    "Folder that `huggingface_hub` takes for the cached snapshot of `repo`."
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path/'hub'))
+    at = tmp_path/'hub'/f"models--{repo.replace('/', '--')}"
+    (at/'refs').mkdir(parents=True); (at/'refs/main').write_text('0'*40)
+    (at/'snapshots'/('0'*40)).mkdir(parents=True)
+    return at/'snapshots'/('0'*40)
+
+@pytest.mark.parametrize('way', ['name', 'hub id', 'file'])
+def test_openai_weights_run_quick_gelu_each_way(way, tmp_path, monkeypatch):
+    "By open_clip name and tag, by hub id, by file: the same small tower, and never with plain GELU."
+    m = clip_model(True)
+    if way == 'name':
+        from safetensors.torch import save_file
+        d = in_hub_cache('timm/tiny.openai', monkeypatch, tmp_path)
+        save_file({k: v.contiguous() for k, v in m.state_dict().items()}, d/'open_clip_model.safetensors')
+        monkeypatch.setattr('open_clip.pretrained.get_pretrained_cfg', lambda model, tag: dict(hf_hub='timm/tiny.openai/', quick_gelu=True) if tag == 'openai' else {})
+        name, wrong = 'open_clip:tiny/openai', dict(name='open_clip:tiny/openai', quick_gelu=False)
+    elif way == 'hub id':
+        d = in_hub_cache('openai/clip-vit-base-patch32', monkeypatch, tmp_path)
+        hf = save_hf_clip(d, intermediate_size=256, hidden_act='quick_gelu')
+        hf.load_state_dict(hf_names(m.state_dict()), strict=False); hf.save_pretrained(d)
+        name, wrong = 'hf_clip:openai/clip-vit-base-patch32', None
+    else:
+        openai_archive(clip_model(True), tmp_path/'w.pt')
+        torch.manual_seed(0); m = clip_model(True); openai_archive(m, tmp_path/'w.pt')
+        name, wrong = f"open_clip:tiny-quickgelu/{tmp_path/'w.pt'}", dict(name=f"open_clip:tiny/{tmp_path/'w.pt'}")
+    te = load_text_encoder(name)
+    assert te.activation == 'quick_gelu'
+    with torch.no_grad(): assert diff(te.encode_text(TEXTS, n=77), m.encode_text(open_clip.tokenize(TEXTS))) <= 1e-5
+    if way == 'hub id':
+        c = json.loads((d/'config.json').read_text()); (d/'config.json').write_text(json.dumps(c | dict(hidden_act='gelu'))); wrong = dict(name=name)
+    with pytest.raises(ValueError, match="trained with 'quick_gelu', but the model would run it with 'gelu'"): load_text_encoder(**wrong)
+
 def test_roberta_and_cls_pooling(tmp_path):
     "Positions of RoBERTa start behind the padding id; a CLS-pooled sentence encoder says so in 1_Pooling."
     import transformers as H
