@@ -461,7 +461,7 @@ def train(
     if world > 1: dist.barrier()
     return folder
 
-# %% ../nbs/12_training.ipynb #bfa124d3
+# %% ../nbs/12_training.ipynb #382aa5e0
 RESTARTS = 3   # of a group whose rank was killed
 
 def torchrun(p:Profile, run_dir:Path, nodes:int=1, meet:str='') -> list:
@@ -494,6 +494,7 @@ def guard(cmd:list, failure:Path):
         if start <= RESTARTS: print(f'a process of the training was killed; it is started again, time {start} of {RESTARTS}', flush=True)
     raise RuntimeError(f"training failed (exit code {code}), and was started again {RESTARTS} times: {' '.join(cmd[1:])}")
 
+# %% ../nbs/12_training.ipynb #2a4980ac
 def launch(profile:Profile, run_dir:str|Path, nodes:int=1, meet:str='') -> Path: # folder of the trained model
     "Both acts, in this process or in `gpus` processes on each of `nodes` machines. Done already when the model is there. Errors as `guard` and `train`."
     run, folder = Path(run_dir), Path(run_dir)/'checkpoints/model'
