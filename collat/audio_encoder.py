@@ -65,17 +65,18 @@ def fit_positions(
 
 # %% ../nbs/08_audio_encoder.ipynb #88dd743f
 class ConvStem(nn.Module):
-    "Three strided convolutions averaged onto the patch grid; not in the paper."
+    "Six small convolutions, every other one of stride 2, averaged onto the patch grid; not in the paper."
     def __init__(self,
         d:int, # width of the tokens
         patch:int=16, # side of a patch, sets the grid
         stride:int=10, # step between patches, sets the grid
-        channels:tuple=(32, 64), # channels of the first two convolutions
+        channels:tuple=(32, 64), # channels after the first and the second halving
     ):
         super().__init__()
         self.patch, self.stride = patch, stride
         sizes = list(zip((1, *channels), (*channels, d)))
-        layers = [(nn.Conv2d(i, o, 3, 2, padding=1, bias=False), nn.BatchNorm2d(o), nn.GELU()) for i, o in sizes]
+        conv = lambda i, o, stride: (nn.Conv2d(i, o, 3, stride, padding=1, bias=False), nn.BatchNorm2d(o), nn.GELU())
+        layers = [conv(*a) for i, o in sizes for a in ((i, o, 2), (o, o, 1))]
         self.layers = nn.Sequential(*[l for ls in layers for l in ls][:-1])
 
     def forward(self, x:Tensor) -> Tensor: # (b 1 f t) -> (b d f' t')

@@ -96,7 +96,7 @@ class TrainFields:
     "Optimisation, counted in steps."
     seed: int = doc(0, 'seed of initial weights, data order and augmentation')
     gpus: int = doc(0, 'processes to train with on each machine, one a GPU, or a core where there is none; 0 = one, on whatever device is there')
-    pretrain_steps: int = doc(1200, 'steps of the classification pretraining of the audio encoder')
+    pretrain_steps: int = doc(900, 'steps of the classification pretraining of the audio encoder')
     pretrain_batch: int = doc(64, 'clips per pretraining step')
     pretrain_lr: float = doc(1e-3, 'peak learning rate of the pretraining')
     steps: int = doc(300, 'training steps')

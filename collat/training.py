@@ -556,7 +556,7 @@ def plot_curves(log, axes):
     for k, label in names.items():
         if k in log: axes[0].plot(log['step'], smooth[k], label=label)
     for k in ('label', 'template', 'padding'): axes[1].plot(log['step'], smooth[f'dist_{k}'], label=f'{k} tokens')
-    axes[0].set(xlabel='step', ylabel='loss term', yscale='log'); axes[1].set(xlabel='step', ylabel='matched L1 distance\n/ mean |embedding|')
+    axes[0].set(xlabel='step', ylabel='loss term', yscale='log'); axes[1].set(xlabel='step', ylabel='matched L1 distance\n/ mean |embedding|', ylim=(0, None))
     for a in axes: a.legend(frameon=False, fontsize=7)
 
 # %% ../nbs/12_training.ipynb #d11ef64b
