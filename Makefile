@@ -46,8 +46,10 @@ small: setup
 benchmarks: setup
 	$(BIN)/collat run --profile $(PROFILE) --stages benchmarks --run-dir runs/benchmarks $(ARGS)
 
+# two tests at a time, one thread each; those that measure seconds come last and alone
 test: setup gates
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m 'not clock'
+	$(BIN)/python -m pytest -q -m clock
 
 # cleaned, exported and tested notebooks: the first two must find nothing to change
 gates: setup
@@ -56,7 +58,7 @@ gates: setup
 	$(BIN)/nbdev_export
 	@$(SUMS) | diff $(VENV)/.before - || { echo 'nbdev_clean or nbdev_export changed the files above: look at them and commit'; exit 1; }
 	rm -rf runs/nb
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --n_workers 2 --timing
+	OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --n_workers 2 --timing
 
 lab: setup
 	$(BIN)/jupyter lab --notebook-dir=nbs

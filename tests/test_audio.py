@@ -49,6 +49,7 @@ def one_thread():
     yield
     torch.set_num_threads(threads)
 
+@pytest.mark.clock
 def test_fbank_is_three_times_faster(recordings, one_thread):
     sounds = torch.cat(recordings); batch = torch.stack([sounds[i*11000:][:48000] for i in range(64)])
     def ratio(): # best against best

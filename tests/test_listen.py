@@ -73,6 +73,7 @@ def test_refusals(folder, tmp_path, args, says):
     assert done.returncode == 2 and says in done.stderr and 'Traceback' not in done.stderr, done.stderr
 
 
+@pytest.mark.clock
 def test_many_files_at_the_rate_of_python(folder, capsys):
     "At least 80 % of the in-process rate, loading the model apart; the best of three, on a busy machine."
     files, model = sound_files([str(folder/'sounds')]), open_model(folder/'model')

@@ -44,6 +44,7 @@ def test_always_a_permutation(name):
         for m in (None, mask[:len(d)]):
             assert (match(name)(d, m).sort(1).values == torch.arange(9)).all()
 
+@pytest.mark.clock
 def test_time(one_thread):
     "Distance and matching take at most 1.5 times torch.cdist(p=1)."
     h_at, h_t = torch.randn(2, 64, 77, 768, generator=torch.Generator().manual_seed(0))

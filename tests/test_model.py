@@ -64,6 +64,7 @@ def test_ranks_and_micro_batches_equal_one_process(profile, ranks, micro, tmp_pa
     for k in a: assert (a[k] - b[k]).abs().max() <= 1e-8 * a[k].abs().max().clamp_min(1e-12), k
 
 
+@pytest.mark.clock
 def test_matching_is_a_small_part_of_a_training_step():
     model = CoLLAT(load_profile('mini', dict(precision='fp32'))).train()
     texts, labels = [f'This is a sound of {a}, and {b}' for a, b in zip(NAMES, NAMES[1:])], [[a, b] for a, b in zip(NAMES, NAMES[1:])]

@@ -107,6 +107,7 @@ def test_import_is_light():
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == ''
 
 
+@pytest.mark.clock
 @pytest.mark.parametrize('flag', ['--help', '--version'])
 def test_command_line_starts_at_once(flag):
     code = f'import sys, time; t = time.time()\ntry:\n from collat.cli import main; main(["{flag}"])\nexcept SystemExit as e: assert not e.code\nassert time.time() - t < 1, time.time() - t'

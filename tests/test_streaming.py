@@ -214,6 +214,7 @@ def plain(folder, ids):
     for i in ids: sf.read(folder/f'{i}.flac', dtype='float32')
 
 
+@pytest.mark.clock
 def test_speed_beside_a_plain_loop(long):
     (folder, n), workers, batch = long, 2, 20
     def by_files():
