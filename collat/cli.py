@@ -99,7 +99,9 @@ def cmd_ask(args) -> int:
     listen = listening(); files, skipped = listen.sound_files(args.files, sys.stdin), []
     labels = [l.strip() for l in (args.labels or '').split(',') if l.strip()]
     options = dict(labels=labels, k=args.k) | (dict(method=args.method) if getattr(args, 'method', None) else {})
-    for a in listen.answers(listen.open_model(args.model), args.command, files, skipped, not args.quiet, **options):
+    model = listen.open_model(args.model)
+    if args.command == 'caption': options['trained'] = listen.trained_captioner(args.model)
+    for a in listen.answers(model, args.command, files, skipped, not args.quiet, **options):
         say(a, args.json)
     return report_skipped(skipped, len(files))
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_MODEL', 'SOUNDS', 'GROUP_SECONDS', 'QUESTIONS', 'open_model', 'known_labels', 'sound_files', 'readable',
-           'counted', 'check_k', 'in_groups', 'top', 'classifier', 'reader', 'captioner', 'label_curves', 'grounder',
-           'answers', 'search', 'player', 'bars', 'show']
+           'counted', 'check_k', 'in_groups', 'top', 'classifier', 'reader', 'trained_captioner', 'captioner',
+           'label_curves', 'grounder', 'answers', 'search', 'player', 'bars', 'show']
 
 # %% ../nbs/29_listen.ipynb #69c786f0
 import base64, html, io, sys
@@ -18,11 +18,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .audio import AudioError, load_audio
+from .captioning import describe, load_captioner
 from .config import nearest_name
 from .grounding import METHODS, concept_maps, draw_grounding, map_frames, prompts_of, softmax_scores, unit_range
 from .model import CoLLAT, as_waveforms
 from .scenes import CLASSES
-from .zero_shot import at_least
+from .zero_shot import at_least, checkpoint_id
 
 # %% ../nbs/29_listen.ipynb #e57a168f
 DEFAULT_MODEL = 'runs/mini/checkpoints/model'
@@ -97,15 +98,24 @@ def reader(model:CoLLAT, labels=None, k:int=3, **_):
     return lambda wavs: [read(w) for w in wavs]
 
 # %% ../nbs/29_listen.ipynb #82b1b57a
-def captioner(model:CoLLAT, labels=None, k:int=3, **_):
-    "A sentence for each sound: 'The sound of …' over the labels that stand out (the trained captioner is notebook 23's)."
+def trained_captioner(path:str|Path|None=None) -> Path|None: # folder of a model
+    "The captioner that notebook 23 has trained for a model and left beside it, None where there is none."
+    folder = Path(path or DEFAULT_MODEL)
+    return next(iter(sorted(folder.parent.glob(f'captioner-{checkpoint_id(folder)}-*.safetensors'))), None)
+
+def captioner(model:CoLLAT, labels=None, k:int=3, trained:Path|None=None, **_):
+    "A sentence for each sound: by a trained captioner or, without one and where labels are given, 'The sound of …' over the labels that stand out."
     from collat.scenes import in_a_row, noun_phrase
     names = known_labels(model, labels); z_t = prompts_of(model, names); scale = model.logit_scale.detach().exp()
     def sentence(s):
         p = (scale * s).softmax(-1); best = top(p, names, k)
         heard = [b['label'] for i, b in enumerate(best) if not i or b['score'] > .5 * best[0]['score']]
         return dict(caption=f'The sound of {in_a_row([noun_phrase(h) for h in heard])}.', labels=best)
-    return lambda wavs: [sentence(s) for s in (model.encode_audio(wavs) @ z_t.T).cpu()]
+    write, more = load_captioner(trained) if trained and not labels else (None, {})
+    def tell(wavs):
+        rows = [sentence(s) for s in (model.encode_audio(wavs) @ z_t.T).cpu()]
+        return [r | dict(caption=t) for r, t in zip(rows, describe(model, write, wavs, more['kind']))] if write else rows
+    return tell
 
 def label_curves(model:CoLLAT, wav:Tensor, z_t:Tensor, i:Tensor, method:str, step:float=.05) -> tuple: # (s,), (k d), (q,) of k -> times (frames,), (q frames) in [0, 1]
     "How strongly some labels are heard when: maps of pieces of about the training length, each as strong as the piece's own answer."

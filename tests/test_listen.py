@@ -7,11 +7,13 @@ import pytest
 import soundfile as sf
 
 from collat.audio import load_audio
+from collat.captioning import build_vocabulary, save_captioner, seeded_captioner
 from collat.cli import main
 from collat.config import load_profile
 from collat.grounding import prompts_of
 from collat.listen import known_labels, open_model, sound_files
 from collat.model import CoLLAT
+from collat.zero_shot import checkpoint_id
 
 N = int(os.environ.get('COLLAT_FILES', 200)) # 1,000 for the number of the issue
 
@@ -40,6 +42,15 @@ def test_one_json_object_per_line(folder, question, keys):
     assert question in done.stderr and '3/3' in done.stderr # the bar
     plain = collat(question, names[0], '--model', folder/'model', '--labels', 'dog, bell,', '--quiet')
     assert plain.returncode == 0 and plain.stdout.startswith(f'{names[0]}: ') and plain.stderr.strip() == ''
+
+
+def test_a_captioner_beside_the_model_speaks(folder):
+    sound, path = folder/'sounds/0000.wav', folder/f"captioner-{checkpoint_id(folder/'model')}-states.safetensors"
+    says = lambda *more: json.loads(collat('caption', sound, '--model', folder/'model', '--json', '--quiet', *more).stdout)['caption']
+    assert says().startswith('The sound of')
+    save_captioner(seeded_captioner(384, build_vocabulary(['rain on a roof'])), path, kind='states')
+    try: assert set(says().split()) <= {'rain', 'on', 'a', 'roof'} and says('--labels', 'dog') == 'The sound of a dog.'
+    finally: path.unlink()
 
 
 def test_search_and_a_composed_query(folder):
