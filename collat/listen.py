@@ -117,6 +117,7 @@ def captioner(model:CoLLAT, labels=None, k:int=3, trained:Path|None=None, **_):
         return [r | dict(caption=t) for r, t in zip(rows, describe(model, write, wavs, more['kind']))] if write else rows
     return tell
 
+# %% ../nbs/29_listen.ipynb #c7d1e02b
 def label_curves(model:CoLLAT, wav:Tensor, z_t:Tensor, i:Tensor, method:str, step:float=.05) -> tuple: # (s,), (k d), (q,) of k -> times (frames,), (q frames) in [0, 1]
     "How strongly some labels are heard when: maps of pieces of about the training length, each as strong as the piece's own answer."
     p = model.profile; n, out = max(1, round(len(wav) / p.sample_rate / p.clip_seconds)), []
