@@ -104,7 +104,7 @@ def trained_captioner(path:str|Path|None=None) -> Path|None: # folder of a model
     return next(iter(sorted(folder.parent.glob(f'captioner-{checkpoint_id(folder)}-*.safetensors'))), None)
 
 def captioner(model:CoLLAT, labels=None, k:int=3, trained:Path|None=None, **_):
-    "A sentence for each sound: by a trained captioner or, without one and where labels are given, 'The sound of …' over the labels that stand out."
+    "A sentence for each sound: by a trained captioner; where there is none, or labels are given, 'The sound of …' over the labels that stand out."
     from collat.scenes import in_a_row, noun_phrase
     names = known_labels(model, labels); z_t = prompts_of(model, names); scale = model.logit_scale.detach().exp()
     def sentence(s):

@@ -1,5 +1,5 @@
 "The front end against kaldi on recorded sounds, its speed, and odd files"
-import math, pickle, subprocess, sys, time
+import math, os, pickle, subprocess, sys, time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -49,17 +49,19 @@ def one_thread():
     yield
     torch.set_num_threads(threads)
 
+FBANK_RATIO = float(os.environ.get('COLLAT_FBANK_RATIO', 2.5)) # COLLAT_FBANK_RATIO=3 for the number of the issue, on a quiet machine
+
 @pytest.mark.clock
 def test_fbank_is_much_faster(recordings, one_thread):
-    "The aim is 3 times the rate of a call a clip. One thread of an idle machine has 2.8 to 3.3, by processor, and 2.6 to 2.8 while another job fills the caches; the gate stands below both."
+    "The issue asks for 3 times the rate of a call a clip. One thread of an idle machine has 2.8 to 3.3, by processor, and 2.6 to 2.8 beside another job: a gate at 3 would fail by chance."
     sounds = torch.cat(recordings); batch = torch.stack([sounds[i*11000:][:48000] for i in range(64)])
     def ratio(): # best against best
         both = [(processor_seconds(lambda: fbank(batch)), processor_seconds(lambda: [kaldi_fbank(x) for x in batch])) for _ in range(10)]
         ours, theirs = zip(*both)
         return min(theirs)/min(ours)
     ratios = []
-    while len(ratios) < 4 and max(ratios, default=0) < 2.5: ratios.append(ratio()) # a loaded cache costs the batch more
-    assert max(ratios) >= 2.5, ratios
+    while len(ratios) < 4 and max(ratios, default=0) < FBANK_RATIO: ratios.append(ratio()) # a loaded cache costs the batch more
+    assert max(ratios) >= FBANK_RATIO, ratios
 
 @pytest.mark.parametrize('ext', ['wav', 'flac', 'ogg', 'mp3'])
 @pytest.mark.parametrize('channels', [1, 2])
