@@ -1,4 +1,4 @@
-# make reproduce   everything from a fresh clone to tables and figures (PROFILE=mini, EXTRAS=merlin, ARGS="key=value --plan ...")
+# make reproduce   everything from a fresh clone to tables and figures (PROFILE=mini, EXTRAS=merlin, JOBS=2 notebooks side by side, ARGS="key=value --plan ...")
 # make long        three seeds of the main row and the loss ablations, two of the baselines on the full schedule (profile mini_long; hours on 2 cores)
 # make small       the profile small, downloads included (FSD50K, ESC-50, UrbanSound8K, TUT 2017: 56 GB; one GPU)
 # make benchmarks  speed, memory and utilisation on this device beside transformers' (minutes; runs/benchmarks and figures/benchmarks)
@@ -9,6 +9,7 @@
 PYTHON  ?= python3
 PROFILE ?= mini
 EXTRAS  ?=
+JOBS    ?= 2
 ARGS    ?=
 SHELL   := /bin/bash
 VENV    := .venv
@@ -34,10 +35,10 @@ $(VENV)/.extra-merlin: settings.ini | $(VENV)/.installed
 	@touch $@
 
 reproduce: setup
-	$(BIN)/collat run --profile $(PROFILE) $(ARGS)
+	$(BIN)/collat run --profile $(PROFILE) --jobs $(JOBS) $(ARGS)
 
 long: setup
-	$(BIN)/collat run --profile mini_long $(ARGS)
+	$(BIN)/collat run --profile mini_long --jobs $(JOBS) $(ARGS)
 
 small: setup
 	set -e; for d in fsd50k esc50 urbansound8k tut2017; do $(BIN)/collat data get $$d; done

@@ -25,7 +25,7 @@ def cmd_run(args) -> int:
     if args.plan:
         for nb, why in plan(run, only).items(): print(f'{nb:16}', 'up to date' if not why else 'would run: ' + '\n'.ljust(29).join(why))
         return 0
-    ran = run_pipeline(run, only, progress=True, say=lambda s: print(s, flush=True))
+    ran = run_pipeline(run, only, progress=True, say=lambda s: print(s, flush=True), jobs=args.jobs)
     if not ran: print(f'nothing to do: {args.run_dir or Path("runs")/run.profile.name} is up to date')
     return 0
 
@@ -151,9 +151,10 @@ def make_parser() -> argparse.ArgumentParser:
         p = sub.add_parser(name, help=fn.__doc__, description=fn.__doc__, usage=f'collat {name} {usage}')
         p.set_defaults(fn=fn, takes_overrides='key=value' in usage)
         return p.add_argument
-    add = command('run', cmd_run, '[--profile NAME|FILE] [--stages A,B] [--gpus N] [--run-dir D] [--plan] [--launcher slurm --print [--nodes N]] [key=value ...]')
+    add = command('run', cmd_run, '[--profile NAME|FILE] [--stages A,B] [--jobs N] [--gpus N] [--run-dir D] [--plan] [--launcher slurm --print [--nodes N]] [key=value ...]')
     add('--profile', default='mini', help='name of a profile, or a JSON file (default: mini)')
     add('--stages', help='only these, comma-separated; with or without their number')
+    add('--jobs', type=positive, default=1, help='notebooks side by side, each with its share of the cores; a training runs alone (default: 1)')
     add('--gpus', type=int, help='GPUs to train on (default: as the profile says)')
     add('--run-dir', help='where results go (default: runs/<profile>)')
     add('--plan', action='store_true', help='say what would run, and why; change nothing')

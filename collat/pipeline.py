@@ -7,11 +7,13 @@ __all__ = ['STAGES', 'SUMMARY', 'UNCOUNTED', 'PARAMETERS', 'SLURM', 'Stage', 'st
            'imported_modules', 'names_in', 'Code', 'notebook_code', 'used_parameters', 'file_digest', 'Run', 'open_run',
            'check_gpus', 'whole_path', 'fingerprint', 'missing', 'reasons', 'plan', 'select_stages', 'locked',
            'stop_leftovers', 'StageError', 'check_parameters', 'kernel_class', 'Live', 'live_engine', 'execute',
-           'failure', 'prepare', 'run_stage', 'end_children', 'run_pipeline', 'prepare_training', 'slurm_script',
-           'minutes', 'seconds_of', 'to_come', 'summary']
+           'failure', 'prepare', 'begin_stage', 'run_stage', 'feeds', 'next_stage', 'share', 'ended_on_interrupt',
+           'end_children', 'run_pipeline', 'prepare_training', 'slurm_script', 'minutes', 'seconds_of', 'to_come',
+           'summary']
 
 # %% ../nbs/51_pipeline.ipynb #14992feb
 import ast, dataclasses, fcntl, hashlib, json, logging, os, re, shlex, shutil, socket, sys, time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -27,6 +29,7 @@ class Stage:
     outputs: tuple[str, ...] = () # what must be there when the stage is done
     work: tuple[str, ...] = () # unfinished work that an interrupted stage resumes from
     extra: bool = False # runs only when it is named: `--stages benchmarks`
+    alone: bool = False # nothing runs beside it
 
 # %% ../nbs/51_pipeline.ipynb #8c4a3568
 _MODEL = 'checkpoints/model/model.safetensors'
@@ -35,23 +38,23 @@ STAGES = (
     Stage('04_scenes', (), ('data/train.npy', 'results/scenes.json')),
     Stage('12_training', ('results/scenes.json',),
           ('checkpoints/pretrain.safetensors', 'checkpoints/model/model.safetensors', 'results/pretrain.json', 'results/training.json', 'results/denoising.json'),
-          work=('checkpoints/work/*', 'logs/*')),
+          work=('checkpoints/work/*', 'logs/*'), alone=True),
     Stage('20_zero_shot', ('results/scenes.json', 'checkpoints/model/model.safetensors'), ('results/zero_shot.json',)),
     Stage('30_ablations', ('results/scenes.json', 'checkpoints/pretrain.safetensors'), ('results/ablations.json',), work=('ablations/**/*',)),
     Stage('05_datasets', (), ('results/datasets.json',)),
     Stage('13_baselines', ('results/scenes.json', _MODEL), ('results/baselines.json', 'checkpoints/baselines/*/model.safetensors'), work=('checkpoints/work/baselines/*', 'logs/baselines/*', 'baselines/**/*')),
-    *(Stage(n, ('results/scenes.json', _MODEL, 'results/baselines.json'), (f'results/{n[3:]}.json',), work=work) for n, work in (
+    *(Stage(n, ('results/scenes.json', _MODEL, 'results/zero_shot.json', 'results/baselines.json'), (f'results/{n[3:]}.json',), work=work) for n, work in (
         ('21_linear_probe', ('features/**/*',)), ('22_retrieval', ('checkpoints/image_tower/*',)), ('23_captioning', ('checkpoints/captioner-*',)), ('25_text_retention', ()))),
     Stage('24_image_generation', ('results/scenes.json', _MODEL, 'results/ablations.json'), ('results/image_generation.json', 'figures/figure5.png'), work=('checkpoints/painter/*', 'checkpoints/reader/*')),
     Stage('26_grounding', ('results/scenes.json', _MODEL, 'results/ablations.json', 'results/image_generation.json'), ('results/grounding.json', 'figures/grounding.png', 'figures/figure1a.png')),
     Stage('27_words', ('results/scenes.json', _MODEL), ('results/words.json',)),
     Stage('50_report', tuple(f'results/{n}.json' for n in _REPORTED), ('results/report.json', 'report.md')),
-    Stage('40_benchmarks', (), ('results/benchmarks.json',), extra=True),
+    Stage('40_benchmarks', (), ('results/benchmarks.json',), extra=True, alone=True),
 )
 _SHARDED = (
     Stage('05_datasets', (), ('results/datasets.json',)),
     Stage('06_streaming', (), ('results/shards.json',)),
-    Stage('12_training', ('results/shards.json',), STAGES[1].outputs, STAGES[1].work),
+    Stage('12_training', ('results/shards.json',), STAGES[1].outputs, STAGES[1].work, alone=True),
     Stage('28_public_sets', (_MODEL,), ('results/public_sets.json',), work=('public/*',)),
     STAGES[-1],
 )
@@ -332,7 +335,7 @@ def live_engine():
     return 'collat'
 
 # %% ../nbs/51_pipeline.ipynb #f12b83af
-def execute(run:Run, stage:Stage, progress:bool=False):
+def execute(run:Run, stage:Stage, progress:bool=False, env:dict|None=None):
     "Runs one notebook by papermill and keeps the executed copy. Raises `StageError` when a cell fails or the kernel dies."
     import papermill
     source, out = run.nbs/f'{stage.notebook}.ipynb', run.run_dir/'notebooks'/f'{stage.notebook}.ipynb'
@@ -343,7 +346,7 @@ def execute(run:Run, stage:Stage, progress:bool=False):
     bar = dict(desc=f'  {stage.notebook}', mininterval=every, leave=False, dynamic_ncols=True) if progress else False
     try:
         papermill.execute_notebook(str(source), str(out), dict(profile=run.profile_arg, run_dir=str(run.run_dir), overrides=run.overrides), cwd=str(run.nbs),
-            kernel_name='python3', kernel_manager_class=kernel_class({'COLLAT_RUN': str(run.run_dir)}),
+            kernel_name='python3', kernel_manager_class=kernel_class({'COLLAT_RUN': str(run.run_dir)} | (env or {})),
             engine_name=live_engine(), live=live, stdout_file=live, stderr_file=live, progress_bar=bar)
     except Exception as e: raise StageError(f'{failure(source, live.cell, e)}. Executed notebook: {out}') from e
 
@@ -374,20 +377,48 @@ def _write(path, body):
     with atomic_path(path) as tmp: tmp.write_text(json.dumps(body, indent=1, ensure_ascii=False))
 
 # %% ../nbs/51_pipeline.ipynb #e5cad521
-def run_stage(run:Run, stage:Stage, progress:bool=False) -> float:
-    "Executes `stage` and records that it is done; returns its wall time, s. Raises ValueError when an input is missing, `StageError` when it fails."
+def begin_stage(run:Run, stage:Stage) -> dict: # its fingerprint
+    "Checks what `stage` needs, and sets aside what does not belong to it. Raises ValueError when an input or a parameter is missing."
     if lack := missing(run, stage.inputs):
         maker = next((s.notebook for s in run.stages for o in s.outputs if fnmatch(o, lack[0])), 'no stage')
         raise ValueError(f'{stage.notebook} needs {lack[0]}, which {maker} writes: run that first')
     check_parameters(run.nbs/f'{stage.notebook}.ipynb')
-    mark, t = fingerprint(run, stage), time.time()
+    mark = fingerprint(run, stage)
     prepare(run, stage, mark)
-    execute(run, stage, progress)
+    return mark
+
+def run_stage(run:Run, stage:Stage, mark:dict, progress:bool=False, env:dict|None=None) -> float:
+    "Executes a stage that was begun, and records that it is done; returns its wall time, s. Raises `StageError` when it fails."
+    t = time.time()
+    execute(run, stage, progress, env)
     if lack := missing(run, stage.outputs): raise StageError(f'{stage.notebook} ended without an error, but did not write {lack[0]}')
     seconds = round(time.time() - t, 1)
     _write(run.stamp(stage), dict(fingerprint=mark, seconds=seconds, finished=time.strftime('%FT%TZ', time.gmtime())))
     run.stamp(stage, 'started').unlink()
     return seconds
+
+# %% ../nbs/51_pipeline.ipynb #aafbf553
+def feeds(a:Stage, b:Stage) -> bool:
+    "Whether `a` writes something that `b` reads."
+    return any(fnmatch(o, i) for o in a.outputs for i in b.inputs)
+
+def next_stage(waiting:list, running, jobs:int) -> Stage|None:
+    "The first of `waiting` (in order) that may start beside `running`; None when something has to end first."
+    running = list(running)
+    if len(running) >= jobs or any(s.alone for s in running): return None
+    for k, s in enumerate(waiting):
+        if not any(feeds(t, s) for t in (*running, *waiting[:k])): return None if s.alone and running else s
+
+def share(jobs:int, stage:Stage) -> dict: # environment variables
+    "The threads of a notebook that others may run beside: its part of the cores."
+    if jobs == 1 or stage.alone or 'OMP_NUM_THREADS' in os.environ: return {}
+    return dict(OMP_NUM_THREADS=str(max(1, len(os.sched_getaffinity(0)) // jobs)))
+
+@contextmanager
+def ended_on_interrupt():
+    "A Ctrl-C inside the block also ends the notebooks that run."
+    try: yield
+    except KeyboardInterrupt: end_children(); raise
 
 # %% ../nbs/51_pipeline.ipynb #f6af51e8
 def end_children():
@@ -400,20 +431,24 @@ def run_pipeline(
     only:list[str]|None=None, # names of stages; None = all
     progress:bool=False, # progress bars of the cells
     say=print,
+    jobs:int=1, # stages side by side
 ) -> list[str]:
-    "Runs the stages that are not up to date, in order; returns their names."
-    chosen, started, ran = select_stages(run.stages, only), time.time(), []
-    with locked(run.run_dir), asked_to_stop(end_children) as asked:
-        for k, s in enumerate(chosen, 1):
-            head = f'[{k}/{len(chosen)}] {s.notebook}'
-            if not (why := reasons(run, s)): say(f'{head}: up to date'); continue
-            say(f'{head}: runs, because {why[0]}' + (f' (and {len(why) - 1} more)' if why[1:] else '') + to_come(run, chosen[k-1:]))
-            try:
-                if not asked: seconds = run_stage(run, s, progress); ran.append(s.notebook)
-            except StageError:
-                if not asked: raise
-            if asked: raise Preempted(f'stopped by SIGTERM in {s.notebook}; the same command goes on from what is saved')
-            say(f'[{k}/{len(chosen)}] {s.notebook}: done in {minutes(seconds)}, {minutes(time.time() - started)} in all')
+    "Runs the stages that are not up to date; returns their names. After a failure those beside it are finished and no other is begun."
+    chosen, started, ran, running, failed = select_stages(run.stages, only), time.time(), [], {}, None
+    head, waiting = (lambda s: f'[{chosen.index(s) + 1}/{len(chosen)}] {s.notebook}'), list(chosen)
+    with locked(run.run_dir), asked_to_stop(end_children) as asked, ThreadPoolExecutor(jobs) as pool, ended_on_interrupt():
+        while running or waiting and not (asked or failed):
+            while not (asked or failed) and (s := next_stage(waiting, running.values(), jobs)):
+                waiting.remove(s)
+                if not (why := reasons(run, s)): say(f'{head(s)}: up to date'); continue
+                say(f'{head(s)}: runs, because {why[0]}' + (f' (and {len(why) - 1} more)' if why[1:] else '') + to_come(run, [*running.values(), s, *waiting], jobs))
+                running[pool.submit(run_stage, run, s, begin_stage(run, s), progress, share(jobs, s))] = s
+            for f in wait(running, return_when=FIRST_COMPLETED).done:
+                s = running.pop(f)
+                if e := f.exception(): failed = failed or (s, e); continue
+                ran.append(s.notebook); say(f'{head(s)}: done in {minutes(f.result())}, {minutes(time.time() - started)} in all')
+        if asked: raise Preempted(f'stopped by SIGTERM in {failed[0].notebook if failed else "the pipeline"}; the same command goes on from what is saved')
+        if failed: raise failed[1]
         _write(run.run_dir/'stages'/'hashes.json', run.hashes)
         if ran: write_results(run.run_dir/SUMMARY, summary(run, ran), run.profile, started)
     return ran
@@ -479,10 +514,10 @@ def seconds_of(run:Run, stage:Stage) -> float|None:
     "How long `stage` took when it last succeeded in this run folder."
     return _json(f).get('seconds') if (f := run.stamp(stage)).exists() else None
 
-def to_come(run:Run, stages:tuple[Stage, ...]) -> str:
+def to_come(run:Run, stages:list[Stage], jobs:int=1) -> str:
     "What is left, as far as earlier runs tell."
     known = [t for s in stages if (t := seconds_of(run, s)) is not None]
-    return f'; about {minutes(sum(known))} to go, as last time' if len(known) == len(stages) else ''
+    return f'; about {minutes(sum(known) / jobs)} to go, as last time' if len(known) == len(stages) else ''
 
 def summary(run:Run, ran:list[str]) -> dict:
     "Each stage with its wall time, and whether it ran now."

@@ -122,6 +122,32 @@ def test_stage_that_writes_nothing_fails(toy):
     assert plan(toy())['01_count']
 
 
+SLEEP = """import os; t = time.time(); time.sleep(3)
+(run_dir/f'{name}.json').write_text(json.dumps([t, time.time(), os.environ.get('OMP_NUM_THREADS')]))"""
+
+
+def test_stages_run_side_by_side(toy, monkeypatch):
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    stages = (Stage('01_count', (), ('a.json',)), *(Stage(f'0{i}_{n}', ('a.json',), (f'{n}.json',)) for i, n in ((3, 'left'), (4, 'right'))), Stage('05_last', ('left.json', 'right.json'), ('last.json',)), Stage('06_end', (), ('end.json',), alone=True))
+    for s in stages[1:]: notebook(toy.root/f'nbs/{s.notebook}.ipynb', HEAD, f"name = {s.notebook[3:]!r}", SLEEP)
+    run = lambda: open_run('smoke', dict(steps=2, seed=3), toy.root/'run', stages=stages, nbs=toy.root/'nbs', package=toy.root/'toy')
+    assert sorted(run_pipeline(run(), jobs=2)) == sorted(s.notebook for s in stages)
+    left, right, last, end = (json.loads((toy.root/f'run/{n}.json').read_text()) for n in ('left', 'right', 'last', 'end'))
+    assert left[0] < right[1] and right[0] < left[1], 'the two did not overlap'
+    assert last[0] > max(left[1], right[1]) and end[0] > last[1]
+    assert left[2] == right[2] == str(max(1, len(os.sched_getaffinity(0)) // 2)) and end[2] is None
+    assert run_pipeline(run(), jobs=2) == []
+
+
+def test_failure_beside_another_stage(toy):
+    "The neighbour is finished and kept; what follows is not begun; the error is told."
+    stages = (Stage('01_count', (), ('a.json',)), Stage('02_double', (), ('b.json',)), Stage('03_next', ('a.json',), ('c.json',)))
+    notebook(toy.root/'nbs/02_double.ipynb', HEAD, 'raise KeyError("gone")'); notebook(toy.root/'nbs/03_next.ipynb', HEAD)
+    run = lambda: open_run('smoke', dict(steps=20, seed=3), toy.root/'run', stages=stages, nbs=toy.root/'nbs', package=toy.root/'toy')
+    with pytest.raises(StageError, match='02_double'): run_pipeline(run(), jobs=2)
+    assert plan(run())['01_count'] == [] and not (toy.root/'run/notebooks/03_next.ipynb').exists()
+
+
 def test_runs_in_this_interpreter_whatever_is_registered(toy, monkeypatch):
     spec = toy.root/'jupyter/kernels/python3'; spec.mkdir(parents=True)
     (spec/'kernel.json').write_text(json.dumps(dict(argv=['/bin/false'], display_name='wrong', language='python')))
