@@ -10,7 +10,7 @@ __all__ = ['BASELINES', 'VARIANTS', 'SIZES', 'PUBLISHED', 'BaselineSpec', 'basel
            'PublishedAST', 'need_package', 'MSCLAP', 'Wav2CLIP', 'load_published', 'budget_row', 'collat_row']
 
 # %% ../nbs/13_baselines.ipynb #5e9a61bc
-import copy, dataclasses, importlib, json, math, zlib
+import copy, dataclasses, importlib, json, math, os, zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -307,8 +307,8 @@ def data_order(loader:StepLoader) -> str: # 8 hex digits
 
 # %% ../nbs/13_baselines.ipynb #8754363a
 class Kept:
-    "Batches that several trainings share, computed once: spectrograms of training steps and sounds of validation, up to `limit` bytes."
-    def __init__(self, limit:int=1 << 30): self.limit, self.bytes, self.rows = limit, 0, {}
+    "Batches that several trainings share, computed once: spectrograms of training steps and sounds of validation, up to `limit` bytes (a fifth of the machine's memory)."
+    def __init__(self, limit:int|None=None): self.limit, self.bytes, self.rows = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // 5 if limit is None else limit, 0, {}
     def get(self, key, make, size):
         "The row of a key; made where it is missing, and kept while there is room. `size(row)` in bytes."
         if key in self.rows: return self.rows[key]

@@ -166,7 +166,7 @@ def probe_loss(scores:Tensor, y:Tensor, loss:str) -> Tensor:
 def fit_line(x:Tensor, y:Tensor, loss:str, l2:float, start:Tensor|None=None) -> Tensor: # (b d), (b k) -> (d+1 k)
     "Weights, and a row of biases, that minimise the equation above; L-BFGS from `start`."
     w = (torch.zeros(x.shape[1] + 1, y.shape[1]) if start is None else start.clone()).to(x).requires_grad_()
-    opt = torch.optim.LBFGS([w], max_iter=200, tolerance_grad=1e-5, line_search_fn='strong_wolfe')
+    opt = torch.optim.LBFGS([w], max_iter=200, history_size=20, tolerance_grad=1e-5, line_search_fn='strong_wolfe')
     def closure():
         opt.zero_grad()
         value = probe_loss(x @ w[:-1] + w[-1], y, loss) + l2 / 2 * w[:-1].square().sum()
@@ -409,6 +409,7 @@ def evaluate_probe(
     tests=('test', 'other'), # splits with the training classes
     curve=(1/16, 1/4), # shares of the training scenes
     kinds=('linear', 'decoder'), seed:int=0,
+    compare:bool=True, # also the decoder minus the line
 ) -> dict: # rows, curve, difference, chosen, missing
     "The probe of the embedded default; splits whose sound is not installed say so."
     parts, missing, n_boot = {}, {}, profile.n_boot
@@ -427,7 +428,7 @@ def evaluate_probe(
     rows = [r for k in kinds for r in full[k]['rows']]
     tail = {k: dict(predictions=full[k]['predictions'][size + len(fs[1]):]) for k in kinds}; after = slice(size + len(fs[1]), None)
     return dict(rows=rows, curve=[{k: r[k] for k in ('split', 'probe', 'metric', 'value', 'train', 'n')} for r in small + rows],
-                difference=decoder_minus_line(tail, y[after], splits[after], None, n_boot) if len(kinds) == 2 else [], chosen={k: full[k]['chosen'] for k in kinds}, missing=missing)
+                difference=decoder_minus_line(tail, y[after], splits[after], None, n_boot) if compare and len(kinds) == 2 else [], chosen={k: full[k]['chosen'] for k in kinds}, missing=missing)
 
 # %% ../nbs/21_linear_probe.ipynb #21def266
 def manifest_features(model, manifest:Manifest, folder:str|Path, checkpoint:str, kind:str='audio') -> tuple: # Features, y (b k), readable clips, names of the others
@@ -492,7 +493,7 @@ def probe_others(run:str|Path, p:Profile) -> list: # of rows with `model`; `prob
     for name, folder in trained_methods(run).items():
         if '-frozen' in name: continue
         model, purpose = load_baseline(folder), f'21_linear_probe: {name}'
-        out = evaluate_probe(model, p, data, Path(run)/'features', f'{name}-{checkpoint_id(folder)}', purpose, p.compare_scenes, p.probe_steps, curve=())['rows']
+        out = evaluate_probe(model, p, data, Path(run)/'features', f'{name}-{checkpoint_id(folder)}', purpose, p.compare_scenes, p.probe_steps, curve=(), compare=False)['rows']
         for split in ('test', 'unseen', 'other') if model.encode_text is not None else ():
             try: e = embed_split(model, data, split, purpose)
             except FileNotFoundError: continue

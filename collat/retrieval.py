@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['CURVE', 'NEWER', 'DRAWN', 'GLYPH_OF', 'PICTURED', 'relevant_items', 'check_vectors', 'count_ahead', 'retrieve',
-           'rank_values', 'interval', 'rank_rows', 'both_ways', 'embed_captions', 'homes', 'duplicate_share',
-           'by_heart', 'evaluate_retrieval', 'embed_scenes', 'scene_retrieval', 'manifest_retrieval', 'ImageTower',
-           'as_picture', 'embed_frames', 'CLIPTower', 'load_image_tower', 'glyph_name', 'glyph_font', 'glyphs',
-           'draw_picture', 'GlyphTower', 'name_targets', 'glyph_bank', 'fit_tower', 'train_image_tower', 'tower_check',
-           'scene_glyphs', 'scene_pictures', 'guess_ceiling', 'fixed_subset', 'image_rows', 'scene_images',
-           'evaluate_data', 'baseline_models', 'same_space', 'evaluate_model']
+           'rank_values', 'interval', 'rank_rows', 'both_ways', 'locked_side', 'embed_captions', 'homes',
+           'duplicate_share', 'by_heart', 'evaluate_retrieval', 'embed_scenes', 'scene_retrieval', 'manifest_retrieval',
+           'ImageTower', 'as_picture', 'embed_frames', 'CLIPTower', 'load_image_tower', 'glyph_name', 'glyph_font',
+           'glyphs', 'draw_picture', 'GlyphTower', 'name_targets', 'glyph_bank', 'fit_tower', 'train_image_tower',
+           'tower_check', 'scene_glyphs', 'scene_pictures', 'guess_ceiling', 'fixed_subset', 'image_rows',
+           'scene_images', 'evaluate_data', 'baseline_models', 'same_space', 'evaluate_model']
 
 # %% ../nbs/22_retrieval.ipynb #473d2cdf
 import json, re, time, unicodedata, zlib
@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .baselines import load_baseline, trained_methods
+from .baselines import Baseline, load_baseline, trained_methods
 from .config import Profile, atomic_path, write_results
 from .datasets import read_clips
 from .metrics import bootstrap_ci
@@ -134,12 +134,20 @@ def both_ways(a, b, a_clips, b_clips, names:tuple, a_ids=None, b_ids=None, **mor
             + rank_rows(retrieve(b, a, b_ids, a_ids), b_clips, direction=names[1], gallery=len(a_clips), **more))
 
 # %% ../nbs/22_retrieval.ipynb #e0715702
+_kept = {}   # what the locked encoder said in this process, however many models listen to it
+
+def locked_side(model) -> LockedTextEncoder|None:
+    "The locked encoder, if the model's text side is that and nothing else."
+    return model.text if isinstance(model, CoLLAT) or isinstance(model, Baseline) and model.spec.text == 'locked' else None
+
 def embed_captions(model, texts:list, batch_size:int=256) -> Tensor: # (q d)
-    "Text embeddings; equal texts are encoded once, so that they are equal to the bit. Raises ValueError when the model has no text side."
+    "Text embeddings; equal texts are encoded once, so that they are equal to the bit, and by models that share a locked encoder once for all of them. Raises ValueError when the model has no text side."
     if getattr(model, 'encode_text', None) is None: raise ValueError(f'{type(model).__name__} has no encode_text: retrieval by text needs a model that embeds text')
     if not len(texts): raise ValueError('no captions were given; at least one is needed')
     unique = sorted(set(texts), key=lambda t: (len(t), t)); at = {t: i for i, t in enumerate(unique)}
-    z = torch.cat([model.encode_text(unique[i:i + batch_size]).float().cpu() for i in range(0, len(unique), batch_size)])
+    key = (held.fingerprint(), held.pad_id, *unique) if (held := locked_side(model)) else None
+    if (z := _kept.get(key)) is None: z = torch.cat([model.encode_text(unique[i:i + batch_size]).float().cpu() for i in range(0, len(unique), batch_size)])
+    if key: _kept[key] = z
     return z[[at[t] for t in texts]]
 
 def homes(texts:list, clips) -> dict: # text -> set of clips
@@ -352,8 +360,6 @@ class GlyphTower(ImageTower):
         x = torch.from_numpy(np.array(picture.resize((self.size, self.size)) if picture.size != (self.size, self.size) else picture))
         return x.permute(2, 0, 1).float() / 127.5 - 1
     def forward(self, x): return F.normalize(self.head(self.blocks(x).mean((2, 3))), dim=1)
-
-_kept = {}   # targets of this process: several towers, one set of names
 
 @torch.no_grad()
 def name_targets(text:LockedTextEncoder, names:list) -> Tensor: # (k d), unit norm
