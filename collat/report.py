@@ -7,8 +7,8 @@ __all__ = ['PAPER_ZERO_SHOT', 'PAPER_METHODS', 'PAPER_RETRIEVAL', 'PAPER_LOSSES'
            'with_interval', 'interval_of', 'zero_shot_table', 'mean_spread', 'ablation_columns', 'ablation_table',
            'zero_distance', 'difference', 'findings', 'seeds_table', 'grounding_table', 'words_table', 'beyond',
            'method', 'by_method', 'is_row', 'with_n', 'methods_table', 'retrieval_table', 'captioning_table',
-           'retention_table', 'datasets_table', 'images_table', 'images_parts', 'optional_results', 'cost_table',
-           'comparison', 'report_page', 'fill_markers', 'publish']
+           'retention_table', 'datasets_table', 'images_table', 'images_parts', 'figure1b', 'figure2a',
+           'optional_results', 'cost_table', 'draw_methods', 'comparison', 'report_page', 'fill_markers', 'publish']
 
 # %% ../nbs/50_report.ipynb #e77fc709
 import shutil, time
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from .baselines import method_color
 from .config import Profile, atomic_path, load_profile, read_results, write_results
 from .interaction import token_distance
 from .model import CoLLAT
@@ -31,7 +32,7 @@ PAPER_RETRIEVAL = {  # Table 3b: VGGSound A→I, I→A (MRR); AudioCaps A→T, T
     'Wav2CLIP': (.057, .068, .52, .38), 'AudioCLIP': (.060, .073, .58, .52), 'CLAP': (.063, .074, .57, .47), 'CoLLAT': (.093, .112, .62, .59)}
 PAPER_LOSSES = {  # Table 3a: ESC-50 clean, noisy; FSD50K clean, noisy
     'all losses': (.84, .59, .19, .17), '− cross-token': (.81, .50, .13, .11), '− uni-token': (.85, .53, .18, .13), '− cross-global': (.82, .54, .17, .16)}
-EMPTY = {'Figures 2, 4 (sizes, backbones, layers, blocks)': '30_ablations, further groups'}
+EMPTY = {'Figures 2b, 4 (sizes, backbones, layers, blocks)': '30_ablations, further groups'}
 
 # %% ../nbs/50_report.ipynb #449e60b6
 def markdown_table(rows:list, columns:list) -> str: # rows of values, as text
@@ -225,6 +226,41 @@ def images_parts(im:dict) -> list: # `im`: results of notebook 24; parts of the 
             f"{im['held_out']:.0%} of the sets with several concepts were never painted in training. {less}Not for pictures of people's faces (paper, section 6).")
     return ['## Pictures of sounds (Figure 5)', said, images_table(im['rows']), '![Figure 5](figures/figure5.png)']
 
+# %% ../nbs/50_report.ipynb #ec6ddb03
+def figure1b(base:list, others:list, kept:list): # rows of notebooks 13, 21 and 25; a matplotlib figure, None without methods
+    "Text skill kept (MRR), and audio skill (decoder probe), against zero-shot top-1 on `valid`; mean and range over seeds."
+    import matplotlib.pyplot as plt, seaborn as sns
+    source = max((r['source'] for r in kept), key=lambda s: s.startswith('AudioCaps'), default='')   # human captions where they are there
+    titles = {r['name'].split('-seed')[0]: r['title'] + ', text frozen' * ('-frozen' in r['name']) for r in base if r['name'] != 'collat'}
+    mine = lambda rows, name, key='model', **want: [r['value'] for r in rows if r[key].split('-seed')[0] == name and is_row(**want)(r)]
+    text = lambda n: mine(kept, 'CoLLAT (locked)' if n == 'collat-equal' else n, source=source, metric='MRR')
+    audio = lambda n: mine(others, n, split='test', metric='top-1', probe='decoder')
+    fig, axes = plt.subplots(1, 2, figsize=(8, 3.2), dpi=70, sharey=True)
+    for name, title in titles.items():
+        y = [r['top1'] for r in base if r['name'].split('-seed')[0] == name and r['text'] != 'none']
+        tuned = any(r['text'] == 'tuned' for r in base if r['name'] == name)
+        for ax, x in zip(axes, (text(name), audio(name))):
+            if not x or not y: continue
+            mx, my = sum(x) / len(x), sum(y) / len(y)
+            ax.errorbar(mx, my, [[my - min(y)], [max(y) - my]], [[mx - min(x)], [max(x) - mx]], marker='s' if 'frozen' in title else 'o', ms=7, color=method_color(title), mfc='w' if tuned else None, capsize=2)
+            ax.annotate(title.replace(', text frozen', ',\nfrozen'), (mx, my), xytext=(6, -11 if 'Cons' in title else 4), textcoords='offset points', fontsize=7)
+    axes[0].set(xlabel=f'text alone: MRR, {source}', ylabel='sound and text: zero-shot top-1, valid', ylim=(0, 1.05)); axes[1].set(xlabel='sound alone: top-1 of a decoder probe, in-domain')
+    for ax in axes: ax.margins(x=.25)
+    sns.despine(); fig.tight_layout()
+    return fig
+
+def figure2a(base:list, locked:int): # rows of notebook 13; weights of the text tower
+    "Weights of the audio side over those of the text side."
+    import matplotlib.pyplot as plt, seaborn as sns
+    rows = {r['title']: r for r in base if r['text'] != 'none' and '-frozen' not in r['name'] and '-seed' not in r['name'] and r['name'] != 'collat-equal'}
+    own = {t: (r['trained_parameters'] - r['tuned_text_parameters']) / locked for t, r in rows.items()}
+    fig, ax = plt.subplots(figsize=(4.2, .6 + .3 * len(rows)), dpi=70)
+    ax.barh(list(own), list(own.values()), color=[method_color(t) for t in own])
+    if 'CoLLAT' in own: ax.barh('CoLLAT', 1, left=own['CoLLAT'], color='w', edgecolor=method_color('CoLLAT'), hatch='//')
+    ax.set(xlabel='weights that a sound passes / weights that a text passes'); ax.axvline(1, color='k', lw=.8, ls=':'); ax.invert_yaxis()
+    sns.despine(); fig.tight_layout()
+    return fig
+
 # %% ../nbs/50_report.ipynb #47537ba9
 def optional_results(path:Path):
     "A results file, or None when its stage has not run."
@@ -234,6 +270,17 @@ def cost_table(run:Path) -> str:
     "Wall time of every results file of the run."
     rows = [(f.stem, read_results(f)['run']) for f in sorted((run/'results').glob('*.json')) if f.stem not in ('report', 'run', 'denoising')]
     return markdown_table([[n, r['wall_seconds'], r['device'], r['threads'], r['seed'], (r['commit'] or '')[:8] + (' (changed)' if r['dirty'] else '')] for n, r in rows], ['stage', 's', 'device', 'threads', 'seed', 'commit'])
+
+# %% ../nbs/50_report.ipynb #9a6445e8
+def draw_methods(run:Path):
+    "Figures 1b and 2a into the run's figures, where the methods of notebook 13 have been trained and evaluated."
+    import matplotlib.pyplot as plt
+    got = [optional_results(run/f'results/{n}.json') for n in ('baselines', 'linear_probe', 'text_retention', 'training')]
+    if not all(got) or not got[1]['results']['others']: return
+    base, probes, kept, trained = (g['results'] for g in got)
+    for name, fig in dict(figure1b=figure1b(base['rows'], probes['others'], kept['rows']), figure2a=figure2a(base['rows'], trained['locked'])).items():
+        for kind in ('png', 'svg'): fig.savefig(run/f'figures/{name}.{kind}', dpi=150)
+        plt.close(fig)
 
 # %% ../nbs/50_report.ipynb #5b56186f
 def comparison(run:Path) -> list: # parts of the page
@@ -251,6 +298,7 @@ def comparison(run:Path) -> list: # parts of the page
     if 'retrieval' in got: out += ['## Retrieval (Table 3b)', f'''Ours: in-domain scenes, their five templated captions, their OpenMoji pictures. The CoLLAT of the run had its full training, the other rows one budget. Empty picture cells: {'; '.join(f'{k}: {v}' for k, v in got['retrieval']['skipped'].items()) or 'none'}. The paper\'s AudioCaps numbers are out of reach of the public protocol and stand here for the record.''', retrieval_table([r | dict(model='CoLLAT of the run' if r['model'] == 'CoLLAT' else r['model']) for r in got['retrieval']['rows']], got['retrieval'], titles)]
     if 'captioning' in got: out += ['## Captioning (Table 4)', f"Scores times 100, N = {max(r['n'] for r in got['captioning']['rows'])} scenes. Templated sentences on rendered scenes and people's sentences on YouTube clips do not compare; the columns are the same code. " + '; '.join(f'{k}: {v}' for k, v in got['captioning']['missing'].items()), captioning_table(got['captioning'], titles)]
     if 'text_retention' in got: out += ['## What is left of the text tower (Fig. 1b, text axis)', "MRR of finding another caption of the same scene or clip, by text alone.", retention_table(got['text_retention']['rows'], titles)]
+    if (run/'figures/figure1b.png').exists(): out += ['Text, sound, and both (Fig. 1b), and how large the two sides are (Fig. 2a); methods on one budget, mean and range over seeds.', '![Figure 1b](figures/figure1b.png)', '![Figure 2a](figures/figure2a.png)']
     if 'image_generation' in got: out += images_parts(got['image_generation'])
     if 'datasets' in got: out += ['## Data sets (Table 1)', datasets_table(got['datasets']['rows'])]
     if lack := [n for n in stages if n not in got]: out += ['## Stages that have not run here', f"{', '.join(lack)}: their tables are missing, and with the baselines the rows of the other methods. `make reproduce` runs them."]
