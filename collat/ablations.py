@@ -23,6 +23,13 @@ GROUPS = dict(
     lambdas={'λ = (1, 0.1, 0.01)': lambdas(1., .1, .01), 'λ = (1, 1, 0.01)': lambdas(1., 1., .01), 'λ = (0.1, 1, 0.01)': lambdas(.1, 1., .01), 'λ = (0, 1, 0)': lambdas(0., 1., 0.)},
     form={'slots': dict(form='slots'), 'raw': dict(form='raw')},
     targets={'same text': dict(targets='same_text'), 'diagonal': dict(targets='diagonal')},
+    layers={f'layer {l}': dict(token_layer=l) for l in (0, 2, 4, 6)},
+    blocks={f'{b} block' + 's' * (b > 1): dict(depth_interaction=b) for b in (1, 2, 4, 8)},
+    matchers={m: dict(matcher=m) for m in ('greedy', 'hungarian', 'sinkhorn', 'none')},
+    padding={'padding counts': dict(mask_padding=False), 'padding left out': dict(mask_padding=True)},
+    start={f'start {s}': dict(start=s) for s in ('fixed', 'resample', 'learned')},
+    tokens={f'n = {n}': dict(n_tokens=n) for n in (12, 18, 24)},
+    prompts={f'prompt {t}': dict(template=t) for t in ('paper', 'bare', 'concat')},
     paper_losses={'all losses, paper λ': lambdas(1., .1, .01), '− cross-token, paper λ': lambdas(0., .1, .01), '− uni-token, paper λ': lambdas(1., .1, 0.), '− cross-global, paper λ': lambdas(1., 0., .01)})
 
 def variants(profile:Profile, groups) -> dict: # profile of the variant -> its names [(group, name)]
