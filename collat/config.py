@@ -167,7 +167,7 @@ _large = dict(n_mels=128, stride=10, d_audio=768, depth_audio=12, heads_audio=12
 PROFILES = dict(
     mini={}, smoke=_smoke,
     mini_long=dict(main_seeds=3, ablation_seeds=3, ablation_groups='losses,lambdas,paper_losses,form,targets', baseline_steps=300, baseline_seeds=2, n_test=1_200,
-                   compare_scenes=1_500, caption_steps=800),
+                   compare_scenes=1_500),
     smoke_clip=_smoke | dict(text_encoder='open_clip:tiny-quickgelu', pad_id=49407, n_tokens=20),
     small=_large | dict(data='fsd50k', text_encoder='open_clip:ViT-B-32/openai', steps=5_000, micro_batch=8, width_interaction=512, heads_interaction=8),
     paper=_large | dict(data='audioset', text_encoder='open_clip:ViT-L-14/openai', lambda_global=.1, steps=24_000))

@@ -115,6 +115,15 @@ def test_command_line_starts_at_once(flag):
     assert done.returncode == 0, done.stderr
 
 
+def test_no_dead_option():
+    "Every field of a profile is read somewhere: an attribute of its name in a module other than `config`, or in a cell of a Run section."
+    from collat.config import Profile
+    import dataclasses
+    code = [p.read_text() for p in MODULES if p.stem != 'config'] + [source(c) for nb in NOTEBOOKS if nb.stem != '00_config' for c in cells(nb) if not source(c).lstrip().startswith(('%', '!'))]
+    read = {n.attr for text in code for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Attribute)}
+    assert not (dead := [f.name for f in dataclasses.fields(Profile) if f.name not in read]), f'profile fields that nobody reads: {dead}'
+
+
 def test_settings():
     assert cfg['allowed_cell_metadata_keys'] == 'tags' and cfg['clean_ids'] == 'True' and cfg['tst_flags'] == 'slow gpu'
     assert cfg['console_scripts'] == 'collat=collat.cli:main'
