@@ -43,7 +43,8 @@ def cmd_eval(args) -> int:
 # %% ../nbs/52_cli.ipynb #5053b965
 def cmd_data(args) -> int:
     "Says which data sets are there (`check`), fetches one (`get NAME`), or packs the clips that are trained on into shards (`shard NAME --out DIR`)."
-    from collat.datasets import data_check, data_get
+    from collat.datasets import data_check
+    from collat.downloads import data_get
     if (args.action == 'check') != (args.name is None): raise ValueError('`collat data check` takes no name, `collat data get NAME` and `collat data shard NAME` take one')
     if args.action == 'shard':
         from collat.streaming import shard

@@ -8,8 +8,8 @@ import pytest
 import soundfile as sf
 
 from collat.audio import load_audio
-from collat.datasets import (SOURCES, DatasetMissing, DownloadError, Remote, check_data, data_check, data_get, fetch, git_blob, listed, load_csv, load_dataset, read_clips,
-                             table_1, training_clips, unpack)
+from collat.datasets import SOURCES, DatasetMissing, Remote, check_data, data_check, listed, load_csv, load_dataset, read_clips, table_1, training_clips
+from collat.downloads import DownloadError, data_get, fetch, git_blob, unpack
 from collat.prompts import class_prompts, label_to_words
 
 SHARED = Path(__file__).parent.parent.parent/'shared/data'
@@ -233,7 +233,7 @@ def test_data_check_and_table_1(tmp_path):
 
 
 def test_import_reaches_for_no_network_library():
-    code = 'import sys, collat.datasets; print(*sorted({"pooch", "requests", "pandas"} & set(sys.modules)))'
+    code = 'import sys, collat.datasets, collat.downloads; print(*sorted({"pooch", "requests", "pandas"} & set(sys.modules)))'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == ''
 
 
@@ -286,7 +286,7 @@ def test_tries_that_bring_nothing_end_it_and_the_rest_is_kept(server, tmp_path):
 
 def test_a_killed_process_leaves_what_the_next_one_needs(server, tmp_path):
     r = remote(server); server.plan[:] = [4 * BLOCK]
-    code = f'from collat.datasets import *; from collat.datasets import Remote, fetch\nimport os, time\ntime.sleep = lambda s: os._exit(9)\nfetch(Remote({r.url!r}, {r.checksum!r}), {str(tmp_path)!r}, progress=False)'
+    code = f'from collat.datasets import Remote; from collat.downloads import fetch\nimport os, time\ntime.sleep = lambda s: os._exit(9)\nfetch(Remote({r.url!r}, {r.checksum!r}), {str(tmp_path)!r}, progress=False)'
     assert subprocess.run([sys.executable, '-c', code]).returncode == 9
     assert fetch(r, tmp_path, **QUIET).read_bytes() == BODY and server.log == [None, f'bytes={4 * BLOCK}-']
 

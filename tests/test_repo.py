@@ -18,7 +18,7 @@ def exported(path): return [s for c in cells(path) if re.search(r'^#\|\s*exports
 
 def number_of():
     "module -> number of its notebook"
-    return {m[1]: nb.stem[:2] for nb in NOTEBOOKS for c in cells(nb) if (m := re.search(r'^#\|\s*default_exp (\w+)', source(c), re.M))}
+    return {m[1]: nb.stem.split('_')[0] for nb in NOTEBOOKS for c in cells(nb) if (m := re.search(r'^#\|\s*default_exp (\w+)', source(c), re.M))}
 
 
 def imports(tree):
@@ -34,7 +34,7 @@ def imports(tree):
 def test_one_notebook_one_module():
     for nb in NOTEBOOKS:
         names = [m[1] for c in cells(nb) if (m := re.search(r'^#\|\s*default_exp (\S+)', source(c), re.M))]
-        if re.match(r'\d\d_', nb.stem): assert names in ([], [nb.stem[3:]]), f'{nb.name} exports to {names}'
+        if re.match(r'\d\d[a-z]?_', nb.stem): assert names in ([], [nb.stem.split('_', 1)[1]]), f'{nb.name} exports to {names}'
         assert names or not exported(nb), f'{nb.name} exports without default_exp'
     assert {p.stem for p in MODULES} == set(number_of()), 'modules and notebooks differ'
 
