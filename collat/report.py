@@ -231,36 +231,36 @@ def images_parts(im:dict) -> list: # `im`: results of notebook 24; parts of the 
 
 # %% ../nbs/50_report.ipynb #ec6ddb03
 def figure1b(base:list, others:list, kept:list): # rows of notebooks 13, 21 and 25; a matplotlib figure, None without methods
-    "Text skill kept (MRR), and audio skill (decoder probe), against zero-shot top-1 on `valid`; mean and range over seeds."
+    "Text skill kept (MRR), and audio skill (decoder probe), against zero-shot mAP on the scenes of `valid`; mean and range over seeds."
     import matplotlib.pyplot as plt, seaborn as sns
     source = max((r['source'] for r in kept), key=lambda s: s.startswith('AudioCaps'), default='')   # human captions where they are there
     titles = {r['name'].split('-seed')[0]: r['title'] + ', text frozen' * ('-frozen' in r['name']) for r in base if r['name'] != 'collat'}
     mine = lambda rows, name, key='model', **want: [r['value'] for r in rows if r[key].split('-seed')[0] == name and is_row(**want)(r)]
     text = lambda n: mine(kept, 'CoLLAT (locked)' if n == 'collat-equal' else n, source=source, metric='MRR')
-    audio = lambda n: mine(others, n, split='test', metric='top-1', probe='decoder')
+    audio = lambda n: mine(others, n, split='test', metric='mAP', probe='decoder')
     fig, axes = plt.subplots(1, 2, figsize=(8, 3.2), dpi=70, sharey=True)
     for name, title in titles.items():
-        y = [r['top1'] for r in base if r['name'].split('-seed')[0] == name and r['text'] != 'none']
+        y = [r['map'] for r in base if r['name'].split('-seed')[0] == name and r['text'] != 'none']
         tuned = any(r['text'] == 'tuned' for r in base if r['name'] == name)
         for ax, x in zip(axes, (text(name), audio(name))):
             if not x or not y: continue
             mx, my = sum(x) / len(x), sum(y) / len(y)
             ax.errorbar(mx, my, [[my - min(y)], [max(y) - my]], [[mx - min(x)], [max(x) - mx]], marker='s' if 'frozen' in title else 'o', ms=7, color=method_color(title), mfc='w' if tuned else None, capsize=2)
-            ax.annotate(title.replace(', text frozen', ',\nfrozen'), (mx, my), xytext=(6, -11 if 'Cons' in title else 4), textcoords='offset points', fontsize=7)
-    axes[0].set(xlabel=f'text alone: MRR, {source}', ylabel='sound and text: zero-shot top-1, valid', ylim=(0, 1.05)); axes[1].set(xlabel='sound alone: top-1 of a decoder probe, in-domain')
-    for ax in axes: ax.margins(x=.25)
+            ax.annotate(title.replace(', text frozen', ',\nfrozen'), (mx, my), xytext=(-6 if 'frozen' in title else 6, -11 if 'Cons' in title else 4), textcoords='offset points', fontsize=7, ha='right' if 'frozen' in title else 'left')
+    axes[0].set(xlabel=f'text alone: MRR, {source}', ylabel='sound and text: zero-shot mAP, valid'); axes[1].set(xlabel='sound alone: mAP of a decoder probe, in-domain')
+    for ax in axes: ax.margins(x=.35, y=.15)
     sns.despine(); fig.tight_layout()
     return fig
 
 def figure2a(base:list, locked:int): # rows of notebook 13; weights of the text tower
     "Weights of the audio side over those of the text side."
     import matplotlib.pyplot as plt, seaborn as sns
-    rows = {r['title']: r for r in base if r['text'] != 'none' and '-frozen' not in r['name'] and '-seed' not in r['name'] and r['name'] != 'collat-equal'}
+    rows = {r['title']: r for r in base if r['text'] != 'none' and '-frozen' not in r['name'] and '-seed' not in r['name']}   # of the two CoLLATs the last, equally large
     own = {t: (r['trained_parameters'] - r['tuned_text_parameters']) / locked for t, r in rows.items()}
     fig, ax = plt.subplots(figsize=(4.2, .6 + .3 * len(rows)), dpi=70)
     ax.barh(list(own), list(own.values()), color=[method_color(t) for t in own])
     if 'CoLLAT' in own: ax.barh('CoLLAT', 1, left=own['CoLLAT'], color='w', edgecolor=method_color('CoLLAT'), hatch='//')
-    ax.set(xlabel='weights that a sound passes / weights that a text passes'); ax.axvline(1, color='k', lw=.8, ls=':'); ax.invert_yaxis()
+    ax.set(xlabel='weights on the way of a sound / of a text'); ax.axvline(1, color='k', lw=.8, ls=':'); ax.invert_yaxis()
     sns.despine(); fig.tight_layout()
     return fig
 
