@@ -125,7 +125,7 @@ class TrainFields:
 @dataclass(frozen=True)
 class EvaluationFields:
     "Baselines and evaluations."
-    baseline_steps: int = doc(40, 'steps of each baseline (notebook 13), at most `steps`; its pretraining is shortened in proportion')
+    baseline_steps: int = doc(30, 'steps of each baseline (notebook 13), at most `steps`; its pretraining is shortened in proportion')
     baseline_seeds: int = doc(1, 'seeds of each baseline')
     probe_scenes: int = doc(6_000, 'labelled scenes that a probe learns from (notebook 21)')
     compare_scenes: int = doc(500, 'labelled scenes that the probes of the other methods learn from')
@@ -139,7 +139,7 @@ class EvaluationFields:
     diffusion_steps: int = doc(1_600, 'training steps of the painter of glyphs (notebook 24)')
     diffusion_batch: int = doc(64, 'pictures per step of the painter')
     diffusion_lr: float = doc(2e-3, 'peak learning rate of the painter')
-    diffusion_width: int = doc(96, 'channels of the painter\'s U-Net at its finest level')
+    diffusion_width: int = doc(80, 'channels of the painter\'s U-Net at its finest level')
     diffusion_captions: int = doc(2_000, 'captions that the painter learns from')
     diffusion_guidance: float = doc(2., 'classifier-free guidance scale of the painter')
     diffusion_sampling: int = doc(16, 'DDIM steps of a painted picture')

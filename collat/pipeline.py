@@ -45,7 +45,7 @@ STAGES = (
     Stage('13_baselines', ('results/scenes.json', _MODEL), ('results/baselines.json', 'checkpoints/baselines/*/model.safetensors'), work=('checkpoints/work/baselines/*', 'logs/baselines/*', 'baselines/**/*')),
     *(Stage(n, ('results/scenes.json', _MODEL, 'results/zero_shot.json', 'results/baselines.json'), (f'results/{n[3:]}.json',), work=work) for n, work in (
         ('21_linear_probe', ('features/**/*',)), ('22_retrieval', ('checkpoints/image_tower/*',)), ('23_captioning', ('checkpoints/captioner-*',)), ('25_text_retention', ()))),
-    Stage('24_image_generation', ('results/scenes.json', _MODEL, 'results/ablations.json'), ('results/image_generation.json', 'figures/figure5.png'), work=('checkpoints/painter/*', 'checkpoints/reader/*')),
+    Stage('24_image_generation', ('results/scenes.json', _MODEL), ('results/image_generation.json', 'figures/figure5.png'), work=('checkpoints/painter/*', 'checkpoints/reader/*', 'global_only/**/*')),
     Stage('26_grounding', ('results/scenes.json', _MODEL, 'results/ablations.json', 'results/image_generation.json'), ('results/grounding.json', 'figures/grounding.png', 'figures/figure1a.png')),
     Stage('27_words', ('results/scenes.json', _MODEL), ('results/words.json',)),
     Stage('50_report', tuple(f'results/{n}.json' for n in _REPORTED), ('results/report.json', 'report.md')),

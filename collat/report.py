@@ -226,7 +226,7 @@ def images_parts(im:dict) -> list: # `im`: results of notebook 24; parts of the 
     less = ''.join(f"On scenes of several concepts, coverage of {k} minus that of the contrastive loss alone: {interval_of(d)}. " for k, d in im.get('difference', {}).items())
     said = (f"A painter of {im['concepts']} OpenMoji glyphs ({c['parameters']/1e6:.1f} M parameters, {c['steps']} steps, {c['seconds']:.0f} s), trained on words and pictures only, is driven by the states that each model makes of a test scene. "
             f"Coverage is the share of the scene's concepts that a separate classifier finds in the picture; the classifier itself has recall {r['clean']['recall']:.3f} and precision {r['clean']['precision']:.3f} on {r['n']} compositions that it never saw (worn pictures: {r['worn']['recall']:.3f} and {r['worn']['precision']:.3f}). "
-            f"{im['held_out']:.0%} of the sets with several concepts were never painted in training. The rows with few steps had the budget of the ablation and compare with each other, not with the model of the run. {less}Not for pictures of people's faces (paper, section 6).")
+            f"{im['held_out']:.0%} of the sets with several concepts were never painted in training. {less}Not for pictures of people's faces (paper, section 6).")
     return ['## Pictures of sounds (Figure 5)', said, images_table(im['rows']), '![Figure 5](figures/figure5.png)']
 
 # %% ../nbs/50_report.ipynb #ec6ddb03

@@ -3,7 +3,7 @@ import dataclasses, json, os, shutil
 import numpy as np, pytest, torch
 from collat.config import load_profile
 from collat.image_generation import (CONCEPTS, SIZE, check_tower, compose_picture, concepts_in, coverage_rows, draw, draw_set, held_out, image_scenes, imagine, load_stable_diffusion,
-                                     multi_hot_sets, paint, pipeline_folder, pipeline_text, reader_check, short_variant, sound_states, train_painter, train_reader, written_states)
+                                     multi_hot_sets, paint, pipeline_folder, pipeline_text, reader_check, sound_states, train_painter, train_reader, written_states)
 from collat.model import CoLLAT
 from collat.text_encoder import load_text_encoder
 
@@ -173,4 +173,3 @@ def test_a_painter_learns_a_glyph_and_hears_it(tmp_path):
     no = paint(painter, states, seeds=[0, 0], steps=3, negative=written_states(text, 'This is a sound of bird', p.n_tokens))
     assert not np.array_equal(no, a)
     with pytest.raises(ValueError, match='positions of width'): paint(painter, states[:, :4])
-    with pytest.raises(ValueError, match='is accepted'): short_variant('some losses', p, tmp_path)
