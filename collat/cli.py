@@ -23,7 +23,8 @@ def cmd_run(args) -> int:
     if args.prepare: prepare_training(run); return 0
     only = args.stages.split(',') if args.stages else None
     if args.plan:
-        for nb, why in plan(run, only).items(): print(f'{nb:16}', 'up to date' if not why else 'would run: ' + '\n'.ljust(29).join(why))
+        shows = {s.notebook: s.shows for s in run.stages}
+        for nb, why in plan(run, only).items(): print(f'{nb:20}', 'up to date' if not why else 'would run: ' + '\n'.ljust(33).join(why), f'\n{"":20} → {shows[nb]}' * bool(shows[nb]))
         return 0
     ran = run_pipeline(run, only, progress=True, say=lambda s: print(s, flush=True), jobs=args.jobs)
     if not ran: print(f'nothing to do: {args.run_dir or Path("runs")/run.profile.name} is up to date')

@@ -63,7 +63,8 @@ class ModelFields:
     presence: bool = doc(False, 'let a slot\'s presence bias the locked encoder\'s attention (slow: searches the vocabulary at each step)')
     n_tokens: int = doc(18, 'text tokens n that the interaction module predicts')
     template: str = doc('paper', 'training prompt form, see notebook 02')
-    d_audio: int = doc(128, 'width of the audio encoder; 768 in the paper')
+    backbone: str = doc('ast', 'audio encoder: ast (the paper) | cnn14 | mobilenet | resnet | resnext (notebook 08a)')
+    d_audio: int = doc(128, 'width of the audio encoder; 768 in the paper. Another backbone than AST takes its size from it')
     audio_weights: str = doc('', 'published weights that the audio encoder starts from (notebook 08): hf:FOLDER or hub id | deit:TIMM_NAME | a file *.pth; empty = none')
     depth_audio: int = doc(4, 'transformer blocks of the audio encoder; 12 in the paper')
     heads_audio: int = doc(4, 'attention heads of the audio encoder; 12 in the paper')
@@ -130,6 +131,7 @@ class EvaluationFields:
     probe_scenes: int = doc(6_000, 'labelled scenes that a probe learns from (notebook 21)')
     compare_scenes: int = doc(500, 'labelled scenes that the probes of the other methods learn from')
     probe_steps: int = doc(300, 'training steps of the decoder probe, or 8 epochs if that is more')
+    sweeps: str = doc('layers,blocks,matchers', 'groups of variants in notebook 31, see notebook 30')
     image_steps: int = doc(400, 'training steps of the picture encoder (notebook 22)')
     caption_scenes: int = doc(3_000, 'scenes that a captioner learns from (notebook 23)')
     caption_steps: int = doc(600, 'most training steps of a captioner')
@@ -159,14 +161,14 @@ _smoke = dict(clip_seconds=2., phrases=6, phrases_eval=4, n_train=96, n_valid=32
               n_tokens=16, depth_interaction=2, width_interaction=32, heads_interaction=2, pretrain_steps=6, pretrain_batch=16, steps=6, batch=16,
               warmup=2, eval_every=3, checkpoint_every=2, ablation_steps=2, n_boot=50, freq_mask=4, time_mask=10,
               baseline_steps=6, probe_scenes=96, compare_scenes=64, probe_steps=24, image_steps=30, caption_scenes=96, caption_steps=60, benchmarks='small',
-              diffusion_steps=4, diffusion_batch=8, diffusion_width=32, diffusion_captions=24, diffusion_sampling=2, reader_steps=20, image_scenes=6,
+              sweeps='layers', diffusion_steps=4, diffusion_batch=8, diffusion_width=32, diffusion_captions=24, diffusion_sampling=2, reader_steps=20, image_scenes=6,
               grounding_scenes=16, words_scenes=12, compose_cases=12)
 _large = dict(n_mels=128, stride=10, d_audio=768, depth_audio=12, heads_audio=12, stem='patch', clip_seconds=10., norm_mean=-4.2677393, norm_std=4.5689974,
               freq_mask=48, time_mask=192, n_tokens=75, pad_id=49407, width_interaction=768, heads_interaction=12, depth_interaction=8, audio_weights='hf:MIT/ast-finetuned-audioset-10-10-0.4593', lr=1e-4, lr_audio=1e-5, batch=256,
               warmup=1_000, optimizer='adamw', checkpoint_every=500, eval_every=2_000, pretrain_steps=0, n_valid=2_000, workers=4, micro_batch=32)
 PROFILES = dict(
     mini={}, smoke=_smoke,
-    mini_long=dict(main_seeds=3, ablation_seeds=3, ablation_groups='losses,lambdas,paper_losses,form,targets', baseline_steps=300, baseline_seeds=2, n_test=1_200,
+    mini_long=dict(main_seeds=3, ablation_seeds=3, ablation_groups='losses,lambdas,paper_losses,form,targets', sweeps='layers,blocks,matchers,padding,start,tokens,prompts', baseline_steps=300, baseline_seeds=2, n_test=1_200,
                    compare_scenes=1_500, caption_scenes=2_000, caption_steps=400),
     smoke_clip=_smoke | dict(text_encoder='open_clip:tiny-quickgelu', pad_id=49407, n_tokens=20),
     small=_large | dict(data='fsd50k', text_encoder='open_clip:ViT-B-32/openai', steps=5_000, micro_batch=8, width_interaction=512, heads_interaction=8),

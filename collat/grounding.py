@@ -38,7 +38,8 @@ def attended(
     ast:AST,
     spec:Tensor, # (b t f)
 ) -> tuple: # h_a (b m d), weights of each layer [(b h m m)], patches with positions (b m d), in the graph
-    "The audio encoder with its attention weights, and with gradients for all three."
+    "The audio encoder with its attention weights, and with gradients for all three. Raises ValueError on an encoder without attention."
+    if not isinstance(ast, AST): raise ValueError(f'{type(ast).__name__} has no attention weights; maps can be drawn for backbone=ast')
     x = first = ast.embed(spec).detach().requires_grad_()
     weights = []
     for block in ast.blocks:

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .audio import add_noise, fbank, load_audio, normalise, spec_augment, windows
 from .audio_encoder import AST
+from .backbones import make_cnn
 from .config import Profile, atomic_path, load_profile
 from .interaction import TokenInteraction
 from .losses import CoLLATLoss
@@ -30,8 +31,11 @@ from .prompts import class_prompts, label_to_words, prompt
 from .text_encoder import hub_folder, load_text_encoder
 
 # %% ../nbs/11_model.ipynb #b0a376a6
-def make_audio_encoder(p:Profile, n_classes:int|None=None) -> AST:
-    "AST in the size of the profile, with a classification head of `n_classes` if wanted."
+def make_audio_encoder(p:Profile, n_classes:int|None=None) -> nn.Module: # (b t f) -> (b m d); `.d`
+    "The backbone of the profile in its size, with a classification head of `n_classes` if wanted. Raises ValueError on an unknown backbone and on published weights for another one than AST."
+    if p.backbone != 'ast':
+        if p.audio_weights: raise ValueError(f"audio_weights='{p.audio_weights}' are an AST's; with backbone='{p.backbone}' leave them empty")
+        return make_cnn(p.backbone, p.d_audio, n_classes)
     n_frames = 1 + int((p.clip_seconds * 1000 - p.frame_ms) // p.hop_ms)
     return AST(p.n_mels, n_frames, p.d_audio, p.depth_audio, p.heads_audio, stride=p.stride, stem=p.stem, n_classes=n_classes)
 
@@ -44,17 +48,18 @@ class CoLLAT(nn.Module, ModelHubMixin):
             torch.manual_seed(p.seed)
             self.text = load_text_encoder(p.text_encoder, pad_id=None if p.pad_id < 0 else p.pad_id)
             self.audio = make_audio_encoder(p)
-            self.interaction = TokenInteraction(p.n_tokens, self.text.d, p.d_audio, p.depth_interaction, p.heads_interaction, p.width_interaction,
+            self.interaction = TokenInteraction(p.n_tokens, self.text.d, self.audio.d, p.depth_interaction, p.heads_interaction, p.width_interaction,
                                                 self_attn=p.self_attn, start=p.start, start_scale=self.text.embed_scale, seed=p.seed)
+        if p.backbone == 'cnn14': self.audio.last.requires_grad_(False)   # it follows the pooling; tokens do not pass through it
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / .07)))
         self.loss = CoLLATLoss((p.lambda_cross_token, p.lambda_global, p.lambda_uni_token), p.matcher, p.closeness, p.token_norm, self.text.embed_scale,
                                p.mask_padding, p.targets, p.stop_grad)
         self.text_cache, self.readings, self.precision = {}, {}, 'fp32'
 
     def train(self, mode:bool=True):
-        "Training mode; the batch statistics of a convolutional stem stay as pretraining left them."
+        "Training mode; batch statistics of convolutions stay as pretraining left them."
         super().train(mode)
-        for m in self.audio.stem.modules():
+        for m in self.audio.modules():
             if isinstance(m, nn.BatchNorm2d): m.eval()
         return self
 

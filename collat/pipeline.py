@@ -30,25 +30,27 @@ class Stage:
     work: tuple[str, ...] = () # unfinished work that an interrupted stage resumes from
     extra: bool = False # runs only when it is named: `--stages benchmarks`
     alone: bool = False # nothing runs beside it
+    shows: str = '' # tables and figures of the paper that it makes or fills
 
 # %% ../nbs/51_pipeline.ipynb #8c4a3568
 _MODEL = 'checkpoints/model/model.safetensors'
-_REPORTED = 'scenes training zero_shot ablations datasets baselines linear_probe retrieval captioning text_retention image_generation grounding words'.split()
+_REPORTED = 'scenes training zero_shot ablations datasets baselines architecture linear_probe retrieval captioning text_retention image_generation grounding words'.split()
 STAGES = (
-    Stage('04_scenes', (), ('data/train.npy', 'results/scenes.json')),
+    Stage('04_scenes', (), ('data/train.npy', 'results/scenes.json'), shows='Table 1'),
     Stage('12_training', ('results/scenes.json',),
           ('checkpoints/pretrain.safetensors', 'checkpoints/model/model.safetensors', 'results/pretrain.json', 'results/training.json', 'results/denoising.json'),
           work=('checkpoints/work/*', 'logs/*'), alone=True),
-    Stage('20_zero_shot', ('results/scenes.json', 'checkpoints/model/model.safetensors'), ('results/zero_shot.json',)),
-    Stage('30_ablations', ('results/scenes.json', 'checkpoints/pretrain.safetensors'), ('results/ablations.json',), work=('ablations/**/*',)),
-    Stage('05_datasets', (), ('results/datasets.json',)),
-    Stage('13_baselines', ('results/scenes.json', _MODEL), ('results/baselines.json', 'checkpoints/baselines/*/model.safetensors'), work=('checkpoints/work/baselines/*', 'logs/baselines/*', 'baselines/**/*')),
-    *(Stage(n, ('results/scenes.json', _MODEL, 'results/zero_shot.json', 'results/baselines.json'), (f'results/{n[3:]}.json',), work=work) for n, work in (
-        ('21_linear_probe', ('features/**/*',)), ('22_retrieval', ('checkpoints/image_tower/*',)), ('23_captioning', ('checkpoints/captioner-*',)), ('25_text_retention', ()))),
-    Stage('24_image_generation', ('results/scenes.json', _MODEL), ('results/image_generation.json', 'figures/figure5.png'), work=('checkpoints/painter/*', 'checkpoints/reader/*', 'global_only/**/*')),
-    Stage('26_grounding', ('results/scenes.json', _MODEL, 'results/ablations.json', 'results/image_generation.json'), ('results/grounding.json', 'figures/grounding.png', 'figures/figure1a.png')),
+    Stage('20_zero_shot', ('results/scenes.json', _MODEL), ('results/zero_shot.json',), shows='Table 2 (zero-shot)'),
+    Stage('30_ablations', ('results/scenes.json', 'checkpoints/pretrain.safetensors'), ('results/ablations.json',), work=('ablations/**/*',), shows='Table 3a'),
+    Stage('05_datasets', (), ('results/datasets.json',), shows='Table 1'),
+    Stage('13_baselines', ('results/scenes.json', _MODEL), ('results/baselines.json', 'checkpoints/baselines/*/model.safetensors'), work=('checkpoints/work/baselines/*', 'logs/baselines/*', 'baselines/**/*'), shows='Figure 2a'),
+    Stage('31_architecture', ('results/scenes.json', _MODEL, 'results/ablations.json', 'results/baselines.json'), ('results/architecture.json', *(f'figures/figure{n}.png' for n in ('2b', '4a', '4b'))), work=('architecture/**/*',), shows='Figures 2b, 4a, 4b'),
+    *(Stage(n, ('results/scenes.json', _MODEL, 'results/zero_shot.json', 'results/baselines.json'), (f'results/{n[3:]}.json',), work=work, shows=shows) for n, work, shows in (
+        ('21_linear_probe', ('features/**/*',), 'Table 2 (probes)'), ('22_retrieval', ('checkpoints/image_tower/*',), 'Table 3b'), ('23_captioning', ('checkpoints/captioner-*',), 'Table 4'), ('25_text_retention', (), 'Figure 1b'))),
+    Stage('24_image_generation', ('results/scenes.json', _MODEL), ('results/image_generation.json', 'figures/figure5.png'), work=('checkpoints/painter/*', 'checkpoints/reader/*', 'global_only/**/*'), shows='Figure 5'),
+    Stage('26_grounding', ('results/scenes.json', _MODEL, 'results/ablations.json', 'results/image_generation.json'), ('results/grounding.json', 'figures/grounding.png', 'figures/figure1a.png'), shows='Figure 1a'),
     Stage('27_words', ('results/scenes.json', _MODEL), ('results/words.json',)),
-    Stage('50_report', tuple(f'results/{n}.json' for n in _REPORTED), ('results/report.json', 'report.md')),
+    Stage('50_report', tuple(f'results/{n}.json' for n in _REPORTED), ('results/report.json', 'report.md'), shows='all of them on one page; draws Figures 1b, 2a'),
     Stage('40_benchmarks', (), ('results/benchmarks.json',), extra=True, alone=True),
 )
 _SHARDED = (

@@ -121,7 +121,7 @@ def prompt_maker(model:CoLLAT):
 
 # %% ../nbs/12_training.ipynb #39c7bd4e
 class Pretrainer(nn.Module):
-    "AST with a classification head over the training classes."
+    "The audio encoder with a classification head over the training classes."
     def __init__(self, profile:Profile, classes:list|None=None): # None: those of the rendered scenes
         super().__init__()
         self.profile, self.classes, self.precision = profile, classes or split_classes('train', profile), 'fp32'
