@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .text_encoder import hub_folder
+from .weights import hub_folder
 
 # %% ../nbs/08_audio_encoder.ipynb #e1f8e598
 def patch_grid(

@@ -29,8 +29,9 @@ from .losses import global_contrastive_loss
 from .model import CoLLAT, as_waveforms, encode_each, evaluating, front_end, make_audio_encoder, text_id, window_batches
 from .prompts import class_prompts, label_to_words
 from .scenes import Scenes, split_classes
-from .text_encoder import HF_FILES, LockedTextEncoder, _quiet, hub_folder, load_text_encoder
+from .text_encoder import LockedTextEncoder, load_text_encoder
 from .training import StepLoader, multi_hot, prompt_maker, read_log, run_steps, same_profile, train, zero_shot_scores
+from .weights import HF_FILES, _quiet, hub_folder
 
 # %% ../nbs/13_baselines.ipynb #806d3541
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ from .config import Profile, atomic_path, load_profile, package_version, read_re
 from .losses import MATCHERS, match_cost, pairwise_distance
 from .model import CoLLAT, text_id
 from .prompts import prompt
-from .text_encoder import _quiet
 from .training import best_precision, param_groups
+from .weights import _quiet
 
 # %% ../nbs/40_benchmarks.ipynb #78d64a36
 def the_device() -> torch.device: return torch.device('cuda' if torch.cuda.is_available() else 'cpu')

@@ -31,8 +31,9 @@ from .model import CoLLAT, as_waveforms
 from .prompts import TEMPLATES, join_labels
 from .retrieval import GLYPH_OF, PICTURED, glyphs
 from .scenes import Scenes
-from .text_encoder import HFCLIPText, LockedTextEncoder, _offline, load_text_encoder
+from .text_encoder import HFCLIPText, LockedTextEncoder, load_text_encoder
 from .training import best_precision, launch, lr_factor, prompt_maker, train
+from .weights import _offline
 from .zero_shot import at_least, checkpoint_id
 
 # %% ../nbs/24_image_generation.ipynb #d710fbfa

@@ -28,7 +28,8 @@ from .config import Profile, atomic_path, load_profile
 from .interaction import TokenInteraction
 from .losses import CoLLATLoss
 from .prompts import class_prompts, label_to_words, prompt
-from .text_encoder import hub_folder, load_text_encoder
+from .text_encoder import load_text_encoder
+from .weights import hub_folder
 
 # %% ../nbs/11_model.ipynb #b0a376a6
 def make_audio_encoder(p:Profile, n_classes:int|None=None) -> nn.Module: # (b t f) -> (b m d); `.d`

@@ -274,7 +274,7 @@ def load_image_tower(name:str) -> CLIPTower:
     "The image tower that belongs to the text encoder `open_clip:MODEL[/TAG|/FILE]` (notebook 07). Raises ValueError on other encoders, ConnectionError or FileNotFoundError with instructions when weights are absent."
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
-    from collat.text_encoder import _tag_file, check_activation, file_activation
+    from collat.weights import _tag_file, check_activation, file_activation
     family, _, which = name.partition(':'); model, _, source = which.partition('/')
     if family != 'open_clip' or not model: raise ValueError(f"text encoder '{name}': only open_clip:MODEL/TAG has an image tower of its own; for other encoders train one, see `train_image_tower`")
     base = model.removesuffix('-quickgelu')

@@ -38,7 +38,7 @@ from .model import CoLLAT, front_end, make_audio_encoder
 from .prompts import class_prompts, fit_prompt, label_to_words
 from .scenes import Scenes, split_classes
 from .streaming import ShardError, ShardLoader, Shards, as_float, shards_of, sounds_of
-from .text_encoder import checksums
+from .weights import checksums
 
 # %% ../nbs/12_training.ipynb #593f2782
 class StepLoader:

@@ -2,7 +2,7 @@
 import hashlib, time, types
 import pytest, torch
 from huggingface_hub import constants
-from collat import audio_encoder as A, text_encoder as T
+from collat import audio_encoder as A, text_encoder as T, weights as W
 from collat.model import CoLLAT
 
 AST_REPO, CLIP_REPO, DEIT_REPO = 'MIT/ast-finetuned-audioset-10-10-0.4593', 'timm/vit_large_patch14_clip_224.openai', 'timm/deit_base_distilled_patch16_384.fb_in1k'
@@ -47,18 +47,18 @@ def test_a_download_says_what_where_and_how_large(way, tmp_path, monkeypatch, ca
 def test_open_clip_tag_with_a_plain_url(tmp_path, monkeypatch):
     "From the cache where it lies there, also offline; otherwise name, destination and the way by hand."
     monkeypatch.setenv('HF_HUB_OFFLINE', '1'); monkeypatch.setenv('HOME', str(tmp_path))
-    with pytest.raises(ConnectionError, match=r'cannot download m/t from https://example.org/w.pt: .*\.cache/clip/w.pt.*By hand.*open_clip:m/PATH'): T._tag_file('m', 't', dict(url='https://example.org/w.pt'))
+    with pytest.raises(ConnectionError, match=r'cannot download m/t from https://example.org/w.pt: .*\.cache/clip/w.pt.*By hand.*open_clip:m/PATH'): W._tag_file('m', 't', dict(url='https://example.org/w.pt'))
     to = tmp_path/'.cache/clip/w.pt'; to.parent.mkdir(parents=True); to.write_bytes(b'x')
-    assert str(T._tag_file('m', 't', dict(url='https://example.org/w.pt'))) == str(to)
+    assert str(W._tag_file('m', 't', dict(url='https://example.org/w.pt'))) == str(to)
 
 def test_files_that_were_read_are_known_by_content(tmp_path):
     te = T.load_text_encoder('minilm')
-    [(name, digest)] = T.checksums(te.files).items()
+    [(name, digest)] = W.checksums(te.files).items()
     assert name == 'model.safetensors' and digest == hashlib.sha256(te.files[0].read_bytes()).hexdigest()
-    assert T.checksums(T.load_text_encoder('open_clip:tiny').files) == {}   # random weights come from no file
+    assert W.checksums(T.load_text_encoder('open_clip:tiny').files) == {}   # random weights come from no file
     torch.save(T.load_text_encoder('open_clip:tiny').locked.state_dict(), tmp_path/'w.pt')
-    assert T.checksums(T.load_text_encoder(f"open_clip:tiny/{tmp_path/'w.pt'}", quick_gelu=False).files) == {'w.pt': hashlib.sha256((tmp_path/'w.pt').read_bytes()).hexdigest()}
+    assert W.checksums(T.load_text_encoder(f"open_clip:tiny/{tmp_path/'w.pt'}", quick_gelu=False).files) == {'w.pt': hashlib.sha256((tmp_path/'w.pt').read_bytes()).hexdigest()}
     import transformers
     transformers.ASTModel(transformers.ASTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=128, num_mel_bins=64, max_length=298)).save_pretrained(tmp_path/'ast')
     ast = A.load_pretrained(A.AST(64, 298, 32, 1, 4), f"hf:{tmp_path/'ast'}")
-    assert T.checksums(ast.files) == {'model.safetensors': hashlib.sha256((tmp_path/'ast/model.safetensors').read_bytes()).hexdigest()} and not A.AST(64, 298, 32, 1, 4).files
+    assert W.checksums(ast.files) == {'model.safetensors': hashlib.sha256((tmp_path/'ast/model.safetensors').read_bytes()).hexdigest()} and not A.AST(64, 298, 32, 1, 4).files

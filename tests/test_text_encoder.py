@@ -3,7 +3,7 @@ import copy, json, os, pickle, warnings
 import pytest, torch, torch.nn.functional as F
 import open_clip
 from torch import nn
-from collat import text_encoder as T
+from collat import text_encoder as T, weights as W
 from collat.text_encoder import LABEL, PAD, TEMPLATE, load_text_encoder
 
 TEXTS = ['This is a sound of dog', 'This is a sound of church bells, and crackling fire', 'rain']
@@ -16,7 +16,7 @@ def offline(monkeypatch):
 
 def clip_model(quick_gelu, **text):
     "A whole CLIP model of open_clip, vision tower included."
-    return open_clip.CLIP(embed_dim=48, vision_cfg=VISION, text_cfg=dict(T.TINY['text_cfg'], **text), quick_gelu=quick_gelu).eval()
+    return open_clip.CLIP(embed_dim=48, vision_cfg=VISION, text_cfg=dict(W.TINY['text_cfg'], **text), quick_gelu=quick_gelu).eval()
 
 def diff(a, b): return (a-b).abs().max().item()
 
@@ -59,7 +59,7 @@ def openai_archive(m, f):
 def test_openai_archive_is_refused_with_plain_gelu(tmp_path):
     m, f = clip_model(True), tmp_path/'ViT-tiny.pt'
     openai_archive(m, f)
-    assert T.file_activation(f) == 'quick_gelu'
+    assert W.file_activation(f) == 'quick_gelu'
     for kw in ({}, dict(quick_gelu=False)):
         with pytest.raises(ValueError, match="ViT-tiny.pt was trained with 'quick_gelu', but the model would run it with 'gelu'"): load_text_encoder(f'open_clip:tiny/{f}', **kw)
     te = load_text_encoder(f'open_clip:tiny-quickgelu/{f}')
@@ -85,7 +85,7 @@ def test_config_beside_the_file_tells_the_activation(tmp_path):
 
 def test_tag_openai_runs_quick_gelu(tmp_path, monkeypatch):
     "open_clip 3.3.0 only warns for ViT-B-32 with the tag openai; here the tag's record decides."
-    tower, _ = T._build_tower(T._tower_config('ViT-B-32'), True, seed=1)
+    tower, _ = W._build_tower(W._tower_config('ViT-B-32'), True, seed=1)
     torch.save(tower.state_dict(), tmp_path/'w.pt')
     monkeypatch.setattr(T, '_tag_file', lambda *a: tmp_path/'w.pt')
     te = load_text_encoder('open_clip:ViT-B-32/openai')
@@ -280,4 +280,4 @@ def test_offline_fails_at_once(name, what, monkeypatch):
     assert what in str(e.value) and 'By hand' in str(e.value) and time.time()-t < 20
 
 def test_offline_tag_with_a_plain_url():
-    with pytest.raises(ConnectionError, match="cannot download m/t from https://example.org/w.pt: .*By hand.*open_clip:m/PATH"): T._tag_file('m', 't', dict(url='https://example.org/w.pt'))
+    with pytest.raises(ConnectionError, match="cannot download m/t from https://example.org/w.pt: .*By hand.*open_clip:m/PATH"): W._tag_file('m', 't', dict(url='https://example.org/w.pt'))
