@@ -111,7 +111,7 @@ def cmd_imagine(args) -> int:
     "Paints a picture of each sound, one PNG per file. Not for pictures of people's faces (paper, section 6)."
     from collat.image_generation import imagine_files, load_painter, load_stable_diffusion
     listen = listening(); files, skipped, model = listen.sound_files(args.files, sys.stdin), [], listen.open_model(args.model)
-    painter = load_stable_diffusion(args.sd) if args.sd else load_painter(Path(args.model or listen.DEFAULT_MODEL).parent/'painter', model.text)
+    painter = load_stable_diffusion(args.sd) if args.sd else load_painter(listen.model_folder(args.model).parent/'painter', model.text)
     for a in imagine_files(model, files, args.out, painter, skipped, not args.quiet): say(a, args.json)
     return report_skipped(skipped, len(files))
 
@@ -135,7 +135,7 @@ def _questions(command):
         add = command(name, fn, '"QUERY" ' * (name == 'search') + usage.format(own.get(name, '[--labels A,B] [-k N]')))
         if name == 'search': add('query', help="what to look for, e.g. 'rain and {audio}'"); add('--sound', action='append', help='sound file for each {audio} of the query')
         add('files', nargs='+', help='sound files, folders, or - for a list on standard input')
-        add('--model', help='folder of a trained model (default: runs/mini/checkpoints/model)')
+        add('--model', help='folder of a trained model (default: runs/mini/checkpoints/model, else figures/mini/model)')
         if name in ('classify', 'words', 'caption', 'ground'): add('--labels', help='class names, comma-separated (default: all 78 names of the rendered world, seventeen of which were never heard in training)')
         if name != 'imagine': add('-k', type=positive, default=10 if name == 'search' else 3, help='answers for each')
         add('--json', action='store_true', help='one JSON object per line')

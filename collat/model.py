@@ -386,7 +386,9 @@ def compose(self:CoLLAT,
 # %% ../nbs/11_model.ipynb #f87d8996
 def model_card(profile:Profile, info:dict|None=None) -> str:
     "README of a saved model, from its profile and run info; what is not known is not claimed."
-    run = '\n'.join(f'- {k}: {v}' for k, v in (info or {}).items() if k in ('commit', 'seed', 'device', 'wall_seconds', 'finished'))
+    info = info or {}
+    run = '\n'.join(f'- {k}: {v}' for k, v in info.items() if k in ('commit', 'seed', 'device', 'wall_seconds', 'finished'))
+    sound = """Scenes of one to three sounds, rendered from General MIDI programs of the soundfont TimGM6mb (GPL-2, inside the package `pretty_midi`); no recording of a person, a place or a performance. The labels are the programs' names.""" if profile.data == 'scenes' else f'`{profile.data}`; its clips keep their own licences.'
     return f"""---
 library_name: collat
 tags: [audio, zero-shot-audio-classification, audio-text]
@@ -394,23 +396,30 @@ tags: [audio, zero-shot-audio-classification, audio-text]
 # CoLLAT, profile `{profile.name}`
 
 Turns a sound into token embeddings of the locked text encoder `{profile.text_encoder}` (CoLLAT, NeurIPS 2023; an independent reproduction, not the authors' weights).
-Only the audio encoder, the interaction module and the temperature are in this file. Training sound: `{profile.data}`.
+Only the audio encoder, the interaction module and the temperature are in this file; the text encoder comes from its own package and keeps its own licence. These weights: Apache-2.0.
 
+## Intended use
+Research on sound and language: zero-shot classification, retrieval and captions of short clips ({profile.clip_seconds:g} s, {profile.sample_rate / 1000:g} kHz), sounds placed into written prompts, reading a sound as words. `CoLLAT.from_pretrained('FOLDER')`, or `collat classify FILE --model FOLDER`.
+
+## Training sound
+{sound}
+
+## Limits
 It does not understand speech, identifies nobody, and must not be used to make pictures of people's faces from their voices (paper, section 6).
-A model trained on rendered scenes (`mini`) shows that every part works; its numbers do not compare with those on recorded data sets.
-
+A model trained on rendered scenes (`mini`) shows that every part works; its numbers do not compare with those on recorded data sets, and recorded sounds it hardly knows.
+{info.get('numbers', '')}
 ## Run
 {run or '- not recorded'}
 """
 
 # %% ../nbs/11_model.ipynb #021b1560
 @patch
-def _save_pretrained(self:CoLLAT, save_directory:Path, info:dict|None=None):
-    "config.json (profile), model.safetensors (trainable part) and README.md (model card), each written atomically."
+def _save_pretrained(self:CoLLAT, save_directory:Path, info:dict|None=None, dtype:torch.dtype|None=None):
+    "config.json (profile), model.safetensors (trainable part, floats as `dtype` if one is given) and README.md (model card), each written atomically."
     folder = Path(save_directory)
     with atomic_path(folder/'config.json') as tmp: tmp.write_text(json.dumps(dataclasses.asdict(self.profile), indent=1))
     with atomic_path(folder/'README.md') as tmp: tmp.write_text(model_card(self.profile, info))
-    with atomic_path(folder/'model.safetensors') as tmp: save_file({k: v.contiguous() for k, v in self.state_dict().items()}, tmp)
+    with atomic_path(folder/'model.safetensors') as tmp: save_file({k: (v.to(dtype) if dtype and v.is_floating_point() else v).contiguous() for k, v in self.state_dict().items()}, tmp)
 
 @patch(cls_method=True)
 def from_pretrained(cls:CoLLAT, model_id, *, local_files_only=False, **kwargs): # folder or hub id; revision, cache_dir, token

@@ -9,7 +9,7 @@ __all__ = ['PAPER_ZERO_SHOT', 'PAPER_METHODS', 'PAPER_RETRIEVAL', 'PAPER_LOSSES'
            'method', 'by_method', 'is_row', 'with_n', 'methods_table', 'retrieval_table', 'captioning_table',
            'retention_table', 'datasets_table', 'images_table', 'images_parts', 'figure1b', 'figure2a',
            'optional_results', 'cost_table', 'gain', 'errata', 'paired', 'architecture_parts', 'draw_methods',
-           'comparison', 'report_page', 'fill_markers', 'publish']
+           'comparison', 'report_page', 'fill_markers', 'publish', 'publish_model']
 
 # %% ../nbs/50_report.ipynb #e77fc709
 import shutil, time
@@ -384,3 +384,11 @@ def publish(run:Path, root:Path, page:str, profile:Profile):
     with atomic_path(to/'report.md') as tmp: tmp.write_text(page.replace('](figures/', ']('))
     for f in [*sorted((run/'figures').glob('*.png')), *sorted((run/'figures').glob('*.svg')), *sorted((run/'results').glob('*.json'))]:
         if f.name not in ('run.json', 'report.json'): shutil.copyfile(f, to/f.name)
+
+def publish_model(run:Path, to:Path, numbers:str, limit:int=10_000_000) -> int: # bytes
+    "The trained model in half precision (bf16) with its card, to the folder `to`. Raises ValueError when it is larger than `limit` bytes, and leaves nothing then."
+    model, info = CoLLAT.from_pretrained(run/'checkpoints/model'), read_results(run/'results/training.json')['run']
+    size = 2 * sum(v.numel() for v in model.state_dict().values())
+    if size > limit: raise ValueError(f'{to}: {size:,} bytes of weights; up to {limit:,} lie in the repository')
+    model._save_pretrained(to, info | dict(numbers=f'\n## Numbers\n{numbers}\n'), torch.bfloat16)
+    return size
