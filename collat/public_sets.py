@@ -13,7 +13,7 @@ from .config import read_results
 
 # %% ../nbs/28_public_sets.ipynb #fc8ccb4a
 TASKS = dict(zero_shot=zero_shot, linear_probe=linear_probe, retrieval=retrieval, captioning=captioning)
-EVALUATIONS = (*(('zero_shot', s) for s in ('esc50', 'urbansound8k', 'tut2017', 'fsd50k', 'audioset')), *(('linear_probe', s) for s in ('esc50', 'urbansound8k', 'tut2017', 'fsd50k')),
+EVALUATIONS = (*(('zero_shot', s) for s in ('esc50', 'urbansound8k', 'tut2017', 'fsd50k', 'audioset')), *(('linear_probe', s) for s in ('esc50', 'urbansound8k', 'tut2017', 'fsd50k', 'audioset')),
                ('retrieval', 'vggsound'), ('retrieval', 'audiocaps'), ('captioning', 'audiocaps'))
 
 # %% ../nbs/28_public_sets.ipynb #840cc1e1

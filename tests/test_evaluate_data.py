@@ -46,3 +46,18 @@ def test_a_table_that_lacks_something_is_refused(folder, task, data, said, capsy
 
 
 def test_all_tasks_are_tried(): assert set(TASKS) == {'zero_shot', 'linear_probe', 'retrieval', 'captioning'}
+
+
+def test_probe_of_audioset_learns_from_the_balanced_split(folder, tmp_path):
+    "Balanced to learn from, eval to be judged by, both multi-label; what lies in `unbalanced` is not read."
+    from collat.linear_probe import evaluate_data
+    base = tmp_path/'AudioSet'; base.mkdir()
+    (base/'class_labels_indices.csv').write_text('index,mid,display_name\n0,/m/0,"Tone"\n1,/m/1,"Noise"\n2,/m/2,"Sound"\n')
+    rng = np.random.default_rng(0)
+    for split, file, n in (('balanced', 'balanced_train', 12), ('eval', 'eval', 6), ('unbalanced', 'unbalanced_train', 2)):
+        rows = [(f'{split[:4]}video{i:02d}', i % 2) for i in range(n)]
+        (base/f'{file}_segments.csv').write_text(f'# made\n# num_ytids={n}, num_segs={n}, num_unique_labels=3\n# YTID, start_seconds, end_seconds, positive_labels\n' + ''.join(f'{v}, 0.000, 10.000, "/m/{k},/m/2"\n' for v, k in rows))
+        (base/'audio'/split).mkdir(parents=True)
+        for v, k in rows: sf.write(base/f'audio/{split}/{v}.wav', .2 * (rng.normal(size=16_000) if k else np.sin(np.arange(16_000) * .06)), 16_000)
+    r = evaluate_data(folder/'model', 'audioset', root=tmp_path, n_boot=20)
+    assert {(x['metric'], x['n']) for x in r['rows'] if x['metric'] == 'mAP'} == {('mAP', 6)} and all(x['split'] == 'eval' for x in r['rows'])

@@ -137,6 +137,27 @@ def test_sigterm_to_the_pipeline_saves_and_asks_for_another_turn(tiny, whole, tm
     assert 'resumed at step' in (run/'notebooks/12_training.ipynb').read_text() and equal(weights(run), weights(whole))
 
 
+def test_full_disk_and_unreadable_checkpoint_through_the_pipeline(tiny, whole, tmp_path, processes):
+    "No room for a checkpoint: the stage says so and ends. With room again: on, until a SIGTERM. The newest checkpoint is damaged then: the one before is taken, and the weights are those of the uninterrupted run."
+    import resource
+    run, work, room = tmp_path/'run', tmp_path/'run/checkpoints/work/train.pt', 2 * (whole/'checkpoints/model/model.safetensors').stat().st_size
+    write_results(run/'results/shards.json', {}, load_profile(tiny), time.time())
+    args = [COLLAT, 'run', '--profile', str(tiny), '--run-dir', str(run), '--stages', 'training']
+    full = subprocess.run(args, cwd=ROOT, env=usual(), capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)))
+    assert full.returncode == 1 and 'make room and start the same command again' in full.stderr.splitlines()[-1], full.stderr
+    assert left(run) == [] and not list(work.parent.glob('*.pt'))
+    processes.append(second := subprocess.Popen(args, cwd=ROOT, env=usual(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    assert wait_for(lambda: steps_logged(run) > 7, second), second.stderr.read()
+    second.send_signal(signal.SIGTERM); second.communicate(timeout=600); assert second.returncode == 75
+    reached = read_checkpoint(work)['data']['step']
+    work.write_bytes(work.read_bytes()[:-1000])
+    again = subprocess.run(args, cwd=ROOT, env=usual(), capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    shown = (run/'notebooks/12_training.ipynb').read_text()
+    assert 'cannot be read' in shown and 0 < reached - int(re.search(r'resumed at step (\d+)', shown)[1]) <= 3
+    assert equal(weights(run), weights(whole))
+
+
 def test_other_number_of_ranks_goes_on_in_mid_epoch(tiny, whole, tmp_path, processes):
     "Two ranks until the SIGTERM, then one: the same clips in the same steps, so the same loss and gradient up to rounding."
     processes.append(process := start(tiny, tmp_path, stdout=subprocess.DEVNULL))
