@@ -23,7 +23,7 @@ from .metrics import accuracy, mean_average_precision, paired_bootstrap
 from .scenes import Scenes
 from .text_encoder import load_text_encoder
 from .training import pretrain, prompt_maker, read_log, train
-from .zero_shot import class_scores, embed_split, noise_levels
+from .zero_shot import checkpoint_id, class_scores, embed_split, noise_levels
 
 # %% ../nbs/31_architecture.ipynb #e5ca382f
 def valid_scores(
@@ -32,7 +32,7 @@ def valid_scores(
     noise:float=0., # standard deviation of Gaussian noise on the waveform
 ) -> dict: # split -> (scores (b k), truth (b k)), numpy
     "Zero-shot scores on `valid` and `valid_unseen`, computed once and kept beside the weights."
-    path, splits = Path(folder)/f"valid_scores{f'-noise{noise:g}' if noise else ''}.safetensors", ('valid', 'valid_unseen')
+    path, splits = Path(folder)/f"valid_scores-{checkpoint_id(folder)}{f'-noise{noise:g}' if noise else ''}.safetensors", ('valid', 'valid_unseen')
     if not path.exists():
         model, out = load_baseline(folder), {}
         for s in splits:
@@ -61,11 +61,11 @@ def against(a:dict, b:dict, key:str, n_boot:int) -> dict: # difference, lo, hi, 
     return paired_bootstrap(f, x, x2, y, n_boot=n_boot)
 
 # %% ../nbs/31_architecture.ipynb #a2c85b9b
-def compared(rows:list, reference, n_boot:int) -> list: # the same rows
-    "Puts beside each row its paired difference to the reference row of its seed. `reference(row)` says which that is; scores leave the rows."
+def compared(rows:list, n_boot:int) -> list: # the same rows
+    "Puts beside each row its paired difference to the row of its seed that is the profile itself (`own`), where there is one."
     for r in rows:
-        base = next(b for b in rows if b['seed'] == r['seed'] and reference(b))
-        r['difference'] = None if base is r else {k: against(r['scores'], base['scores'], k, n_boot) for k in MEASURES}
+        base = next((b for b in rows if b['seed'] == r['seed'] and b['own']), r)
+        r['difference'] = None if r['own'] or base is r else {k: against(r['scores'], base['scores'], k, n_boot) for k in MEASURES}
     return rows
 
 def model_row(group:str, variant:str, folder:Path, data:Path, seed:int, **more) -> dict:
@@ -84,7 +84,7 @@ def sweep_rows(profile:Profile, run_dir:str|Path, groups:list, steps:int, seeds:
         model = train(p, folder, start, run/'data', validate=False)
         step = float(read_log(folder)['seconds'].median())
         out += [model_row(g, n, model, run/'data', p.seed, layer=p.token_layer, blocks=p.depth_interaction, seconds_per_step=step, own=folder.parts[-3] == 'ablations') for g, n in names]
-    return compared(out, lambda r: r['own'], profile.n_boot)
+    return compared(out, profile.n_boot)
 
 # %% ../nbs/31_architecture.ipynb #df266846
 ENCODERS = {'AST, pretrained': {}, 'AST, from scratch': dict(pretrain_steps=0), 'CNN14': dict(backbone='cnn14'), 'ResNet': dict(backbone='resnet'),
@@ -106,7 +106,7 @@ def encoder_rows(profile:Profile, run_dir:str|Path, steps:int, seeds:int) -> lis
             folder = train_equal(dataclasses.replace(profile, **o), run, steps=steps, seed=seed, sub=sub)
             curve = read_log(folder.parents[1])['global']
             out.append(model_row('encoders', name, folder, run/'data', seed, curve=[float(x) for x in curve], own=not o))
-    return compared(out, lambda r: r['own'], profile.n_boot)
+    return compared(out, profile.n_boot)
 
 # %% ../nbs/31_architecture.ipynb #da22cfec
 def size_rows(profile:Profile, run_dir:str|Path, steps:int, seeds:int) -> list: # of rows
@@ -119,7 +119,7 @@ def size_rows(profile:Profile, run_dir:str|Path, steps:int, seeds:int) -> list: 
                 print(f'size {f:g}: {title}, seed {seed}')
                 folder = train_equal(p, at, run/'data', steps, seed) if title == 'CoLLAT' else train_baseline('clap', p, at, run/'data', steps, seed)
                 out.append(model_row('sizes', f'{title}, size {f:g}', folder, run/'data', seed, title=title, factor=f, own=(title, f) == ('CoLLAT', 1)))
-    return compared(out, lambda r: r['own'], profile.n_boot)
+    return compared(out, profile.n_boot)
 
 # %% ../nbs/31_architecture.ipynb #9dcdb4a5
 @torch.no_grad()
