@@ -13,10 +13,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from .ablations import variant_jobs
-from .baselines import load_baseline, method_color, train_baseline, train_equal
+from .baselines import load_baseline, train_baseline, train_equal
 from .config import Profile, atomic_path
 from .losses import greedy_match, hungarian_match, match_cost, pairwise_distance
 from .metrics import accuracy, mean_average_precision, paired_bootstrap

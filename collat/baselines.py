@@ -16,14 +16,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from fastcore.basics import patch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
 from .audio import fbank, normalise, pad_frames, resample, sample_seed, spec_augment, windows
 from .audio_encoder import classification_loss, from_hf_ast
-from .backbones import BACKBONES, make_cnn
+from .backbones import make_cnn
 from .config import Profile, atomic_path, load_profile, nearest_name
 from .losses import global_contrastive_loss
 from .model import CoLLAT, as_waveforms, encode_each, evaluating, front_end, make_audio_encoder, text_id, window_batches

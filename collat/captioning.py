@@ -184,7 +184,7 @@ PAPER_TABLE4 = { # as printed: BLEU-1..4, "CIDEr", "METEOR", ROUGE, SPICE
     'CoLLAT': (55.1, 37.2, 24.3, 15.1, 16.3, 43.0, 39.6, 11.3), 'Human': (65.4, 48.9, 37.3, 29.1, 28.8, 91.3, 49.6, 21.6)}
 
 def paper_table4(corrected:bool=True) -> dict: # {method: {metric: value}}
-    "Table 4, with its CIDEr and METEOR columns put right, or as printed (notes §1)."
+    "Table 4, with its CIDEr and METEOR columns put right, or as printed."
     names = list(METRICS[:8])
     if corrected: names[4:6] = names[5], names[4]
     return {m: dict(sorted(zip(names, v), key=lambda x: METRICS.index(x[0]))) for m, v in PAPER_TABLE4.items()}

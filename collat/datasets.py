@@ -28,7 +28,7 @@ from .prompts import label_hash, label_to_words
 # %% ../nbs/05_datasets.ipynb #f68c16f0
 @dataclass(frozen=True, slots=True)
 class Clip:
-    "One sound of a data set (notes §3)."
+    "One sound of a data set."
     path: str  # sound file
     labels: tuple = ()  # as the data set spells them
     captions: tuple = ()  # sentences
@@ -88,7 +88,7 @@ class Manifest:
         if k not in self.folds: raise ValueError(f"{self.name}: fold {k!r}; {f'accepted: {self.folds}' if self.folds else 'this set has no folds'}")
         return [c for c in self.clips if c.fold not in (0, k)], [c for c in self.clips if c.fold == k]
     def stamp(self) -> dict:
-        "What has to stand beside a number on these clips (notes §3)."
+        "What has to stand beside a number on these clips."
         return dict(data=self.name, n=len(self), captions=sum(len(c.captions) for c in self.clips), classes=len(self.classes), label_hash=label_hash(self.words) if self.classes else None,
                     listed=self.report and dict(self.report.listed), left_out=self.report and self.report.counts())
 
@@ -452,7 +452,7 @@ def load_dataset(
     check:str='stat', # stat | header | decode
     whole:bool=False, # YouTube sets: files are whole videos
 ) -> Manifest:
-    "The usable clips of a data set (notes §3). Raises DatasetMissing with one message when there are none, ValueError for a wrong name, split or list."
+    "The usable clips of a data set. Raises DatasetMissing with one message when there are none, ValueError for a wrong name, split or list."
     if str(name).lower().endswith('.csv'): return load_csv(name, check)
     splits = (splits,) if isinstance(splits, str) else splits and tuple(splits)
     l = listed(name, root, splits)
@@ -518,7 +518,7 @@ def training_clips(
     root:str|Path='data', # where the lists of the other sets lie
     allow_missing:bool=False, # go on when another set's list is not there
 ) -> tuple: # clips to train on, counts to record
-    "The training split without the sources of the test sets (notes §3). Raises DatasetMissing naming the list that is needed."
+    "The training split without the sources of the test sets. Raises DatasetMissing naming the list that is needed."
     if manifest.name not in LEAKS: raise ValueError(f"'{manifest.name}' is no training set with a leakage rule; accepted: {', '.join(LEAKS)}")
     rule, forbidden, counts = LEAKS[manifest.name], set(), {}
     clips = manifest.of(*rule['train'])
@@ -532,7 +532,7 @@ def training_clips(
 
 # %% ../nbs/05_datasets.ipynb #9f8b3dc3
 def check_data(root:str|Path='data', check:str='stat') -> list: # of dicts, one a set
-    "What is there of every data set (notes §3); never raises for what is missing or broken."
+    "What is there of every data set; never raises for what is missing or broken."
     rows = []
     for s in SOURCES.values():
         row = dict(name=s.name, title=s.title, state='absent', found=0, listed=0, expected=sum(s.expected.values()), classes=s.classes, size=s.size, licence=s.licence, splits={}, trouble={}, notes=[], why='')

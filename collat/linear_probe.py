@@ -458,7 +458,7 @@ def evaluate_manifest(
     kinds=('linear', 'decoder'), seed:int=0, n_boot:int=1000,
     **more, # of `decoder_probe`
 ) -> dict: # rows, chosen, skipped
-    "The probes of a data set by its official rule (notes §3). Errors as `extract` and `manifest_plans`."
+    "The probes of a data set by its official rule. Errors as `extract` and `manifest_plans`."
     f, y, clips, skipped = manifest_features(model, manifest, folder, checkpoint)
     rows, chosen = [], {}
     for rule, (at, plan) in manifest_plans(clips).items():

@@ -231,7 +231,7 @@ def token_features(self:CoLLAT,
     kind:str='audio', # audio: h_a, the audio encoder's tokens | tokens: h_at | states: the locked encoder's last layer
     batch_size:int=64,
 ) -> list: # b tensors (tokens, width) on the CPU
-    "What probes and captioners read (notes on Tables 2 and 4); the windows of a long clip follow each other. Raises ValueError on another kind."
+    "What probes (Table 2) and captioners (Table 4) read; the windows of a long clip follow each other. Raises ValueError on another kind."
     if kind not in ('audio', 'tokens', 'states'): raise ValueError(f"kind '{kind}': audio, tokens or states is accepted")
     wavs, rows = as_waveforms(wavs, self.profile.sample_rate), {}
     with evaluating(self):

@@ -82,7 +82,7 @@ def retrieve(
     tie:float=1e-6, # similarities closer than this are equal, and equal counts against the query
     block:tuple=(256, 8_192), # queries and gallery items at a time
 ) -> np.ndarray: # (q r) places of the relevant items, from 1, ascending, filled up with inf
-    "Ranks of all relevant items (notes §3). Errors as `check_vectors` and `relevant_items`."
+    "Ranks of all relevant items. Errors as `check_vectors` and `relevant_items`."
     (queries, gallery), ranks = check_vectors(queries, gallery), []
     items = torch.as_tensor(relevant_items(query_ids, gallery_ids, exclude))
     out = torch.full((len(items),), -1) if exclude is None else torch.as_tensor(np.asarray(exclude))
@@ -180,7 +180,7 @@ def evaluate_retrieval(
     n_boot:int=1000,
     **more, # what every row shall carry: split, model, …
 ) -> dict: # rows, and what bounds them
-    "Audio ↔ text in both directions (notes §3). Raises ValueError on a model without text side, and when clips and captions differ in number."
+    "Audio ↔ text in both directions. Raises ValueError on a model without text side, and when clips and captions differ in number."
     if len(captions) != len(z_audio): raise ValueError(f'{len(z_audio)} clips and {len(captions)} lists of captions: one list for each clip is accepted')
     texts, clips = [t for c in captions for t in c], np.repeat(np.arange(len(captions)), [len(c) for c in captions])
     z_text, b = embed_captions(model, texts), np.arange(len(captions))
@@ -255,7 +255,7 @@ def embed_frames(
     which:str='mean', # mean of the frames' embeddings | middle frame
     batch_size:int=64,
 ) -> Tensor: # (b d), unit norm
-    "One embedding per clip from its frames (notes §3). Raises ValueError on another `which` and on a clip without frames."
+    "One embedding per clip from its frames. Raises ValueError on another `which` and on a clip without frames."
     if which not in ('mean', 'middle'): raise ValueError(f"which is '{which}'; mean or middle is accepted")
     if (bad := [i for i, f in enumerate(frames) if not len(f)]): raise ValueError(f'{len(bad)} of {len(frames)} clips have no frame, the first is number {bad[0]}')
     frames = [list(f) if which == 'mean' else [f[(len(f) - 1) // 2]] for f in frames]
@@ -465,7 +465,7 @@ def image_rows(
     subset:int=1000, # size of the fixed subset, used where there are more clips
     **more,
 ) -> list: # of rows
-    "Audio ↔ image by instance over the whole gallery, over a fixed subset, and by class (notes §3)."
+    "Audio ↔ image by instance over the whole gallery, over a fixed subset, and by class."
     if not len(z_audio) == len(z_image) == len(ids): raise ValueError(f'{len(z_audio)} sounds, {len(z_image)} pictures and {len(ids)} ids: one each per clip is accepted')
     b, ways = np.arange(len(ids)), ('A→I', 'I→A')
     ceiling = dict(ceiling=guess_ceiling(kinds)) if kinds is not None else {}

@@ -258,7 +258,7 @@ class Scenes(torch.utils.data.Dataset):
         n:int|None=None, # number of scenes; None = as the profile says
         purpose:str|None=None, # who reads; required for the test splits, and logged
     ):
-        if profile.data != 'scenes': raise ValueError(f"profile '{profile.name}' trains on '{profile.data}', whose adapter is not built yet (05_datasets); data='scenes' is accepted")
+        if profile.data != 'scenes': raise ValueError(f"profile '{profile.name}' hears '{profile.data}', which is read from shards (06_streaming) and not rendered; data='scenes' is accepted")
         if split not in SPLIT_IDS: raise ValueError(f"split '{split}' is not one of {', '.join(SPLIT_IDS)}.{nearest_name(split, SPLIT_IDS)}")
         if split in TEST_SPLITS: log_reading(root, split, purpose)
         path = render_split(root, split, profile)

@@ -153,7 +153,7 @@ def evaluation_split(
     data:str|Path, # name of a data set, or a table (*.csv)
     root:str|Path='data', # where the data sets lie
 ) -> Manifest:
-    "The part of a data set that the public protocol evaluates on (notes §3), or the whole table. Errors as `load_dataset`."
+    "The part of a data set that the public protocol evaluates on, or the whole table. Errors as `load_dataset`."
     return load_dataset(data, root, None if str(data).lower().endswith('.csv') else EVAL_SPLITS.get(source_of(data).name))
 
 def evaluation_set(data:str|Path, root:str|Path='data') -> Manifest:
