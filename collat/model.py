@@ -55,6 +55,7 @@ class CoLLAT(nn.Module, ModelHubMixin):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / .07)))
         self.loss = CoLLATLoss((p.lambda_cross_token, p.lambda_global, p.lambda_uni_token), p.matcher, p.closeness, p.token_norm, self.text.embed_scale,
                                p.mask_padding, p.targets, p.stop_grad)
+        if p.token_layer: self.loss.embed_scale = self.token_scale()
         self.text_cache, self.readings, self.precision = {}, {}, 'fp32'
 
     def train(self, mode:bool=True):
@@ -145,6 +146,12 @@ def at_layer(self:CoLLAT, h:Tensor) -> Tensor: # (b n d)
     if p.token_layer == 0: return h
     if p.form == 'raw': return text.encode_embeddings(h, layer=p.token_layer)
     return text.encode_embeddings(text._surround(h, None)[0], layer=p.token_layer)[:, len(text.prefix):len(text.prefix) + h.shape[1]]
+
+@patch
+@torch.no_grad()
+def token_scale(self:CoLLAT) -> float:
+    "Mean absolute value of what Eq. 1 compares with at `token_layer`, read from the prompt of one class: the unit of both token losses there."
+    return float(self.at_layer(self.text.targets(prompt(['bell'], self.profile.template), self.profile.n_tokens, self.profile.form).h).abs().mean())
 
 @patch
 def presence(self:CoLLAT, h_at:Tensor): # (b n) or None

@@ -329,7 +329,7 @@ def draw_methods(run:Path):
 # %% ../nbs/50_report.ipynb #5b56186f
 def comparison(run:Path) -> list: # parts of the page
     "Tables 1, 2, 3b and 4 and the text axis of Fig. 1b, as far as their stages have run."
-    stages = 'datasets', 'baselines', 'linear_probe', 'retrieval', 'captioning', 'text_retention', 'image_generation', 'grounding', 'words'
+    stages = 'datasets', 'baselines', 'architecture', 'linear_probe', 'retrieval', 'captioning', 'text_retention', 'image_generation', 'grounding', 'words'
     got = {n: r['results'] for n in stages if (r := optional_results(run/f'results/{n}.json'))}
     titles, out = {r['name'].split('-seed')[0].removesuffix('-frozen'): r['title'] for r in got.get('baselines', {}).get('rows', [])}, []
     if 'linear_probe' in got:
