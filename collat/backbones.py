@@ -29,6 +29,7 @@ class TimmCNN(CNN):
         super().__init__()
         import timm
         self.net = timm.create_model(name, in_chans=1, num_classes=0, **kwargs).to(memory_format=torch.channels_last)
+        if hasattr(self.net, 'conv_head'): self.net.conv_head = nn.Identity()   # MobileNet's stands behind the pooling, where nothing is read
         self.d = self.net.num_features
         self.add_head(n_classes)
     def forward(self, spec:Tensor) -> Tensor: # (b t f) -> (b m d)
@@ -53,7 +54,7 @@ class CNN14(CNN):
 
 # %% ../nbs/08a_backbones.ipynb #d2f42683
 SIZES = dict( # backbone -> [for tests, about a million weights, as published]
-    mobilenet=[('mobilenetv3_small_050', {}), ('mobilenetv3_small_075', {}), ('mobilenetv1_100', {})],
+    mobilenet=[('mobilenetv3_small_050', {}), ('mobilenetv3_small_100', {}), ('mobilenetv1_100', {})],
     resnet=[('resnet10t', dict(channels=(8, 16, 24, 32), stem_width=8)), ('resnet18', dict(channels=(24, 48, 96, 192))), ('resnet18', {})],
     resnext=[('resnext50_32x4d', dict(layers=(1, 1, 1, 1), cardinality=2, base_width=16, channels=(8, 8, 16, 16))),
              ('resnext50_32x4d', dict(layers=(1, 1, 2, 1), cardinality=8, base_width=4, channels=(32, 64, 128, 256))), ('resnext50_32x4d', {})])

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from collat.backbones import BACKBONES
 from collat.config import load_profile
 from collat.model import CoLLAT
 
@@ -50,6 +51,32 @@ def test_every_option_gives_gradients_to_all_that_learns(profile, override):
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
     torch.optim.AdamW(model.parameters(), lr=.1).step()
     assert model.text.fingerprint() == before
+
+
+@pytest.mark.parametrize('backbone', BACKBONES[1:])
+def test_another_backbone_learns_and_keeps_its_batch_statistics(backbone, tmp_path):
+    model = CoLLAT(load_profile('smoke', dict(backbone=backbone))).train()
+    statistics = {k: v.clone() for k, v in model.state_dict().items() if 'running_' in k}
+    batch = dict(wav=torch.stack(clips(2)), seeds=[1, 2], texts=['This is a sound of flute', 'This is a sound of piano'], labels=[['flute'], ['piano']])
+    model(batch)['loss'].backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
+    assert statistics and all(torch.equal(v, model.state_dict()[k]) for k, v in statistics.items())
+    model.save_pretrained(tmp_path/'m'); again = CoLLAT.from_pretrained(tmp_path/'m')
+    assert torch.equal(again.encode_audio(clips(2)), model.eval().encode_audio(clips(2)))
+
+
+def test_a_backbone_that_is_none_or_has_no_such_weights():
+    with pytest.raises(ValueError, match="'cnn41' is not one of ast, cnn14"): CoLLAT(load_profile('smoke', dict(backbone='cnn41')))
+    with pytest.raises(ValueError, match="are an AST's; with backbone='cnn14' leave them empty"): CoLLAT(load_profile('smoke', dict(backbone='cnn14', audio_weights='hf:x')))
+
+
+def test_token_losses_at_a_deeper_layer_keep_their_unit():
+    "States are larger than static embeddings; in units of their layer the target of Eq. 1 is about as far from zero at every layer."
+    texts, labels = ['This is a sound of flute', 'This is a sound of piano'], [['flute'], ['piano']]
+    def far(layer):
+        model = CoLLAT(load_profile('smoke', dict(token_layer=layer)))
+        return float(model.at_layer(model.text_targets(texts, labels)[0]).abs().mean()) / model.loss.embed_scale
+    assert all(.5 < far(l) < 2 for l in (0, 2, 4, 6))
 
 
 @pytest.mark.parametrize('profile, ranks, micro', [('smoke', 2, 0), ('smoke_clip', 2, 3), ('smoke', 4, 1)])
