@@ -29,7 +29,7 @@ from .model import CoLLAT, as_waveforms, encode_each, evaluating, front_end, mak
 from .prompts import class_prompts, label_to_words
 from .scenes import Scenes, split_classes
 from .text_encoder import LockedTextEncoder, load_text_encoder
-from .training import StepLoader, multi_hot, prompt_maker, read_log, run_steps, same_profile, train, zero_shot_scores
+from .training import StepLoader, before, multi_hot, prompt_maker, read_log, run_steps, same_profile, train, zero_shot_scores
 from .weights import HF_FILES, _quiet, hub_folder
 
 # %% ../nbs/13_baselines.ipynb #806d3541
@@ -331,7 +331,7 @@ def run_act(
                   audio_parameters=count(model.audio.parameters()), trained_parameters=count(x for x in model.parameters() if x.requires_grad),
                   tuned_text_parameters=count(x for x in model.tower.parameters() if x.requires_grad) if getattr(model, 'tower', None) else 0)
     model.save(folder, budget=budget, valid=rows)
-    (run_dir/f'checkpoints/work/{name}.pt').unlink(missing_ok=True)
+    for f in (work := run_dir/f'checkpoints/work/{name}.pt', before(work)): f.unlink(missing_ok=True)
     return folder
 
 # %% ../nbs/13_baselines.ipynb #30c66221
