@@ -149,8 +149,7 @@ def label_similarity(text, labels) -> float: # -1 to 1
 
 # %% ../nbs/31_architecture.ipynb #d0a8bbff
 def verdict(d:dict, expects:str='more') -> str:
-    "Which side of zero an interval lies on, and whether the paper expects it there: more | same (a difference that does not show) | no more."
-    if expects == 'same': return 'reproduced' if d['lo'] <= 0 <= d['hi'] else 'not reproduced'
+    "Which side of zero an interval lies on, and whether the paper expects it there: more | no more."
     if expects == 'no more': return 'reproduced' if d['lo'] <= 0 else 'not reproduced'
     return 'reproduced' if d['lo'] > 0 else 'not reproduced' if d['hi'] < 0 else 'inconclusive'
 
@@ -160,7 +159,7 @@ CLAIMS = [ # what, where, (group, variant), the other one or None for the strong
     ('a pretrained AST is the best audio encoder', 'Fig. 4b', ('encoders', 'AST, pretrained'), None, 'more'),
     ('a larger audio encoder does not help CLAP', 'Fig. 2b', ('sizes', f'CLAP, size {FACTORS[-1]:g}'), f'CLAP, size {1:g}', 'no more'),
     ('and does not close the gap to CoLLAT', 'Fig. 2b', ('sizes', 'CoLLAT, size 1'), f'CLAP, size {FACTORS[-1]:g}', 'more'),
-    ('an optimal order is hardly better than the greedy one', '§3.2', ('matchers', 'hungarian'), 'greedy', 'same')]
+    ('an optimal order is hardly better than the greedy one', '§3.2', ('matchers', 'hungarian'), 'greedy', 'no more')]
 
 def claims(rows:list) -> list: # of (claim, where, expects, key of `MEASURES`, row, rival)
     "The paper's findings about the architecture, as pairs of rows of one seed; those whose rows are not there are left out."
