@@ -7,8 +7,9 @@ __all__ = ['LABELS', 'OPTIONS', 'PEAKS', 'SCALES', 'the_device', 'finished', 'in
            'write_clips', 'ast_pair', 'embed_ours', 'embed_transformers', 'embed_clap', 'embedding_ways', 'cosine',
            'bench_embedding', 'literal_match', 'bench_matchers', 'bench_fbank', 'random_weights', 'synthetic_batch',
            'make_step', 'one_step', 'step_parts', 'bench_parts', 'step_flops', 'saved_bytes', 'sizes', 'memory_gb',
-           'tuned', 'bench_lock', 'checkpoint_bytes', 'bench_options', 'true_size_step', 'gpu_hours', 'fits',
-           'scale_of', 'run_benchmarks', 'utilisation', 'keep_by_device']
+           'tuned', 'bench_lock', 'checkpoint_bytes', 'bench_options', 'true_size_step', 'timed_steps', 'bench_batches',
+           'sound_shards', 'bench_training', 'gpu_hours', 'fits', 'scale_of', 'run_benchmarks', 'utilisation',
+           'keep_by_device']
 
 # %% ../nbs/40_benchmarks.ipynb #7cd6de48
 import copy, io, json, math, os, platform, re, tempfile, time
@@ -30,7 +31,8 @@ from .config import Profile, atomic_path, load_profile, package_version, read_re
 from .losses import MATCHERS, match_cost, pairwise_distance
 from .model import CoLLAT, text_id
 from .prompts import prompt
-from .training import best_precision, param_groups
+from .streaming import shard
+from .training import best_precision, param_groups, read_log, train
 from .weights import _quiet
 
 # %% ../nbs/40_benchmarks.ipynb #78d64a36
@@ -161,7 +163,7 @@ def bench_embedding(size:str='base', seconds:tuple=(5., 10.), batch:int=4, round
             paths = write_clips(Path(d), batch, s)
             z = {k: f(paths) for k, (f, *_) in ways.items()}
             many = interleaved({k: lambda f=f: f(paths) for k, (f, *_) in ways.items()}, rounds, warmup=0)
-            one = interleaved({k: lambda f=f: f(paths[:1]) for k, (f, *_) in ways.items()}, rounds, warmup=0)
+            one = interleaved({k: lambda f=f: f(paths[:1]) for k, (f, *_) in ways.items()}, rounds)
             first, own = z['transformers ASTModel'], z['ours']
             others = torch.cosine_similarity(first, first.roll(1, 0)).mean().item()
             for k, (_, precision, seen) in ways.items():
@@ -226,7 +228,7 @@ def make_step(profile:Profile, precision:str='fp32', fused:bool=False, compiled:
     model.precision = precision
     new = [*model.interaction.parameters(), model.logit_scale]
     opt = torch.optim.AdamW(param_groups([(model.audio.parameters(), profile.lr_audio), (new, profile.lr)], profile.weight_decay), betas=(.9, .98), **(dict(fused=True) if fused else {}))
-    if compiled: model.audio.compile(); model.interaction.compile()
+    if compiled: model.compile_networks()
     return model, opt
 
 def one_step(model:CoLLAT, opt, batch:dict) -> float: # loss
@@ -282,7 +284,7 @@ def saved_bytes(model:nn.Module, forward) -> int:
     def pack(x):
         s = x.untyped_storage()
         if s._cdata not in known: seen[s._cdata] = s.nbytes()
-        return x
+        return x.detach()   # the tensor itself would hold the graph that holds it
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x): out = forward()   # held until all are counted
     del out
     return sum(seen.values())
@@ -341,8 +343,9 @@ def checkpoint_bytes(model:CoLLAT, opt) -> int:
     return f.getbuffer().nbytes
 
 # %% ../nbs/40_benchmarks.ipynb #b0a9102b
-OPTIONS = {'none': {}, 'bf16': dict(precision='bf16'), 'fused AdamW': dict(fused=True), 'checkpointing': dict(micro=True), 'compile': dict(compiled=True),
-           'bf16, fused, compile': dict(precision='bf16', fused=True, compiled=True)}
+_half = dict(precision='bf16')
+OPTIONS = {'none': {}, 'bf16': _half, 'fused AdamW': dict(fused=True), 'checkpointing': dict(micro=True), 'compile': dict(compiled=True),
+           'bf16, fused': _half | dict(fused=True), 'bf16, checkpointing': _half | dict(micro=True), 'bf16, fused, compile': _half | dict(fused=True, compiled=True)}
 
 def bench_options(profile:Profile, b:int, names:tuple, rounds:int=3) -> list: # rows
     "Clips per second, memory for the backward pass, and the first loss, option by option."
@@ -355,9 +358,11 @@ def bench_options(profile:Profile, b:int, names:tuple, rounds:int=3) -> list: # 
     t = interleaved({k: lambda s=s: one_step(*s) for k, s in steps.items()}, rounds)
     for k, s in steps.items():
         peak = None
-        if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats(); one_step(*s); peak = torch.cuda.max_memory_allocated()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats(); held = torch.cuda.memory_allocated()   # by all the models
+            one_step(*s); peak = torch.cuda.max_memory_allocated() - held
         kept = None if 'compile' in k else saved_bytes(s[0], lambda: s[0](s[2]))
-        rows.append(dict(options=k, profile=profile.name, b=b, clips_per_s=b/t[k]['best'], speedup=t['none']['best']/t[k]['best'], saved_for_backward=kept, peak_bytes=peak, first_loss=first[k]))
+        rows.append(dict(options=k, profile=profile.name, b=b, clips_per_s=b/t[k]['best'], speedup=t['none']['best']/t[k]['best'], saved_for_backward=kept, step_bytes=peak, first_loss=first[k]))
     return rows
 
 # %% ../nbs/40_benchmarks.ipynb #6161bc89
@@ -370,8 +375,59 @@ def true_size_step(name:str='paper', b:int=2, steps:int=3, precision:str='bf16',
         t = time.perf_counter(); losses.append(one_step(model, opt, batch)); finished(); seconds.append(time.perf_counter() - t)
     return dict(profile=name, b=b, precision=precision, losses=losses, seconds=seconds, clips_per_s=b/min(seconds), trained=sum(x.numel() for x in model.parameters()), locked=model.text.n_params)
 
+# %% ../nbs/40_benchmarks.ipynb #d732487e
+def timed_steps(model:CoLLAT, opt, batch:dict, rounds:int) -> tuple: # best s of a step, peak bytes on a GPU or None
+    "Steps on a repeated batch, after two untimed ones."
+    for _ in range(2): one_step(model, opt, batch)
+    if gpu := torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
+    best = interleaved(dict(step=lambda: one_step(model, opt, batch)), rounds, warmup=0)['step']['best']
+    return best, torch.cuda.max_memory_allocated() if gpu else None
+
+def bench_batches(
+    profile:Profile,
+    bs:tuple, # clips in a batch
+    compiled:tuple=(), # the same, with `torch.compile`, which takes a while for each
+    rounds:int=3,
+    precision:str='bf16',
+) -> list: # rows
+    "Clips per second and peak memory over the batch size, without checkpointing; None in both where the memory does not suffice."
+    rows, p = [], load_profile('mini', asdict(profile) | dict(micro_batch=0))
+    for how, sizes in ((False, bs), (True, compiled)):
+        model, opt = make_step(p, precision, fused=True, compiled=how) if sizes else (None, None)
+        for b in sizes:
+            try: best, peak = timed_steps(model, opt, synthetic_batch(p, b), rounds)
+            except torch.OutOfMemoryError: best = peak = None; opt.zero_grad()
+            if torch.cuda.is_available(): torch.cuda.empty_cache()
+            rows.append(dict(profile=p.name, compiled=how, b=b, precision=precision, clips_per_s=best and b/best, peak_bytes=peak))
+    return rows
+
+# %% ../nbs/40_benchmarks.ipynb #383661c6
+def sound_shards(folder:Path, n:int, seconds:float) -> Path: # folder of the shards
+    "`n` synthetic clips with one label each, packed."
+    with (folder/'clips.csv').open('w') as f:
+        f.writelines(['path,labels\n', *(f'clips/{p.name},{LABELS[i % len(LABELS)]}\n' for i, p in enumerate(write_clips(folder/'clips', n, seconds)))])
+    shard(folder/'clips.csv', folder/'shards', per_shard=math.ceil(n/8), workers=1)
+    return folder/'shards'
+
+def bench_training(
+    profile:Profile,
+    b:int, # clips a step
+    micro:int, # of which so many keep their activations; 0: all
+    steps:int=20,
+    precision:str='bf16',
+    compiled:bool=False,
+) -> dict:
+    "Clips per second of `training.train` from shards, after its first half."
+    with tempfile.TemporaryDirectory() as d:
+        root = sound_shards(Path(d), max(64, b), profile.clip_seconds)
+        p = load_profile('mini', asdict(profile) | dict(shards=str(root), batch=b, micro_batch=micro, steps=steps, warmup=1, eval_every=steps, checkpoint_every=steps, precision=precision, fused=True, compile=compiled))
+        train(p, Path(d)/'run', validate=False)
+        log = read_log(Path(d)/'run')
+    seconds = float(log.seconds[len(log)//2:].median())
+    return dict(profile=p.name, b=b, micro_batch=micro, precision=precision, compiled=compiled, workers=p.workers, steps=len(log), seconds=seconds, clips_per_s=b/seconds, losses=[float(log.loss.iloc[0]), float(log.loss.iloc[-1])])
+
 # %% ../nbs/40_benchmarks.ipynb #8ead9591
-PEAKS = {'V100': 125e12, 'RTX 4090': 165e12, 'A100': 312e12, 'H100': 989e12}  # FLOP/s, dense fp16 / bf16, as published
+PEAKS = {'V100': 125e12, 'RTX 4090': 165e12, 'A100': 312e12, 'H100, H200': 989e12}  # FLOP/s, dense fp16 / bf16, as published
 
 def gpu_hours(s:dict, utilisation:float=.4) -> list: # rows, one per GPU
     "Hours of a profile's whole training on one GPU, from `sizes`; decoding is assumed to keep up."
@@ -387,11 +443,12 @@ def fits(s:dict, gb:float=16.) -> int:
 # %% ../nbs/40_benchmarks.ipynb #141a5e58
 SCALES = dict(
     small=dict(peak=512, embedding=dict(size='mini', seconds=(2.,), batch=2, rounds=1, clap=False), matchers=dict(ns=(8, 32), bs=(4,), rounds=1), fbank=dict(seconds=2., b=4, rounds=2),
-               step=('smoke_clip', 8, 1), lock=('smoke_clip', 8, 1), options=('smoke_clip', 8, ('none', 'bf16', 'fused AdamW', 'checkpointing'), 1), sizes=('smoke_clip',), true=None),
+               step=('smoke_clip', 8, 1), lock=('smoke_clip', 8, 1), options=('smoke_clip', 8, ('none', 'bf16', 'fused AdamW', 'checkpointing'), 1), sizes=('smoke_clip',), true=None, batches=('smoke_clip', (4, 8), (), 1), training=(dict(profile='smoke_clip', b=8, micro=4, steps=4),)),
     full=dict(peak=2048, embedding=dict(size='base', seconds=(5., 10.), batch=4, rounds=3), matchers=dict(ns=(18, 75), bs=(16, 64, 256), rounds=3), fbank=dict(seconds=10., b=16, rounds=5),
-              step=('mini', 32, 3), lock=('paper', 8, 2), options=('mini', 32, tuple(OPTIONS), 3), sizes=('mini', 'small', 'paper'), true=dict(b=2, steps=3)),
-    gpu=dict(peak=8192, embedding=dict(size='base', seconds=(5., 10.), batch=64, rounds=5), matchers=dict(ns=(18, 75), bs=(16, 64, 256), rounds=5), fbank=dict(seconds=10., b=64, rounds=10),
-             step=('paper', 32, 5), lock=('paper', 64, 5), options=('paper', 32, tuple(OPTIONS), 5), sizes=('mini', 'small', 'paper'), true=dict(b=32, steps=10)))
+              step=('mini', 32, 3), lock=('paper', 8, 2), options=('mini', 32, tuple(OPTIONS), 3), sizes=('mini', 'small', 'paper'), true=dict(b=2, steps=3), batches=('mini', (8, 32, 128), (32,), 3), training=(dict(profile='mini', b=32, micro=0, steps=12),)),
+    gpu=dict(peak=8192, embedding=dict(size='base', seconds=(5., 10.), batch=32, rounds=2), matchers=dict(ns=(18, 75), bs=(16, 64, 256), rounds=5), fbank=dict(seconds=10., b=64, rounds=10),
+             step=('paper', 32, 5), lock=('paper', 64, 5), options=('paper', 16, ('none', 'bf16', 'bf16, fused', 'bf16, checkpointing', 'bf16, fused, compile'), 5), sizes=('mini', 'small', 'paper'), true=dict(b=32, steps=10),
+             batches=('paper', (8, 16, 32, 64, 96), (32, 64), 5), training=(dict(profile='paper', b=32, micro=0, steps=30, compiled=True), dict(profile='paper', b=256, micro=32, steps=6, compiled=True))))
 
 # %% ../nbs/40_benchmarks.ipynb #c1b7254f
 def scale_of(profile:Profile) -> str:
@@ -407,7 +464,8 @@ def run_benchmarks(scale:str, precision:str) -> dict:
                 embedding=lambda: bench_embedding(**c['embedding']), matchers=lambda: bench_matchers(**c['matchers']), fbank=lambda: bench_fbank(**c['fbank']),
                 step=lambda: bench_parts(prof(c['step'][0]), *c['step'][1:], precision), lock=lambda: bench_lock(prof(c['lock'][0]), *c['lock'][1:]),
                 options=lambda: bench_options(prof(c['options'][0]), *c['options'][1:]), sizes=lambda: [sizes(load_profile(n), precision) for n in c['sizes']],
-                true_step=lambda: true_size_step(**c['true'], precision=precision) if c['true'] else None)
+                true_step=lambda: true_size_step(**c['true'], precision=precision) if c['true'] else None,
+                batches=lambda: bench_batches(prof(c['batches'][0]), *c['batches'][1:], precision), training=lambda: [bench_training(**t | dict(profile=prof(t['profile'])), precision=precision) for t in c['training']])
     seconds = {}
     for k, f in tqdm(todo.items(), desc='benchmarks', unit='part'):
         t = time.perf_counter(); out[k] = f(); seconds[k] = round(time.perf_counter() - t, 1)
@@ -415,11 +473,13 @@ def run_benchmarks(scale:str, precision:str) -> dict:
     return out | dict(hours=hours, seconds=seconds, utilisation=utilisation(out))
 
 def utilisation(out:dict) -> list: # rows
-    "Model operations per second over the measured peak, for each step that was timed and counted."
+    "Model operations per second over the measured peak and over the published one, for each step and training that was timed and counted."
     flops = {s['profile']: sum(s['flops_per_clip'].values()) for s in out['sizes']}
-    rows = [r for r in (out['step'], out['true_step']) if r and r['profile'] in flops]
-    return [dict(profile=r['profile'], b=r['b'], precision=r['precision'], clips_per_s=r['clips_per_s'], flops_per_clip=flops[r['profile']],
-                 utilisation=r['clips_per_s']*flops[r['profile']]/out['peaks'][r['precision']]) for r in rows]
+    published = next((v for k, v in PEAKS.items() if any(n in out['setting']['device'] for n in k.split(', '))), None)
+    rows = [(what, r) for what in ('step', 'true_step', 'batches', 'training') for r in (out[what] if isinstance(out[what], list) else [out[what]])]
+    return [dict(what=what, profile=r['profile'], b=r['b'], compiled=r.get('compiled', False), precision=r['precision'], clips_per_s=r['clips_per_s'], flops_per_clip=flops[r['profile']],
+                 utilisation=(rate := r['clips_per_s']*flops[r['profile']])/out['peaks'][r['precision']], of_published_peak=published and rate/published)
+            for what, r in rows if r and r['clips_per_s'] and r['profile'] in flops]
 
 def keep_by_device(results:Path, folder:Path) -> Path:
     "A copy of the results file in `folder`, named by its device."

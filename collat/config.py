@@ -110,7 +110,7 @@ class TrainFields:
     grad_clip: float = doc(1., 'largest gradient norm')
     workers: int = doc(0, 'data processes of each training process that read shards; 0 = read in the training process')
     prefetch: int = doc(2, 'batches that each data process keeps ready')
-    compile: bool = doc(False, 'torch.compile the audio encoder and the interaction module')
+    compile: bool = doc(False, "torch.compile the networks and the locked encoder's audio path")
     fused: bool = doc(False, 'AdamW in one kernel; its last bits differ from the ordinary one\'s')
     micro_batch: int = doc(0, 'clips of a process whose activations are kept at a time (notebook 11); 0 = all')
     precision: str = doc('bf16', 'autocast: bf16 (where the device has it) | fp32')

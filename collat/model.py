@@ -174,18 +174,24 @@ def hear(self:CoLLAT,
     return h[:n], None if noisy is None else h[n:], z_a
 
 @patch
+def compile_networks(self:CoLLAT):
+    "`torch.compile` for what `hear` calls: both trained networks and the audio path of the locked encoder."
+    self.audio.compile(); self.interaction.compile()
+    self.text.encode_audio_tokens = torch.compile(self.text.encode_audio_tokens)
+
+@patch
 def forward(self:CoLLAT,
     batch:dict, # wav (b s), seeds (b,), texts (b,), labels (b,) lists of label words; weight (b,) if some are filler
 ) -> dict: # loss with gradient, its terms and what is logged
     "Eq. 4 of one batch. Every rank calls it with its own part of the batch."
     (clean, noisy), seeds = self.training_views(batch['wav'], batch['seeds']), list(batch['seeds'])
     h_t, kind, z_t = self.text_targets(batch['texts'], batch['labels'])
+    ids = torch.tensor([text_id(t) for t in batch['texts']], device=h_t.device)
     b = self.profile.micro_batch or len(clean)
     parts = [(clean[i:i+b], None if noisy is None else noisy[i:i+b], seeds[i:i+b]) for i in range(0, len(clean), b)]
     hear = partial(checkpoint, self.hear, use_reentrant=False) if len(parts) > 1 else self.hear
     h, h_noisy, z_a = (None if x[0] is None else torch.cat(x) for x in zip(*(hear(*x) for x in parts)))
     with self.autocast(): h_t = self.at_layer(h_t)
-    ids = torch.tensor([text_id(t) for t in batch['texts']], device=h.device)
     return self.loss(h, h_t.float(), z_a, z_t, self.logit_scale.clamp(max=math.log(100)).exp(), h_noisy, kind, ids, batch.get('weight'))
 
 # %% ../nbs/11_model.ipynb #e608996e

@@ -409,7 +409,7 @@ def encode_audio_tokens(self:LockedTextEncoder,
 def _surround(self:LockedTextEncoder, h, presence):
     "Constant special tokens around the slots; they are fully present."
     if h.shape[1]+self.n_special > self.n_ctx: raise ValueError(f'{self.name} has room for {self.n_ctx-self.n_special} slots, got {h.shape[1]}')
-    pre,suf = (repeat(self.static_embeddings(torch.tensor(i, dtype=torch.long, device=h.device)), 's d -> b s d', b=len(h)) for i in (self.prefix, self.suffix))
+    pre,suf = (repeat(torch.stack([self.table[j] for j in ids]) if ids else self.table[:0], 's d -> b s d', b=len(h)) for ids in (self.prefix, self.suffix))   # views: an index tensor would make a GPU wait
     h = torch.cat([pre.to(h.dtype), h, suf.to(h.dtype)], 1)
     if presence is not None: presence = F.pad(F.pad(presence, (len(self.prefix), 0), value=1.), (0, len(self.suffix)), value=1.)
     return h, presence

@@ -129,6 +129,8 @@ class Pretrainer(nn.Module):
             torch.manual_seed(profile.seed)
             self.audio = make_audio_encoder(profile, len(self.classes))
 
+    def compile_networks(self): self.audio.compile()
+
     def forward(self, batch:dict) -> dict: # loss
         "Classification loss of SpecAugmented scenes."
         p = self.profile
@@ -190,7 +192,7 @@ class Schedule(Callback):
     def before_batch(self):
         for g in self.opt.opt.param_groups: g['lr'] = g['initial_lr'] * lr_factor(self.dls.train.step, self.steps, self.warmup)
     def before_step(self):
-        self.learn.grad_norm = nn.utils.clip_grad_norm_([p for g in self.opt.opt.param_groups for p in g['params']], self.grad_clip).item()
+        self.learn.grad_norm = nn.utils.clip_grad_norm_([p for g in self.opt.opt.param_groups for p in g['params']], self.grad_clip)
 
 # %% ../nbs/12_training.ipynb #37d90c97
 class Guard(Callback):
@@ -198,7 +200,7 @@ class Guard(Callback):
     order = 20
     def __init__(self, factor=4.): self.factor, self.smooth, self.best = factor, None, math.inf
     def after_batch(self):
-        x, step = self.learn.loss.item(), self.dls.train.step
+        (x, self.learn.grad_norm), step = torch.stack([self.learn.loss.detach().float(), self.learn.grad_norm.float()]).tolist(), self.dls.train.step   # the one place where a GPU is waited for
         if not math.isfinite(x) or not math.isfinite(self.learn.grad_norm):
             raise FloatingPointError(f'step {step}: loss {x}, gradient norm {self.learn.grad_norm}; the last good checkpoint is kept. Try a smaller lr, or precision=fp32')
         if (self.xb[0].get('weight', torch.ones(1)) == 0).any(): return   # a short last batch: its loss is scaled, and not like the others
@@ -350,7 +352,7 @@ def run_steps(
     p, (rank, world), device = profile, ranks(), training_device()
     model.to(device).train(); model.precision = best_precision(p.precision)
     opt = make_optimizer(p.optimizer, param_groups(groups, p.weight_decay), fused=p.fused)
-    if p.compile: [part.compile() for part in (model.audio, getattr(model, 'interaction', None)) if part is not None]
+    if p.compile: model.compile_networks()
     net = DistributedDataParallel(model, find_unused_parameters=p.lambda_global == 0) if world > 1 else model
     with asked_to_stop() as asked: return _fit(net, loader, opt, p, Path(run_dir), name, evaluate, asked)
 
