@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from .audio import fbank, load_audio, normalise, pad_frames
+from .audio import fbank, load_sounds, normalise, pad_frames
 from .audio_encoder import AST, AST_SIZES, from_hf_ast
 from .config import Profile, atomic_path, load_profile, package_version, read_results, write_results
 from .losses import MATCHERS, match_cost, pairwise_distance
@@ -117,7 +117,7 @@ def embed_ours(
     n_frames:int|None=None, # pad or cut to so many; None: the clips' own length
 ) -> Tensor: # (b d) fp32
     "Files to embeddings with our front end: mean of class and distillation token."
-    wav = torch.stack([load_audio(p) for p in paths]).to(the_device())
+    wav = torch.stack(load_sounds(paths)).to(the_device())
     spec = fbank(wav)
     spec = normalise(spec if n_frames is None else pad_frames(spec, n_frames))
     return ast.summary(spec.to(ast.extra_pos.dtype)).float()
@@ -125,13 +125,13 @@ def embed_ours(
 @torch.inference_mode()
 def embed_transformers(model, extractor, paths:list) -> Tensor: # (b d)
     "Files to embeddings with transformers' feature extractor and `ASTModel`; it reads no files, so we do."
-    x = extractor([load_audio(p).numpy() for p in paths], sampling_rate=16_000, return_tensors='pt')
+    x = extractor([w.numpy() for w in load_sounds(paths)], sampling_rate=16_000, return_tensors='pt')
     return model(x['input_values'].to(the_device())).pooler_output
 
 @torch.inference_mode()
 def embed_clap(model, extractor, paths:list) -> Tensor: # (b d)
     "Files to embeddings with transformers' `ClapModel`, which hears at 48 kHz."
-    x = extractor([load_audio(p, 48_000).numpy() for p in paths], sampling_rate=48_000, return_tensors='pt')
+    x = extractor([w.numpy() for w in load_sounds(paths, 48_000)], sampling_rate=48_000, return_tensors='pt')
     longer = torch.zeros(len(paths), 1, dtype=torch.bool, device=the_device())
     return model.audio_projection(model.audio_model(input_features=x['input_features'].to(the_device()), is_longer=longer).pooler_output)
 
@@ -375,7 +375,7 @@ def true_size_step(name:str='paper', b:int=2, steps:int=3, precision:str='bf16',
         t = time.perf_counter(); losses.append(one_step(model, opt, batch)); finished(); seconds.append(time.perf_counter() - t)
     return dict(profile=name, b=b, precision=precision, losses=losses, seconds=seconds, clips_per_s=b/min(seconds), trained=sum(x.numel() for x in model.parameters()), locked=model.text.n_params)
 
-# %% ../nbs/40_benchmarks.ipynb #d732487e
+# %% ../nbs/40_benchmarks.ipynb #eabbb092
 def timed_steps(model:CoLLAT, opt, batch:dict, rounds:int) -> tuple: # best s of a step, peak bytes on a GPU or None
     "Steps on a repeated batch, after two untimed ones."
     for _ in range(2): one_step(model, opt, batch)
@@ -401,7 +401,7 @@ def bench_batches(
             rows.append(dict(profile=p.name, compiled=how, b=b, precision=precision, clips_per_s=best and b/best, peak_bytes=peak))
     return rows
 
-# %% ../nbs/40_benchmarks.ipynb #383661c6
+# %% ../nbs/40_benchmarks.ipynb #a0093109
 def sound_shards(folder:Path, n:int, seconds:float) -> Path: # folder of the shards
     "`n` synthetic clips with one label each, packed."
     with (folder/'clips.csv').open('w') as f:
@@ -447,7 +447,7 @@ SCALES = dict(
     full=dict(peak=2048, embedding=dict(size='base', seconds=(5., 10.), batch=4, rounds=3), matchers=dict(ns=(18, 75), bs=(16, 64, 256), rounds=3), fbank=dict(seconds=10., b=16, rounds=5),
               step=('mini', 32, 3), lock=('paper', 8, 2), options=('mini', 32, tuple(OPTIONS), 3), sizes=('mini', 'small', 'paper'), true=dict(b=2, steps=3), batches=('mini', (8, 32, 128), (32,), 3), training=(dict(profile='mini', b=32, micro=0, steps=12),)),
     gpu=dict(peak=8192, embedding=dict(size='base', seconds=(5., 10.), batch=32, rounds=2), matchers=dict(ns=(18, 75), bs=(16, 64, 256), rounds=5), fbank=dict(seconds=10., b=64, rounds=10),
-             step=('paper', 32, 5), lock=('paper', 64, 5), options=('paper', 16, ('none', 'bf16', 'bf16, fused', 'bf16, checkpointing', 'bf16, fused, compile'), 5), sizes=('mini', 'small', 'paper'), true=dict(b=32, steps=10),
+             step=('paper', 32, 5), lock=('paper', 64, 5), options=('paper', 16, ('none', 'bf16', 'bf16, fused', 'bf16, checkpointing', 'bf16, fused, compile'), 5), sizes=('small', 'paper'), true=dict(b=32, steps=10),
              batches=('paper', (8, 16, 32, 64, 96), (32, 64), 5), training=(dict(profile='paper', b=32, micro=0, steps=30, compiled=True), dict(profile='paper', b=256, micro=32, steps=6, compiled=True))))
 
 # %% ../nbs/40_benchmarks.ipynb #c1b7254f

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .audio import add_noise, fbank, load_audio, normalise, spec_augment, windows
+from .audio import add_noise, fbank, load_sounds, normalise, spec_augment, windows
 from .audio_encoder import AST
 from .backbones import make_cnn
 from .config import Profile, atomic_path, load_profile
@@ -198,7 +198,8 @@ def forward(self:CoLLAT,
 def as_waveforms(wavs, sample_rate:int) -> list: # of (s,)
     "Tensors, arrays or file names, alone or in a list, as waveforms."
     if isinstance(wavs, (str, Path)) or getattr(wavs, 'ndim', 0) == 1: wavs = [wavs]
-    return [load_audio(w, sample_rate) if isinstance(w, (str, Path)) else torch.as_tensor(w, dtype=torch.float32) for w in wavs]
+    files = iter(load_sounds([w for w in wavs if isinstance(w, (str, Path))], sample_rate))
+    return [next(files) if isinstance(w, (str, Path)) else torch.as_tensor(w, dtype=torch.float32) for w in wavs]
 
 def window_batches(
     wavs, # as `encode_audio`

@@ -19,11 +19,21 @@ def test_committed_results(path):
         assert rows['ours, padded', s]['speedup'] >= 1.1
         assert rows['ours, padded', s]['cosine_to_transformers'] >= .99999
         for k in 'ours, bf16', 'ours, padded, bf16': assert rows[k, s]['cosine_to_our_fp32'] >= .999
-    assert rows['ours', 5.]['speedup'] >= 2.5 and rows['ours, bf16', 5.]['speedup'] >= (4.5 if r['setting']['bf16'] else 2.5)
+    own, half = (2.5, 4.5 if r['setting']['bf16'] else 2.5) if r['scale'] == 'full' else (2, 3.5)   # a GPU waits for the files, which cost both sides the same
+    assert rows['ours', 5.]['speedup'] >= own and rows['ours, bf16', 5.]['speedup'] >= half
     assert {e['ast'] for e in r['embedding']} == {'base'}
     t = r['true_step']
     assert t['profile'] == 'paper' and t['b'] >= 2 and all(map(math.isfinite, t['losses'])) and t['losses'][-1] < t['losses'][0]
-    assert {s['profile'] for s in r['sizes']} == {'mini', 'small', 'paper'} and {h['gpu'] for h in r['hours']} == set(PEAKS)
+    assert [s['profile'] for s in r['sizes']] == list(SCALES[r['scale']]['sizes']) and {h['gpu'] for h in r['hours']} == set(PEAKS)
+
+@pytest.mark.parametrize('path', [f for f in FILES if read_results(f)['results']['scale'] == 'gpu'], ids=lambda p: p.stem)
+def test_committed_results_of_gpus(path):
+    "The paper's step and its whole training, half precision, compiled: at least 40 % of what a plain matrix product reaches; more clips, more memory."
+    r = read_results(path)['results']
+    best = {what: max(u['utilisation'] for u in r['utilisation'] if u['what'] == what) for what in ('batches', 'training')}
+    assert min(best.values()) >= .4 and all(u['of_published_peak'] < u['utilisation'] for u in r['utilisation'])
+    eager = [b['peak_bytes'] for b in r['batches'] if not b['compiled']]
+    assert eager == sorted(eager) and all(math.isfinite(x) for t in r['training'] for x in t['losses'])
 
 
 def test_operations_of_ast_base_by_hand():
@@ -68,7 +78,7 @@ def test_hours_of_the_paper_profile():
     "24,000 steps of 256 clips at one TFLOP: by hand."
     s = dict(profile='paper', steps=24_000, batch=256, flops_per_clip=dict(forward=4e11, backward=6e11))
     h = {r['gpu']: r for r in gpu_hours(s, .4)}
-    assert abs(h['V100']['hours'] - 24_000*256*1e12/(125e12*.4)/3600) < 1e-6 and h['H100']['hours'] < h['A100']['hours'] < h['V100']['hours']
+    assert abs(h['V100']['hours'] - 24_000*256*1e12/(125e12*.4)/3600) < 1e-6 and h['H100, H200']['hours'] < h['A100']['hours'] < h['V100']['hours']
 
 
 def test_scales_name_the_same_measurements(): assert set(SCALES['small']) == set(SCALES['full']) == set(SCALES['gpu'])
