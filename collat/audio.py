@@ -72,7 +72,7 @@ def load_audio(
     if len(wav) < min_seconds*sample_rate: raise _refusal(path, f'{len(wav)/sample_rate:.4f} s of sound, less than min_seconds={min_seconds}')
     return torch.from_numpy(wav)
 
-# %% ../nbs/01_audio.ipynb #7d927a69
+# %% ../nbs/01_audio.ipynb #9f0884aa
 def load_sounds(
     paths: list, # sound files
     sample_rate: int=16000, # Hz, of the results
