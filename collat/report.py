@@ -245,9 +245,11 @@ def figure1b(base:list, others:list, kept:list): # rows of notebooks 13, 21 and 
             if not x or not y: continue
             mx, my = sum(x) / len(x), sum(y) / len(y)
             ax.errorbar(mx, my, [[my - min(y)], [max(y) - my]], [[mx - min(x)], [max(x) - mx]], marker='s' if 'frozen' in title else 'o', ms=7, color=method_color(title), mfc='w' if tuned else None, capsize=2)
-            ax.annotate(title.replace(', text frozen', ',\nfrozen'), (mx, my), xytext=(-6 if 'frozen' in title else 6, -11 if 'Cons' in title else 4), textcoords='offset points', fontsize=7, ha='right' if 'frozen' in title else 'left')
+            ax.annotate(title.replace(', text frozen', ',\nfrozen'), (mx, my), xytext=(-6 if 'frozen' in title else 6, -11 if 'Cons' in title else 4), textcoords='offset points', fontsize=7, color=method_color(title), ha='right' if 'frozen' in title else 'left')
     axes[0].set(xlabel=f'text alone: MRR, {source}', ylabel='sound and text: zero-shot mAP, valid'); axes[1].set(xlabel='sound alone: mAP of a decoder probe, in-domain')
     for ax in axes: ax.margins(x=.35, y=.15)
+    middle = sum(axes[0].get_xlim()) / 2
+    axes[0].set_xlim(middle - .03, middle + .03); axes[0].locator_params(axis='x', nbins=4)   # clip intervals are ±0.02: a narrower axis would show differences that are none
     sns.despine(); fig.tight_layout()
     return fig
 

@@ -79,7 +79,7 @@ def mean_pooled(folder:str|Path):
 
 # %% ../nbs/25_text_retention.ipynb #a671e63f
 def sources(data:str|Path, profile:Profile, audiocaps:Path|None, purpose:str) -> dict: # name -> (captions, clips)
-    "The caption sets that can be read here; of AudioCaps as many clips as the profile has test scenes (all 975 in `mini`)."
+    "The caption sets that can be read here; of AudioCaps as many clips as the profile has test scenes (the first 800 of 975 in `mini`)."
     return {'scenes, test': scene_captions(Scenes(data, 'test', profile, purpose=purpose))} | ({'AudioCaps test': audiocaps_captions(audiocaps, profile.n_test)} if audiocaps else {})
 
 class TextTower:
