@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'ENCODERS', 'FACTORS', 'CLAIMS', 'LOSS_CLAIMS', 'valid_scores', 'measured', 'measures', 'against',
-           'compared', 'model_row', 'sweep_rows', 'scaled', 'encoder_rows', 'size_rows', 'greedy_optimality',
-           'label_similarity', 'verdict', 'claims', 'directions']
+           'compared', 'model_row', 'sweep_rows', 'scaled', 'home_of', 'encoder_rows', 'size_rows', 'greedy_optimality',
+           'label_similarity', 'verdict', 'claims', 'directions', 'over_seeds']
 
 # %% ../nbs/31_architecture.ipynb #121d7463
 import dataclasses
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -95,14 +96,18 @@ def scaled(p:Profile, factor:float) -> Profile:
     times = lambda n: max(1, round(n * factor))
     return dataclasses.replace(p, d_audio=int(p.d_audio * factor), depth_audio=times(p.depth_audio), heads_audio=times(p.heads_audio))
 
+def home_of(profile:Profile, run_dir:str|Path) -> Path:
+    "Where encoders and sizes are trained: in the run, beside the baselines whose schedule they share, else in a folder of their own."
+    return Path(run_dir) if profile.encoder_steps == profile.baseline_steps else Path(run_dir)/'architecture/short'
+
 def encoder_rows(profile:Profile, run_dir:str|Path, steps:int, seeds:int) -> list: # of rows, each with its learning curve
     "CoLLAT on every encoder of `ENCODERS` (Fig. 4b); the first is the reference."
-    run, out = Path(run_dir), []
+    run, home, out = Path(run_dir), home_of(profile, run_dir), []
     for seed in range(profile.seed, profile.seed + seeds):
         for name, o in ENCODERS.items():
             print(f'backbone: {name}, seed {seed}')
             sub = f"architecture/encoders/{name.replace(', ', '-').replace(' ', '_')}" if o else 'baselines/collat'
-            folder = train_equal(dataclasses.replace(profile, **o), run, steps=steps, seed=seed, sub=sub)
+            folder = train_equal(dataclasses.replace(profile, **o), home, run/'data', steps, seed=seed, sub=sub, validate=False)
             curve = read_log(folder.parents[1])['global']
             out.append(model_row('encoders', name, folder, run/'data', seed, curve=[float(x) for x in curve], own=not o))
     return compared(out, profile.n_boot)
@@ -110,13 +115,13 @@ def encoder_rows(profile:Profile, run_dir:str|Path, steps:int, seeds:int) -> lis
 # %% ../nbs/31_architecture.ipynb #da22cfec
 def size_rows(profile:Profile, run_dir:str|Path, steps:int, seeds:int) -> list: # of rows
     "CLAP and CoLLAT with the audio encoder scaled by `FACTORS` and the text encoder as it is (Fig. 2b); CoLLAT in the profile's own size is the reference."
-    run, out = Path(run_dir), []
+    run, home, out = Path(run_dir), home_of(profile, run_dir), []
     for seed in range(profile.seed, profile.seed + seeds):
         for f in FACTORS:
-            p, at = scaled(profile, f), run if f == 1 else run/f'architecture/sizes/{f:g}'
+            p, at = scaled(profile, f), home if f == 1 else home/f'architecture/sizes/{f:g}'
             for title in ('CLAP', 'CoLLAT'):
                 print(f'size {f:g}: {title}, seed {seed}')
-                folder = train_equal(p, at, run/'data', steps, seed) if title == 'CoLLAT' else train_baseline('clap', p, at, run/'data', steps, seed)
+                folder = train_equal(p, at, run/'data', steps, seed, validate=False) if title == 'CoLLAT' else train_baseline('clap', p, at, run/'data', steps, seed)
                 out.append(model_row('sizes', f'{title}, size {f:g}', folder, run/'data', seed, title=title, factor=f, own=(title, f) == ('CoLLAT', 1)))
     return compared(out, profile.n_boot)
 
@@ -191,4 +196,13 @@ def directions(rows:list, profile:Profile, run_dir:str|Path, steps:int, seeds:in
             for noise in noise_levels(profile)[1:] if noisy else [0.]:
                 both = [valid_scores(folder(n), run/'data', noise) for n in ('all losses', name)]
                 for key in keys: add(claim, 'Table 3a', seed, key, *both, f'all losses minus {name}', note=f', noise {noise:g}' if noise else '')
+    return out
+
+def over_seeds(found:list) -> list: # of dicts: claim, where, measure, compared, seeds, difference (mean), lowest, highest, verdict (how many seeds say what)
+    "The findings of `directions`, one row for all seeds."
+    out, same = [], lambda d: (d['claim'], d['where'], d['measure'])
+    for key in dict.fromkeys(map(same, found)):
+        mine = [d for d in found if same(d) == key]; ds = [d['difference'] for d in mine]
+        out.append(dict(zip(('claim', 'where', 'measure'), key), compared='; '.join(dict.fromkeys(d['compared'] for d in mine)), seeds=len(mine), difference=sum(ds) / len(ds), lowest=min(ds), highest=max(ds),
+                        verdict=', '.join(f'{n} {v}' for v, n in Counter(d['verdict'] for d in mine).most_common())))
     return out

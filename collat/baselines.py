@@ -375,6 +375,7 @@ def train_equal(
     data:str|Path|None=None, # rendered data; None = `data` in the run folder
     steps:int|None=None, seed:int|None=None, # as `train_baseline`
     sub:str='baselines/collat', # folder of its own in the run
+    validate:bool=True, # as `train`
 ) -> Path: # folder for `CoLLAT.from_pretrained`
     "CoLLAT with the schedule of the baselines, on the first act of its backbone. Done already when the model is there."
     run = Path(run_dir); data = Path(data or run/'data')
@@ -385,7 +386,7 @@ def train_equal(
         first = load_baseline(train_backbone(p.backbone, p, run, data, suffix)).audio
         start = sub/'checkpoints/pretrain.safetensors'
         with atomic_path(start) as tmp: save_file({k: v.contiguous() for k, v in (first.net if p.backbone == 'ast' else first).state_dict().items()}, tmp)
-    return train(p, sub, start, data)
+    return train(p, sub, start, data, validate)
 
 # %% ../nbs/13_baselines.ipynb #49efa7ab
 def trained_methods(run_dir:str|Path) -> dict: # name, with `-frozen` and `-seedN` -> folder for `load_baseline`

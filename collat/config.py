@@ -128,6 +128,7 @@ class EvaluationFields:
     "Baselines and evaluations."
     baseline_steps: int = doc(30, 'steps of each baseline (notebook 13), at most `steps`; its pretraining is shortened in proportion')
     baseline_seeds: int = doc(1, 'seeds of each baseline')
+    encoder_steps: int = doc(30, 'the same for the audio encoders and sizes of notebook 31, which has `ablation_seeds`')
     probe_scenes: int = doc(6_000, 'labelled scenes that a probe learns from (notebook 21)')
     compare_scenes: int = doc(500, 'labelled scenes that the probes of the other methods learn from')
     probe_steps: int = doc(300, 'training steps of the decoder probe, or 8 epochs if that is more')
@@ -160,7 +161,7 @@ class Profile(EvaluationFields, TrainFields, LossFields, ModelFields, SceneField
 _smoke = dict(clip_seconds=2., phrases=6, phrases_eval=4, n_train=96, n_valid=32, n_test=32, n_classes=8, d_audio=32, depth_audio=1, heads_audio=2,
               n_tokens=16, depth_interaction=2, width_interaction=32, heads_interaction=2, pretrain_steps=6, pretrain_batch=16, steps=6, batch=16,
               warmup=2, eval_every=3, checkpoint_every=2, ablation_steps=2, n_boot=50, freq_mask=4, time_mask=10,
-              baseline_steps=6, probe_scenes=96, compare_scenes=64, probe_steps=24, image_steps=30, caption_scenes=96, caption_steps=60, benchmarks='small',
+              baseline_steps=6, encoder_steps=6, probe_scenes=96, compare_scenes=64, probe_steps=24, image_steps=30, caption_scenes=96, caption_steps=60, benchmarks='small',
               sweeps='layers', diffusion_steps=4, diffusion_batch=8, diffusion_width=32, diffusion_captions=24, diffusion_sampling=2, reader_steps=20, image_scenes=6,
               grounding_scenes=16, words_scenes=12, compose_cases=12)
 _large = dict(n_mels=128, stride=10, d_audio=768, depth_audio=12, heads_audio=12, stem='patch', clip_seconds=10., norm_mean=-4.2677393, norm_std=4.5689974,

@@ -32,7 +32,7 @@ from .prompts import TEMPLATES, join_labels
 from .retrieval import GLYPH_OF, PICTURED, glyphs
 from .scenes import Scenes
 from .text_encoder import HFCLIPText, LockedTextEncoder, load_text_encoder
-from .training import best_precision, launch, lr_factor, prompt_maker, train
+from .training import best_precision, launch, lr_factor, prompt_maker, train, training_attention
 from .weights import _offline
 from .zero_shot import at_least, checkpoint_id
 
@@ -283,8 +283,9 @@ def fit_painter(painter:Painter, bank:dict, p:Profile, work:Path, settings:dict)
     for step in tqdm(range(start, p.diffusion_steps), desc='painter', unit='step', initial=start, total=p.diffusion_steps):
         opt.param_groups[0]['lr'] = p.diffusion_lr * lr_factor(step, p.diffusion_steps, min(50, p.diffusion_steps // 10))
         x, c = painter_batch(bank, step, p.diffusion_batch, p.seed)
-        loss = painter_loss(painter, x, c, torch.Generator().manual_seed(p.seed * 1_000_003 + step))
-        opt.zero_grad(); loss.backward()
+        with training_attention(x.device):
+            loss = painter_loss(painter, x, c, torch.Generator().manual_seed(p.seed * 1_000_003 + step))
+            opt.zero_grad(); loss.backward()
         nn.utils.clip_grad_norm_(painter.parameters(), 1.)
         opt.step(); losses.append(loss.item())
         if (step + 1) % p.checkpoint_every == 0 and step + 1 < p.diffusion_steps:

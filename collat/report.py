@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from .architecture import over_seeds
 from .baselines import method_color
 from .config import Profile, atomic_path, load_profile, read_results, write_results
 from .interaction import token_distance
@@ -298,9 +299,12 @@ def errata(cap:dict|None, sets:list|None) -> str: # results of notebook 23; rows
     return markdown_table(rows, ['where', 'printed', 'true', 'how one knows']) + '\n\nClaims that check against the tables: ' + '; '.join(f'{k} {v}' for k, v in checks) + '.'
 
 # %% ../nbs/50_report.ipynb #9a6445e8
-def paired(r:dict, key:str) -> str:
-    "A number, and its paired difference to the reference of its seed."
-    return f"{r[key]:.3f}" + (f" ({interval_of(r['difference'][key])})" if r['difference'] else '')
+def paired(rows:list, key:str) -> str: # `rows`: of one variant
+    "A number and its paired difference to the reference of its seed; over several seeds means, with lowest and highest."
+    d = [r['difference'][key] for r in rows if r['difference']]
+    if len(rows) == 1: return f'{rows[0][key]:.3f}' + (f' ({interval_of(d[0])})' if d else '')
+    v = [x['difference'] for x in d]
+    return mean_spread(rows, key) + (f'; {sum(v)/len(v):+.3f} [{min(v):+.3f} to {max(v):+.3f}]' if v else '')
 
 def architecture_parts(a:dict) -> list: # `a`: results of notebook 31; parts of the page
     "Figures 2b, 4a and 4b with their numbers, the matchers, and every finding of the paper's ablations with its interval."
@@ -308,9 +312,12 @@ def architecture_parts(a:dict) -> list: # `a`: results of notebook 31; parts of 
     keys, out = dict(top1='top-1, one event', map='mAP, scenes', top1_unseen='top-1, new classes'), []
     def table(group, sizes=False):
         rows = [r for r in a['rows'] if r['group'] == group]
-        return markdown_table([[r['variant'], r['seed'], *(paired(r, k) for k in keys), *([r['audio_parameters'] / 1e6] if sizes else [])] for r in rows], ['variant', 'seed', *keys.values(), *(['million weights'] if sizes else [])])
-    out += ['## What the paper finds, and what is found here', f"On `valid`; differences with paired 95 % intervals over clips. *Reproduced*: the whole interval on the paper's side of zero; *not reproduced*: on the other side; *inconclusive*: both. Sweeps and losses {a['sweep_steps']} steps from one pretrained encoder, encoders and sizes {a['encoder_steps']} steps after an act one of their own.",
-            markdown_table([[d['claim'], d['where'], d['compared'], d['measure'], interval_of(d), d['n'], d['seed'], d['verdict']] for d in a['directions']], ['finding', 'where', 'compared', 'measure', 'difference', 'N', 'seed', ''])]
+        by = [[r for r in rows if r['variant'] == v] for v in dict.fromkeys(r['variant'] for r in rows)]
+        return markdown_table([[rs[0]['variant'], *(paired(rs, k) for k in keys), *([rs[0]['audio_parameters'] / 1e6] if sizes else [])] for rs in by], ['variant', *keys.values(), *(['million weights'] if sizes else [])])
+    def found(rows): # one line a finding; with several seeds how they agree
+        if len({d['seed'] for d in rows}) == 1: return markdown_table([[d['claim'], d['where'], d['compared'], d['measure'], interval_of(d), d['n'], d['verdict']] for d in rows], ['finding', 'where', 'compared', 'measure', 'difference', 'N', ''])
+        return markdown_table([[d['claim'], d['where'], d['compared'], d['measure'], f"{d['difference']:+.3f} [{d['lowest']:+.3f} to {d['highest']:+.3f}]", d['verdict']] for d in over_seeds(rows)], ['finding', 'where', 'compared', 'measure', 'mean difference [lowest to highest]', 'seeds'])
+    out += ['## What the paper finds, and what is found here', f"On `valid`; differences with paired 95 % intervals over clips. *Reproduced*: the whole interval on the paper's side of zero; *not reproduced*: on the other side; *inconclusive*: both. Sweeps and losses {a['sweep_steps']} steps from one pretrained encoder, encoders and sizes {a['encoder_steps']} steps after an act one of their own; {a['seeds']} seed(s).", found(a['directions'])]
     for group in dict.fromkeys(r['group'] for r in a['rows'] if r['group'] in GROUP_TITLES): out += [f'## {GROUP_TITLES[group]}', table(group)]
     g = a['greedy']; n = len(g['optimal'])
     out += [f"On {n} scenes of `valid` the greedy order of the trained model is optimal in {sum(g['optimal']) / n:.0%}; it costs {sum(g['excess']) / n:.2%} more than the optimal one on average, {max(g['excess']):.2%} at most.", '![What greedy costs](figures/greedy_cost.png)', '![Figure 4a](figures/figure4a.png)',

@@ -6,12 +6,13 @@
 __all__ = ['RESTARTS', 'StepLoader', 'clips_of', 'make_loader', 'left_out', 'prompt_maker', 'Pretrainer', 'multi_hot',
            'lr_factor', 'param_groups', 'MuonAdamW', 'make_optimizer', 'Schedule', 'Guard', 'StepLog', 'unwrap',
            'before', 'save_checkpoint', 'read_checkpoint', 'load_checkpoint', 'same_profile', 'Checkpoint', 'Validate',
-           'ranks', 'training_device', 'best_precision', 'Loaders', 'run_steps', 'zero_shot_scores', 'hear_shards',
-           'validator', 'pretrain', 'load_audio_encoder', 'train', 'torchrun', 'run_group', 'guard', 'launch',
-           'lost_peer', 'as_rank', 'main', 'read_log', 'plot_curves', 'block_distances']
+           'ranks', 'training_device', 'best_precision', 'training_attention', 'Loaders', 'run_steps',
+           'zero_shot_scores', 'hear_shards', 'validator', 'pretrain', 'load_audio_encoder', 'train', 'torchrun',
+           'run_group', 'guard', 'launch', 'lost_peer', 'as_rank', 'main', 'read_log', 'plot_curves', 'block_distances']
 
 # %% ../nbs/12_training.ipynb #faa948a9
 import csv, ctypes, dataclasses, json, math, os, signal, subprocess, sys, time, traceback, zipfile
+from collections import defaultdict
 from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -311,7 +312,7 @@ class Validate(Callback):
         if self.main and self.evaluate:
             row = dict(step=self.dls.train.step) | self.evaluate(unwrap(self.learn.model))
             self.checkpoint.valid.append(row)
-            tqdm.write(', '.join(f'{k} {v:.3f}' if isinstance(v, float) else f'{k} {v}' for k, v in row.items()))
+            tqdm.write(f'{self.step_log.title}: ' + ', '.join(f'{k} {v:.3f}' if isinstance(v, float) else f'{k} {v}' for k, v in row.items()))
         raise CancelValidException
 
 # %% ../nbs/12_training.ipynb #c943b143
@@ -331,6 +332,10 @@ def best_precision(wanted:str) -> str:
     if wanted not in ('bf16', 'fp32'): raise ValueError(f"precision '{wanted}': bf16 or fp32 is accepted")
     has = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
     return wanted if has else 'fp32'
+
+def training_attention(device:torch.device): # a context manager
+    "Attention as it trains fastest: on a CPU, torch's fused kernel takes ten times as long backwards in bf16 as the plain products do."
+    return sdpa_kernel(SDPBackend.MATH) if device.type == 'cpu' else nullcontext()
 
 # %% ../nbs/12_training.ipynb #fbfaa7e7
 class Loaders:
@@ -366,7 +371,7 @@ def _fit(net, loader, opt, p, run_dir, name, evaluate, asked):
     start = load_checkpoint(checkpoint.path, net, opt, p)
     if start: loader.load_state_dict(start['data']); checkpoint.valid = start['valid']
     if start and rank == 0 and loader.step < loader.steps: print(f'resumed at step {loader.step} of {loader.steps}')
-    with sdpa_kernel(SDPBackend.MATH) if device.type == 'cpu' else nullcontext():
+    with training_attention(device):
         if loader.step < loader.steps: learn.fit(math.ceil(loader.steps / loader.per_epoch) - loader.step // loader.per_epoch)
     return unwrap(net).eval(), checkpoint.valid
 
@@ -437,6 +442,8 @@ def load_audio_encoder(model:CoLLAT, path:str|Path):
     if odd := set(weights) ^ set(model.audio.state_dict()): raise ValueError(f'{path}: {sorted(odd)[0]} does not fit; an audio encoder of the same profile is accepted')
     model.audio.load_state_dict(weights)
 
+_texts = defaultdict(dict)   # targets of Eq. 1 and 2 by text encoder, n and form: the variants of an ablation read the same prompts
+
 def train(
     profile:Profile,
     run_dir:str|Path, # where checkpoints, logs and results go
@@ -453,6 +460,7 @@ def train(
     if pretrained: load_audio_encoder(model, pretrained)
     elif p.audio_weights: load_pretrained(model.audio, p.audio_weights)
     make_prompt, locked = prompt_maker(model), model.text.fingerprint()
+    model.text_cache = _texts[locked, p.n_tokens, p.form]
     loader = make_loader(p, clips, p.batch, p.steps, run_dir, 'train', make_prompt)
     new = [*model.interaction.parameters(), model.logit_scale]
     model, rows = run_steps(model, loader, [(model.audio.parameters(), p.lr_audio), (new, p.lr)], p, run_dir, 'train', validator(p, run_dir, data) if validate else None)
