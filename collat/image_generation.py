@@ -269,7 +269,7 @@ def caption_bank(text:LockedTextEncoder, p:Profile) -> dict: # sets, captions, s
 def painter_settings(text:LockedTextEncoder, p:Profile) -> dict:
     "What a painter depends on."
     return dict(text=text.fingerprint()[:16], n=p.n_tokens, form=p.form, steps=p.diffusion_steps, batch=p.diffusion_batch, lr=p.diffusion_lr, captions=p.diffusion_captions,
-                width=p.diffusion_width, seed=p.seed, concepts=zlib.crc32(' '.join(CONCEPTS).encode()), version=1)
+                width=p.diffusion_width, seed=p.seed, concepts=zlib.crc32(' '.join(CONCEPTS).encode()), version=2)
 
 def fit_painter(painter:Painter, bank:dict, p:Profile, work:Path, settings:dict) -> list: # loss of each step
     "Train to `diffusion_steps`, resuming from `work` when it was made with the same settings."
