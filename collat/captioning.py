@@ -562,7 +562,7 @@ def evaluate_data(
     kind, parts, skipped = model.profile.caption_features, {}, []
     for name, splits in dict(train=('train',), valid=('val', 'valid'), test=('test', 'eval')).items():
         part = replace(m, clips=m.of(*splits))
-        if not part.clips: raise ValueError(f"{data}: no clips in split {' or '.join(splits)} (found: {', '.join(filter(None, m.splits)) or 'no splits'}); captioning needs train, valid and test")
+        if not part.clips: raise ValueError(f"{data}: no clips in split {' or '.join(splits)} (found: {', '.join(filter(None, m.splits)) or 'no splits'}); captioning needs train, valid and test (column `split`)")
         parts[name], bad = clip_captioned(model, part, feature_folder(checkpoint), kind, model_id); skipped += bad
     captioner, log = fit_captioner(parts['train'], parts['valid'], device='cuda' if torch.cuda.is_available() else 'cpu', **fit)
     r = score_captioner(captioner, parts['test'], model.profile.caption_beams, n_boot, around=min(map(len, parts['test'].captions)) >= 5, split='test')

@@ -36,6 +36,8 @@ TASKS = {t: f'collat.{t}' for t in ('zero_shot', 'linear_probe', 'retrieval', 'c
 def cmd_eval(args) -> int:
     "Evaluates a checkpoint on a data set or on the clips of a table, and prints the results as JSON."
     from collat.baselines import PUBLISHED
+    from collat.listen import model_folder
+    if args.checkpoint is None: args.checkpoint = model_folder()
     if args.checkpoint not in PUBLISHED and not Path(args.checkpoint).exists(): raise ValueError(f"{args.checkpoint}: no such folder, and no published model ({', '.join(PUBLISHED)})")
     results = importlib.import_module(TASKS[args.task]).evaluate_data(args.checkpoint, args.data, args.protocol, args.out, args.root)
     print(json.dumps(results, indent=1, ensure_ascii=False))
@@ -170,8 +172,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 # %% ../nbs/52_cli.ipynb #928252b8
 def _others(command):
-    add = command('eval', cmd_eval, '--checkpoint P --data NAME|CSV [--task T] [--protocol P] [--root D] [--out JSON]')
-    add('--checkpoint', required=True, help='folder of a trained model, or the name of a published one (13_baselines)')
+    add = command('eval', cmd_eval, '[--checkpoint P] --data NAME|CSV [--task T] [--protocol P] [--root D] [--out JSON]')
+    add('--checkpoint', help='folder of a trained model (default: runs/mini/checkpoints/model, else figures/mini/model), or the name of a published one (13_baselines)')
     add('--data', required=True, help='data set, or a table with the columns path and labels (separated by ;) or caption')
     add('--task', default='zero_shot', choices=sorted(TASKS))
     add('--protocol', default='', help='prompt form of zero_shot, see 02_prompts (default: the one that the model was trained with)')

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'REQUEUE', 'doc', 'SoundFields', 'SceneFields', 'ModelFields', 'LossFields', 'TrainFields',
-           'EvaluationFields', 'Profile', 'nearest_name', 'cast_field', 'load_profile', 'Preempted', 'asked_to_stop',
-           'atomic_path', 'package_version', 'device_name', 'run_info', 'write_results', 'read_results']
+           'EvaluationFields', 'Profile', 'nearest_name', 'cast_field', 'load_profile', 'check_field', 'Preempted',
+           'asked_to_stop', 'atomic_path', 'package_version', 'device_name', 'run_info', 'write_results',
+           'read_results']
 
 # %% ../nbs/00_config.ipynb #e52b1469
 import dataclasses, difflib, json, os, platform, signal, subprocess, sys, time
@@ -15,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 # %% ../nbs/00_config.ipynb #7d0ecb2c
-def doc(default, text): return field(default=default, metadata={'doc': text})
+def doc(default, text, one_of=''): return field(default=default, metadata=dict(doc=text, one_of=one_of.split()))
 
 @dataclass(frozen=True)
 class SoundFields:
@@ -24,7 +25,7 @@ class SoundFields:
     sample_rate: int = doc(16_000, 'samples per second')
     clip_seconds: float = doc(3., 'length of a training clip, s')
     n_mels: int = doc(64, 'mel bins f of the spectrogram; 128 in the paper')
-    window: str = doc('hanning', 'analysis window: hanning (the pretrained AST) | hamming (the paper\'s text)')
+    window: str = doc('hanning', 'analysis window: hanning (the pretrained AST) | hamming (the paper\'s text)', 'hanning hamming')
     frame_ms: float = doc(25., 'window length, ms')
     hop_ms: float = doc(10., 'window hop, ms')
     norm_mean: float = doc(-6.05, 'mean of the log-mel values that the encoder expects; measured over training scenes')
@@ -36,7 +37,7 @@ class SoundFields:
     data_root: str = doc('data', 'folder of the public data sets, seen from where `collat` is started')
     shards: str = doc('', 'folder or fsspec address of finished shards (notebook 06) to train on; empty = rendered scenes, or shards of `data` made in the run folder')
     shuffle_window: int = doc(16, 'shards shuffled together')
-    noise_domain: str = doc('waveform', 'where the training view of Eq. 3 is perturbed: waveform | spectrogram (the letter of section 3.4)')
+    noise_domain: str = doc('waveform', 'where the training view of Eq. 3 is perturbed: waveform | spectrogram (the letter of section 3.4)', 'waveform spectrogram')
 
 # %% ../nbs/00_config.ipynb #ebe9623c
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class ModelFields:
     "Locked text encoder, audio encoder, interaction module."
     text_encoder: str = doc('minilm', 'locked text encoder, see notebook 07')
     pad_id: int = doc(-1, 'padding token id; -1 = what the encoder\'s library uses')
-    form: str = doc('slots', 'what the audio path feeds the encoder: slots | raw (notebook 07)')
+    form: str = doc('slots', 'what the audio path feeds the encoder: slots | raw (notebook 07)', 'slots raw')
     presence: bool = doc(False, 'let a slot\'s presence bias the locked encoder\'s attention (slow: searches the vocabulary at each step)')
     n_tokens: int = doc(18, 'text tokens n that the interaction module predicts')
     template: str = doc('paper', 'training prompt form, see notebook 02')
@@ -69,12 +70,12 @@ class ModelFields:
     depth_audio: int = doc(4, 'transformer blocks of the audio encoder; 12 in the paper')
     heads_audio: int = doc(4, 'attention heads of the audio encoder; 12 in the paper')
     stride: int = doc(16, 'step between patches, bins and frames; 10 in the paper, where patches overlap by 6')
-    stem: str = doc('conv', 'front of the audio encoder: patch (the paper) | conv')
+    stem: str = doc('conv', 'front of the audio encoder: patch (the paper) | conv', 'patch conv')
     depth_interaction: int = doc(4, 'cross-attention blocks; 8 in the paper')
     width_interaction: int = doc(192, 'width inside the interaction module')
     heads_interaction: int = doc(6, 'attention heads of the interaction module')
     self_attn: bool = doc(True, 'let the predicted tokens see each other in every block (notebook 09)')
-    start: str = doc('fixed', 'start vectors of the interaction module: fixed | resample | learned')
+    start: str = doc('fixed', 'start vectors of the interaction module: fixed | resample | learned', 'fixed resample learned')
 
 # %% ../nbs/00_config.ipynb #34b1ece8
 @dataclass(frozen=True)
@@ -83,12 +84,12 @@ class LossFields:
     lambda_cross_token: float = doc(1., 'λ1, weight of Eq. 1; 1 in the paper')
     lambda_global: float = doc(1., 'λ2, weight of Eq. 2; 0.1 in the paper')
     lambda_uni_token: float = doc(.01, 'λ3, weight of Eq. 3')
-    matcher: str = doc('greedy', 'the reordering g of Eq. 1: greedy | hungarian | sinkhorn | none')
-    closeness: str = doc('l1', 'what "closest" means in g: l1 | l2 | cosine')
-    token_norm: str = doc('scaled', 'norm of Eq. 1 and 3: scaled | mean | sum')
+    matcher: str = doc('greedy', 'the reordering g of Eq. 1: greedy | hungarian | sinkhorn | none', 'greedy hungarian sinkhorn none')
+    closeness: str = doc('l1', 'what "closest" means in g: l1 | l2 | cosine', 'l1 l2 cosine')
+    token_norm: str = doc('scaled', 'norm of Eq. 1 and 3: scaled | mean | sum', 'scaled mean sum')
     token_layer: int = doc(0, 'layer of the locked encoder where Eq. 1 and 3 compare; 0 = static embedding')
     mask_padding: bool = doc(False, 'leave padding tokens out of Eq. 1')
-    targets: str = doc('same_text', 'positives of Eq. 2: same_text | diagonal (as printed)')
+    targets: str = doc('same_text', 'positives of Eq. 2: same_text | diagonal (as printed)', 'same_text diagonal')
     stop_grad: bool = doc(False, 'no gradient through the clean view of Eq. 3')
 
 # %% ../nbs/00_config.ipynb #1cebbf3c
@@ -105,7 +106,7 @@ class TrainFields:
     lr: float = doc(1e-3, 'peak learning rate of the new parts')
     lr_audio: float = doc(3e-4, 'peak learning rate of the pretrained audio encoder')
     warmup: int = doc(30, 'steps of linear warm-up before the cosine')
-    optimizer: str = doc('muon', 'adamw | muon: its matrices by Muon, the rest by AdamW (notebook 12)')
+    optimizer: str = doc('muon', 'adamw | muon: its matrices by Muon, the rest by AdamW (notebook 12)', 'adamw muon')
     weight_decay: float = doc(.05, 'weight decay, matrices only')
     grad_clip: float = doc(1., 'largest gradient norm')
     workers: int = doc(0, 'data processes of each training process that read shards; 0 = read in the training process')
@@ -113,7 +114,7 @@ class TrainFields:
     compile: bool = doc(False, "torch.compile the networks and the locked encoder's audio path")
     fused: bool = doc(False, 'AdamW in one kernel; its last bits differ from the ordinary one\'s')
     micro_batch: int = doc(0, 'clips of a process whose activations are kept at a time (notebook 11); 0 = all')
-    precision: str = doc('bf16', 'autocast: bf16 (where the device has it) | fp32')
+    precision: str = doc('bf16', 'autocast: bf16 (where the device has it) | fp32', 'bf16 fp32')
     eval_every: int = doc(150, 'steps between validations (an "epoch" of the progress bar)')
     checkpoint_every: int = doc(50, 'steps between checkpoints')
     ablation_steps: int = doc(30, 'steps of each variant in the short ablation')
@@ -136,9 +137,9 @@ class EvaluationFields:
     image_steps: int = doc(400, 'training steps of the picture encoder (notebook 22)')
     caption_scenes: int = doc(3_000, 'scenes that a captioner learns from (notebook 23)')
     caption_steps: int = doc(600, 'most training steps of a captioner')
-    caption_features: str = doc('states', 'what a captioner reads: audio | tokens | states (`CoLLAT.token_features`)')
+    caption_features: str = doc('states', 'what a captioner reads: audio | tokens | states (`CoLLAT.token_features`)', 'audio tokens states')
     caption_beams: int = doc(4, 'beams of the caption search')
-    benchmarks: str = doc('full', 'scale of the measurements in notebook 40: small (seconds) | full (minutes)')
+    benchmarks: str = doc('full', 'scale of the measurements in notebook 40: small (seconds) | full (minutes)', 'small full')
     diffusion_steps: int = doc(1_600, 'training steps of the painter of glyphs (notebook 24)')
     diffusion_batch: int = doc(64, 'pictures per step of the painter')
     diffusion_lr: float = doc(2e-3, 'peak learning rate of the painter')
@@ -207,7 +208,14 @@ def load_profile(
     values = values | (overrides or {})
     kinds = {f.name: type(f.default) for f in fields(Profile)}
     if bad := [k for k in values if k not in kinds]: raise ValueError(f"'{bad[0]}' is not a field of a profile.{nearest_name(bad[0], kinds)}")
-    return Profile(**{k: cast_field(k, v, kinds[k]) for k, v in values.items()})
+    profile = Profile(**{k: cast_field(k, v, kinds[k]) for k, v in values.items()})
+    for f in fields(profile): check_field(f, getattr(profile, f.name))
+    return profile
+
+def check_field(f, value):
+    "Refuses a value before anything starts: ValueError on a word that is not among a field's, or a negative number where the default is none."
+    if (words := f.metadata['one_of']) and value not in words: raise ValueError(f"{f.name}={value}: {', '.join(words)} is accepted.{nearest_name(value, words)}")
+    if isinstance(value, (int, float)) and value < 0 <= f.default: raise ValueError(f'{f.name}={value}: zero or more is accepted')
 
 def _from_file(path):
     try: values = json.loads(path.read_text())

@@ -447,7 +447,7 @@ def manifest_plans(clips:list) -> dict: # name -> (rows, arguments of `probe`)
     folds, splits = np.array([c.fold for c in clips]), np.array([c.split for c in clips]); plans, known = {}, set(splits.tolist())
     if len(set(folds) - {0}) >= 3: plans['folds'] = np.flatnonzero(folds > 0), dict(folds=folds[folds > 0])
     if known & set(TRAIN) and known - set(TRAIN + VALID): plans['splits'] = np.arange(len(clips)), dict(splits=splits, folds=folds)
-    if not plans: raise ValueError(f'splits {sorted(known)} and folds {sorted(set(folds.tolist()))}; a training and a test split, or three folds, are needed')
+    if not plans: raise ValueError(f'splits {sorted(known)} and folds {sorted(set(folds.tolist()))}; a training and a test split (column `split`), or three folds (column `fold`), are needed')
     return plans
 
 # %% ../nbs/21_linear_probe.ipynb #ab716606

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import collat
 from .audio import AudioError, load_audio
 from .captioning import describe, load_captioner
 from .config import nearest_name
@@ -31,9 +32,9 @@ SOUNDS = ('.wav', '.flac', '.ogg', '.oga', '.opus', '.mp3', '.aiff', '.aif', '.a
 
 def model_folder(path:str|Path|None=None) -> Path:
     "The folder that is named, else the first of `MODELS` that holds a model. Raises FileNotFoundError that says how to get one."
-    folders = [Path(path)] if path else [Path(m) for m in MODELS]
+    folders = [Path(path)] if path else [root/m for root in (Path(), Path(collat.__file__).parents[1]) for m in MODELS]   # from where one stands (nbs/, say), else the repository
     if found := next((f for f in folders if (f/'model.safetensors').exists()), None): return found
-    raise FileNotFoundError(f'{folders[0]}: no trained model there (config.json and model.safetensors); `make reproduce` leaves one in {MODELS[0]}, a small one lies in {MODELS[1]} of the repository, another is named with --model')
+    raise FileNotFoundError(f'{folders[0]}: no trained model there (config.json and model.safetensors); `make reproduce` leaves one in {MODELS[0]}, a small one lies in {MODELS[1]} of the repository, another is named with --model, in Python with model=')
 
 def open_model(path:str|Path|None=None) -> CoLLAT:
     "A trained model. Errors as `model_folder`."

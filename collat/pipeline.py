@@ -350,7 +350,9 @@ def execute(run:Run, stage:Stage, progress:bool=False, env:dict|None=None):
         papermill.execute_notebook(str(source), str(out), dict(profile=run.profile_arg, run_dir=str(run.run_dir), overrides=run.overrides), cwd=str(run.nbs),
             kernel_name='python3', kernel_manager_class=kernel_class({'COLLAT_RUN': str(run.run_dir)} | (env or {})),
             engine_name=live_engine(), live=live, stdout_file=live, stderr_file=live, progress_bar=bar)
-    except Exception as e: raise StageError(f'{failure(source, live.cell, e)}. Executed notebook: {out}') from e
+    except Exception as e:
+        old = run.run_dir/'previous'/stage.notebook
+        raise StageError(f'{failure(source, live.cell, e)}. Executed notebook: {out}' + (f'. What an earlier run of it had made lies in {old}' if old.exists() else '')) from e
 
 # %% ../nbs/51_pipeline.ipynb #24acca70
 def failure(source:Path, cell:dict|None, error:Exception) -> str:
