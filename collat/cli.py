@@ -8,7 +8,7 @@ __all__ = ['TASKS', 'ASKING', 'cmd_run', 'cmd_eval', 'cmd_data', 'cmd_profile', 
            'main']
 
 # %% ../nbs/52_cli.ipynb #e4f92932
-import argparse, importlib, json, signal, sys, time
+import argparse, importlib, json, signal, sys, time, warnings
 from pathlib import Path
 from . import __version__
 
@@ -214,6 +214,7 @@ def is_refusal(e:Exception) -> bool:
 def main(argv:list[str]|None=None):
     "Entry point of `collat`; always ends in SystemExit."
     args = parse(sys.argv[1:] if argv is None else argv)
+    warnings.filterwarnings('ignore', message='.torch.jit.script. is deprecated')   # of a library that is imported
     if argv is None: signal.signal(signal.SIGTERM, signal.default_int_handler)
     try: sys.exit(args.fn(args))
     except KeyboardInterrupt: said, code = 'interrupted' + '; the same command goes on from here' * (args.command == 'run'), 130
