@@ -214,7 +214,7 @@ def load_profile(
 
 def check_field(f, value):
     "Refuses a value before anything starts: ValueError on a word that is not among a field's, or a negative number where the default is none."
-    if (words := f.metadata['one_of']) and value not in words: raise ValueError(f"{f.name}={value}: {', '.join(words)} is accepted.{nearest_name(value, words)}")
+    if (words := f.metadata['one_of']) and value not in words: raise ValueError(f"{f.name}={value}: {', '.join(words[:-1])} or {words[-1]} is accepted.{nearest_name(value, words)}")
     if isinstance(value, (int, float)) and value < 0 <= f.default: raise ValueError(f'{f.name}={value}: zero or more is accepted')
 
 def _from_file(path):
