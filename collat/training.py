@@ -442,7 +442,7 @@ def load_audio_encoder(model:CoLLAT, path:str|Path):
     if odd := set(weights) ^ set(model.audio.state_dict()): raise ValueError(f'{path}: {sorted(odd)[0]} does not fit; an audio encoder of the same profile is accepted')
     model.audio.load_state_dict(weights)
 
-_texts = defaultdict(dict)   # targets of Eq. 1 and 2 by text encoder, n and form: the variants of an ablation read the same prompts
+_texts = defaultdict(dict)   # targets of Eq. 1 and 2 by text encoder, padding, n and form: the variants of an ablation read the same prompts
 
 def train(
     profile:Profile,
@@ -460,7 +460,7 @@ def train(
     if pretrained: load_audio_encoder(model, pretrained)
     elif p.audio_weights: load_pretrained(model.audio, p.audio_weights)
     make_prompt, locked = prompt_maker(model), model.text.fingerprint()
-    model.text_cache = _texts[locked, p.n_tokens, p.form]
+    model.text_cache = _texts[locked, p.pad_id, p.n_tokens, p.form]
     loader = make_loader(p, clips, p.batch, p.steps, run_dir, 'train', make_prompt)
     new = [*model.interaction.parameters(), model.logit_scale]
     model, rows = run_steps(model, loader, [(model.audio.parameters(), p.lr_audio), (new, p.lr)], p, run_dir, 'train', validator(p, run_dir, data) if validate else None)

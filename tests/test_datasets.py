@@ -217,7 +217,7 @@ def test_lists_that_are_not_the_official_ones_are_refused(tmp_path):
         text(tmp_path/path, s)
         with pytest.raises(ValueError, match=why) as e: load_dataset(name, tmp_path)
         assert Path(path).name in str(e.value)
-    assert {r['name'] for r in check_data(tmp_path) if r['state'] == 'not readable'} == {'esc50', 'urbansound8k', 'vggsound'} and {r['state'] for r in check_data(tmp_path)} == {'not readable', 'absent'}
+    assert [r['state'] for r in check_data(tmp_path)][:8] == ['not readable', 'not readable', 'absent', 'absent', 'absent', 'not readable', 'absent', 'absent']   # a ninth set may follow
     text(tmp_path/'AudioSet/eval_segments.csv', HEAD.format(0))
     with pytest.raises(DatasetMissing, match='class_labels_indices.csv is not there'): load_dataset('audioset', tmp_path)
 
