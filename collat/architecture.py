@@ -139,7 +139,7 @@ def greedy_optimality(
         wavs = torch.stack([scenes[i][0] for i in ids[at:at + 64]])
         texts, labels = zip(*(make(sorted(scenes.labels(i))) for i in ids[at:at + 64]))
         h_t = model.text_targets(texts, labels)[0]
-        D = pairwise_distance(model.audio_tokens(wavs.to(h_t.device)), h_t)
+        D = pairwise_distance(model.audio_tokens(wavs), h_t)
         greedy, best = (match_cost(D, f(D)) for f in (greedy_match, hungarian_match))
         optimal += (greedy <= best * (1 + 1e-6)).tolist(); excess += (greedy / best - 1).tolist(); alike += [label_similarity(model.text, ls) for ls in labels]
     return dict(optimal=optimal, excess=excess, similarity=alike)

@@ -25,7 +25,7 @@ from .audio_encoder import classification_loss, from_hf_ast
 from .backbones import make_cnn
 from .config import Profile, atomic_path, load_profile, nearest_name
 from .losses import global_contrastive_loss
-from .model import CoLLAT, as_waveforms, encode_each, evaluating, front_end, make_audio_encoder, text_id, window_batches
+from .model import CoLLAT, as_waveforms, best_device, encode_each, evaluating, front_end, make_audio_encoder, text_id, window_batches
 from .prompts import class_prompts, label_to_words
 from .scenes import Scenes, split_classes
 from .text_encoder import LockedTextEncoder, load_text_encoder
@@ -256,7 +256,7 @@ def load_baseline(folder:str|Path): # Baseline, or CoLLAT
     if 'baseline' not in cfg: return CoLLAT.from_pretrained(folder)
     model = Baseline(load_profile('mini', cfg['profile']), BaselineSpec(**cfg['baseline']))
     load_model(model, str(folder/'model.safetensors'))
-    return model.eval()
+    return model.eval().to(best_device())
 
 # %% ../nbs/13_baselines.ipynb #a82b45b5
 def baseline_profile(
@@ -494,7 +494,7 @@ class MSCLAP(Published):
     "Microsoft's CLAP (2023): 44.1 kHz, 7 s, shorter clips repeated."
     def __init__(self, weights:Path|None=None):
         package = need_package('msclap', PUBLISHED['msclap']['how'])
-        wrapper = package.CLAP(**({'model_fp': str(weights)} if weights else {}), version='2023', use_cuda=False)
+        wrapper = package.CLAP(**({'model_fp': str(weights)} if weights else {}), version='2023', use_cuda=torch.cuda.is_available())
         super().__init__('msclap', wrapper.clap, wrapper.args.sampling_rate, wrapper.args.duration, 'msclap')
         self._wrapper = (wrapper,)
     def hear(self, wav:Tensor) -> tuple: # (b s) -> (b d), (b 1 d)
@@ -534,7 +534,7 @@ def load_published(
     if folder is not None and not Path(folder).exists(): raise FileNotFoundError(f'{folder}: not there; {name} needs {e["how"]} ({e.get("repo", "")} {e["size"]})')
     if 'repo' in e and folder is None: folder = hub_folder(e['repo'], [*HF_FILES, 'preprocessor_config.json'], f"load_published('{name}', FOLDER); {e['size']}")
     if 'repo' in e and (lack := [f for f in ('config.json', 'preprocessor_config.json') if not (Path(folder)/f).exists()]): raise FileNotFoundError(f'{folder}: no {lack[0]}; a folder of {e["repo"]} ({e["size"]}) is accepted')
-    return e['make'](folder)
+    return e['make'](folder).to(best_device())
 
 # %% ../nbs/13_baselines.ipynb #669f04e5
 def budget_row(folder:str|Path) -> dict:

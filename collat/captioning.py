@@ -36,7 +36,7 @@ from .config import Profile, atomic_path, package_version, write_results
 from .datasets import Clip, Manifest, audiocaps_csv, load_dataset
 from .linear_probe import feature_folder, manifest_features, scene_features
 from .metrics import bootstrap_ci
-from .model import CoLLAT, evaluating
+from .model import CoLLAT, best_device, evaluating
 from .scenes import Scenes, split_classes
 from .training import launch, lr_factor
 from .zero_shot import checkpoint_id, load_any
@@ -455,14 +455,14 @@ def save_captioner(captioner:Captioner, path:str|Path, **more):
     with atomic_path(path) as tmp: save_file({k: v.contiguous().cpu() for k, v in captioner.state_dict().items()}, tmp, meta)
 
 def load_captioner(path:str|Path) -> tuple: # captioner, what was saved with it
-    "What `save_captioner` wrote. Raises FileNotFoundError or ValueError naming the file."
+    "What `save_captioner` wrote, on `best_device`. Raises FileNotFoundError or ValueError naming the file."
     path = Path(path)
     if not path.exists(): raise FileNotFoundError(f'{path}: no such captioner; `train_captioner` writes one')
     with safe_open(path, 'pt') as f: meta = f.metadata() or {}
     if not {'settings', 'vocabulary', 'more'} <= set(meta): raise ValueError(f'{path}: not a captioner; a file written by `save_captioner` is accepted')
     captioner = Captioner(vocabulary=json.loads(meta['vocabulary']), **json.loads(meta['settings']))
     captioner.load_state_dict(load_file(path))
-    return captioner.eval(), json.loads(meta['more'])
+    return captioner.eval().to(best_device()), json.loads(meta['more'])
 
 def describe(model, captioner:Captioner, wavs, kind:str='states', beams:int=4) -> list: # of str
     "Captions of sounds (waveforms or file names) by the model that the captioner was trained on."
@@ -497,7 +497,7 @@ def train_captioner(
     if path.exists() and (kept := load_captioner(path))[1].items() >= asked.items(): return kept[0], kept[1]['log']
     train = scene_captioned(model, run, 'train', profile, kind, model_id, asked['clips'])
     valid = scene_captioned(model, run, 'valid', profile, kind, model_id)
-    captioner, log = fit_captioner(train, valid, device='cuda' if torch.cuda.is_available() else 'cpu', **fit)
+    captioner, log = fit_captioner(train, valid, device=best_device(), **fit)
     save_captioner(captioner, path, log=log, **asked)
     return captioner, log
 
@@ -564,7 +564,7 @@ def evaluate_data(
         part = replace(m, clips=m.of(*splits))
         if not part.clips: raise ValueError(f"{data}: no clips in split {' or '.join(splits)} (found: {', '.join(filter(None, m.splits)) or 'no splits'}); captioning needs train, valid and test (column `split`)")
         parts[name], bad = clip_captioned(model, part, feature_folder(checkpoint), kind, model_id); skipped += bad
-    captioner, log = fit_captioner(parts['train'], parts['valid'], device='cuda' if torch.cuda.is_available() else 'cpu', **fit)
+    captioner, log = fit_captioner(parts['train'], parts['valid'], device=best_device(), **fit)
     r = score_captioner(captioner, parts['test'], model.profile.caption_beams, n_boot, around=min(map(len, parts['test'].captions)) >= 5, split='test')
     result = dict(rows=r['rows'], missing=r['missing'], log=log, skipped=skipped, checkpoint=model_id) | m.stamp()
     if out: write_results(out, result, model.profile, started)

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from .audio import load_audio
 from .config import Profile, atomic_path, write_results
 from .metrics import bootstrap_ci, paired_bootstrap
-from .model import CoLLAT, as_waveforms
+from .model import CoLLAT, as_waveforms, best_device
 from .prompts import TEMPLATES, join_labels
 from .retrieval import GLYPH_OF, PICTURED, glyphs
 from .scenes import Scenes
@@ -44,11 +44,11 @@ def written_states(
     n:int, # slots
     form:str='slots', # or raw, as the profile says
     batch_size:int=64,
-) -> Tensor: # (b, n + special, d), or (b n d) if raw
+) -> Tensor: # (b, n + special, d), or (b n d) if raw, on the CPU
     "Last states of written prompts at all positions, padding included. Raises ValueError for a prompt that does not fit."
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     parts = [text.encode_audio_tokens(text.targets(prompts[i:i + batch_size], n, form).h, form)[1] for i in range(0, len(prompts), batch_size)]
-    return torch.cat(parts)
+    return torch.cat(parts).cpu()
 
 def sound_states(
     model:CoLLAT,
@@ -101,7 +101,7 @@ def load_stable_diffusion(
     if kind != 'StableDiffusionPipeline': raise ValueError(f'{source} holds a {kind}; a StableDiffusionPipeline (1.x) is accepted')
     variant = 'fp16' if any(folder.glob('unet/*.fp16.safetensors')) and (precision != 'fp32' or not (folder/'unet/diffusion_pytorch_model.safetensors').exists()) else None
     pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=DTYPES[precision], variant=variant, local_files_only=True)
-    return pipe.to(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    return pipe.to(device or best_device())
 
 def pipeline_text(pipe) -> LockedTextEncoder:
     "The text transformer inside a pipeline as a locked encoder: its own tokenizer and padding id."
@@ -315,7 +315,7 @@ def train_painter(
     file, note = folder/'model.safetensors', folder/'config.json'
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(p.seed); painter = Painter(text.d, p.diffusion_width)
-    painter.empty = written_states(text, '', p.n_tokens, p.form).cpu()
+    painter.empty = written_states(text, '', p.n_tokens, p.form)
     painter.precision = best_precision(p.precision)
     if file.exists() and note.exists() and json.loads(note.read_text())['settings'] == settings: return load_painter(folder, text, p.precision)
     started = time.time()

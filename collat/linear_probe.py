@@ -26,7 +26,7 @@ from .baselines import load_baseline, trained_methods
 from .config import Profile, atomic_path, write_results
 from .datasets import Clip, Manifest, load_dataset, read_clips, source_of
 from .metrics import accuracy, clipwise_map, mean_average_precision, paired_bootstrap, place, resample_counts, resampled_values
-from .model import CoLLAT
+from .model import CoLLAT, best_device
 from .prompts import label_hash
 from .scenes import Scenes
 from .training import launch, multi_hot
@@ -235,7 +235,7 @@ def train_decoder(
     lr:float=1e-3,
 ) -> DecoderProbe:
     "AdamW, warm-up and cosine over `steps`; same seed, same weights."
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    device = best_device()
     rng = np.random.default_rng(seed)
     some, _ = features.batch(np.sort(rng.permutation(train)[:500])); flat = some.flatten(0, 1); flat = flat[flat.abs().sum(1) > 0]
     std = flat.std(0, unbiased=False)

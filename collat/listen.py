@@ -111,7 +111,7 @@ def trained_captioner(path:str|Path|None=None) -> Path|None: # folder of a model
 def captioner(model:CoLLAT, labels=None, k:int=3, trained:Path|None=None, **_):
     "A sentence for each sound: by a trained captioner; where there is none, or labels are given, 'The sound of …' over the labels that stand out."
     from collat.scenes import in_a_row, noun_phrase
-    names = known_labels(model, labels); z_t = prompts_of(model, names); scale = model.logit_scale.detach().exp()
+    names = known_labels(model, labels); z_t = prompts_of(model, names); scale = model.logit_scale.exp().item()
     def sentence(s):
         p = (scale * s).softmax(-1); best = top(p, names, k)
         heard = [b['label'] for i, b in enumerate(best) if not i or b['score'] > .5 * best[0]['score']]

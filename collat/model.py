@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEXTS_KEPT', 'make_audio_encoder', 'CoLLAT', 'front_end', 'text_id', 'encode_each', 'as_waveforms', 'window_batches',
-           'evaluating', 'name_words', 'template_words', 'Heard', 'Composed', 'prompt_parts', 'model_card']
+           'evaluating', 'name_words', 'template_words', 'Heard', 'Composed', 'prompt_parts', 'model_card',
+           'best_device']
 
 # %% ../nbs/11_model.ipynb #f6c5126a
 import dataclasses, json, math, re, zlib
@@ -72,8 +73,8 @@ def front_end(wav:Tensor, p:Profile) -> Tensor: # (b s) -> (b t f)
 
 @patch
 def spectrogram(self:CoLLAT, wav:Tensor) -> Tensor: # (b s) -> (b t f)
-    "What the audio encoder sees of a waveform."
-    return front_end(wav, self.profile)
+    "What the audio encoder sees of a waveform, on the model's device."
+    return front_end(wav.to(self.logit_scale.device), self.profile)
 
 @patch
 def audio_tokens(self:CoLLAT,
@@ -234,7 +235,7 @@ def encode_audio(self:CoLLAT,
     out = torch.zeros(len(wavs), self.text.d_out, device=self.logit_scale.device)
     with evaluating(self):
         for ids, wav in window_batches(wavs, self.profile, batch_size):
-            h_at = self.audio_tokens(wav.to(out.device))
+            h_at = self.audio_tokens(wav)
             z = F.normalize(self.text.encode_audio_tokens(h_at, self.profile.form, presence=self.presence(h_at))[0], dim=-1)
             for i, one in zip(ids, z): out[i] += one
     return F.normalize(out, dim=-1)
@@ -250,7 +251,7 @@ def token_features(self:CoLLAT,
     wavs, rows = as_waveforms(wavs, self.profile.sample_rate), {}
     with evaluating(self):
         for ids, wav in window_batches(wavs, self.profile, batch_size):
-            x = self.audio(self.spectrogram(wav.to(self.logit_scale.device)))
+            x = self.audio(self.spectrogram(wav))
             if kind != 'audio': x = self.interaction(x)
             if kind == 'states': x = self.text.encode_audio_tokens(x, self.profile.form, presence=self.presence(x))[1]
             for i, one in zip(ids, x.float().cpu()): rows.setdefault(i, []).append(one)
@@ -313,7 +314,7 @@ def read_tokens(self:CoLLAT,
     if k < 1: raise ValueError(f'k is {k}; 1 or more words per token are accepted')
     if metric not in ('cosine', 'l1', 'l2'): raise ValueError(f"metric is '{metric}'; cosine, l1 or l2 is accepted")
     words, rows = self.word_table(names)
-    h = h.to(rows.dtype)
+    h = h.to(rows)
     score = F.normalize(h, dim=-1) @ F.normalize(rows, dim=-1).T if metric == 'cosine' else -torch.cdist(h, rows, p=int(metric[1]))
     best = score.topk(min(k, len(words)), dim=1)
     return [[(words[i], float(v)) for v, i in zip(*row)] for row in zip(best.values.tolist(), best.indices.tolist())]
@@ -326,7 +327,7 @@ def words(self:CoLLAT,
     metric:str='cosine', # how nearness is measured
 ) -> Heard:
     "Each predicted token as its nearest words with a score, and the concepts heard. The windows of a long sound follow each other."
-    tokens = self.read_tokens(self.token_features(audio, 'tokens')[0].to(self.logit_scale.device), k, metric, names)
+    tokens = self.read_tokens(self.token_features(audio, 'tokens')[0], k, metric, names)
     known, best = template_words(self.profile.template) | {''}, {}
     for (word, score), *_ in tokens:
         if word not in known: best[word] = max(score, best.get(word, -math.inf))
@@ -435,9 +436,13 @@ def _save_pretrained(self:CoLLAT, save_directory:Path, info:dict|None=None, dtyp
     with atomic_path(folder/'README.md') as tmp: tmp.write_text(model_card(self.profile, info))
     with atomic_path(folder/'model.safetensors') as tmp: save_file({k: (v.to(dtype) if dtype and v.is_floating_point() else v).contiguous() for k, v in self.state_dict().items()}, tmp)
 
+def best_device() -> torch.device:
+    "This process's GPU, the CPU where there is none."
+    return torch.device('cuda', torch.cuda.current_device()) if torch.cuda.is_available() else torch.device('cpu')
+
 @patch(cls_method=True)
 def from_pretrained(cls:CoLLAT, model_id, *, local_files_only=False, **kwargs): # folder or hub id; revision, cache_dir, token
-    "A saved model from a folder or the hub. Raises FileNotFoundError naming what a folder lacks, ConnectionError with instructions where a download fails."
+    "A saved model from a folder or the hub, on `best_device`. Raises FileNotFoundError naming what a folder lacks, ConnectionError with instructions where a download fails."
     folder = Path(model_id)
     if not folder.is_dir():
         if not isinstance(model_id, str) or model_id.count('/') > 1: raise FileNotFoundError(f'{model_id}: no such folder, and no Hugging Face id either')
@@ -452,4 +457,4 @@ def _from_pretrained(cls:CoLLAT, *, model_id, **kwargs):
         if not (folder/f).exists(): raise FileNotFoundError(f'{folder}: no {f}; a folder written by save_pretrained holds config.json and model.safetensors')
     model = cls(load_profile('mini', json.loads((folder/'config.json').read_text())))
     model.load_state_dict(load_file(folder/'model.safetensors'))
-    return model.eval()
+    return model.eval().to(best_device())

@@ -6,9 +6,9 @@
 __all__ = ['RESTARTS', 'StepLoader', 'clips_of', 'make_loader', 'left_out', 'prompt_maker', 'Pretrainer', 'multi_hot',
            'lr_factor', 'param_groups', 'MuonAdamW', 'make_optimizer', 'Schedule', 'Guard', 'StepLog', 'unwrap',
            'before', 'save_checkpoint', 'read_checkpoint', 'load_checkpoint', 'same_profile', 'Checkpoint', 'Validate',
-           'ranks', 'training_device', 'best_precision', 'training_attention', 'Loaders', 'run_steps',
-           'zero_shot_scores', 'hear_shards', 'validator', 'pretrain', 'load_audio_encoder', 'train', 'torchrun',
-           'run_group', 'guard', 'launch', 'lost_peer', 'as_rank', 'main', 'read_log', 'plot_curves', 'block_distances']
+           'ranks', 'best_precision', 'training_attention', 'Loaders', 'run_steps', 'zero_shot_scores', 'hear_shards',
+           'validator', 'pretrain', 'load_audio_encoder', 'train', 'torchrun', 'run_group', 'guard', 'launch',
+           'lost_peer', 'as_rank', 'main', 'read_log', 'plot_curves', 'block_distances']
 
 # %% ../nbs/12_training.ipynb #faa948a9
 import csv, ctypes, dataclasses, json, math, os, signal, subprocess, sys, time, traceback, zipfile
@@ -35,7 +35,7 @@ from .audio_encoder import classification_loss, load_pretrained
 from .config import REQUEUE, EvaluationFields, Preempted, Profile, asked_to_stop, atomic_path, load_profile, read_results, write_results
 from .interaction import token_distance
 from .metrics import accuracy, mean_average_precision
-from .model import CoLLAT, front_end, make_audio_encoder
+from .model import CoLLAT, best_device, front_end, make_audio_encoder
 from .prompts import class_prompts, fit_prompt, label_to_words
 from .scenes import Scenes, split_classes
 from .streaming import ShardError, ShardLoader, Shards, as_float, shards_of, sounds_of
@@ -100,7 +100,7 @@ def make_loader(
     "This rank's batches."
     rank, world = ranks()
     if not isinstance(clips, Shards): return StepLoader(clips, batch, steps, p.eval_every, p.seed, make_prompt, rank, world)
-    return ShardLoader(clips, batch, steps, p.eval_every, p.seed, make_prompt, rank, world, workers=p.workers, prefetch=p.prefetch, device=training_device(), log=Path(run_dir)/f'logs/{name}-left_out-{rank}.csv')
+    return ShardLoader(clips, batch, steps, p.eval_every, p.seed, make_prompt, rank, world, workers=p.workers, prefetch=p.prefetch, device=best_device(), log=Path(run_dir)/f'logs/{name}-left_out-{rank}.csv')
 
 def left_out(run_dir:str|Path, name:str) -> dict: # clips: how many, reasons: number of the clip -> reason
     "The clips of shards that a training could not read, on all its ranks, before and after it was resumed."
@@ -325,8 +325,6 @@ def ranks() -> tuple: # (rank, world)
         dist.init_process_group('nccl' if gpu else 'gloo')
     return (dist.get_rank(), world) if world > 1 else (0, 1)
 
-def training_device() -> torch.device: return torch.device('cuda', torch.cuda.current_device()) if torch.cuda.is_available() else torch.device('cpu')
-
 def best_precision(wanted:str) -> str:
     "`bf16` where it is wanted and the device has it, else `fp32`."
     if wanted not in ('bf16', 'fp32'): raise ValueError(f"precision '{wanted}': bf16 or fp32 is accepted")
@@ -354,7 +352,7 @@ def run_steps(
     evaluate=None, # model -> dict of numbers, on `valid`
 ) -> tuple: # (model, validation rows)
     "Train to `loader.steps`, resuming where the last checkpoint stands. Raises Preempted at the next step after a SIGTERM."
-    p, (rank, world), device = profile, ranks(), training_device()
+    p, (rank, world), device = profile, ranks(), best_device()
     model.to(device).train(); model.precision = best_precision(p.precision)
     opt = make_optimizer(p.optimizer, param_groups(groups, p.weight_decay), fused=p.fused)
     if p.compile: model.compile_networks()
@@ -362,7 +360,7 @@ def run_steps(
     with asked_to_stop() as asked: return _fit(net, loader, opt, p, Path(run_dir), name, evaluate, asked)
 
 def _fit(net, loader, opt, p, run_dir, name, evaluate, asked):
-    (rank, world), device = ranks(), training_device()
+    (rank, world), device = ranks(), best_device()
     checkpoint = Checkpoint(Path(run_dir)/f'checkpoints/work/{name}.pt', p, p.checkpoint_every, loader.steps, rank == 0, asked)
     cbs = [TrainEvalCallback(), Schedule(loader.steps, p.warmup, p.grad_clip), Guard(), StepLog(Path(run_dir)/f'logs/{name}.csv', loader.steps, rank == 0, name),
            Validate(evaluate, rank == 0), checkpoint]
@@ -390,7 +388,7 @@ def hear_shards(clips:Shards, n:int, score, classes:list) -> dict: # top1, map, 
         ids, wav = list(range(at, min(at + 64, n))), torch.zeros(min(64, n - at), clips.size, dtype=torch.int16)
         got = clips.read(ids, [None] * len(ids), wav)
         good = [k for k, g in enumerate(got) if not isinstance(g, ShardError)]
-        if good: rows.append(score(as_float(wav[good]).to(training_device())).float().cpu()); labels += [got[k]['labels'] for k in good]
+        if good: rows.append(score(as_float(wav[good]).to(best_device())).float().cpu()); labels += [got[k]['labels'] for k in good]
     if not rows: raise OSError(f'{clips.root}: no clip of the validation part can be read ({got[0]})')
     scores, y = torch.cat(rows), multi_hot(labels, classes)
     return dict(top1=y.gather(1, scores.argmax(1, keepdim=True)).mean().item(), map=mean_average_precision(scores, y), clips=len(y))
@@ -571,14 +569,14 @@ def plot_curves(log, axes):
 
 # %% ../nbs/12_training.ipynb #d11ef64b
 @torch.no_grad()
-def block_distances(model:CoLLAT, scenes, n:int=200) -> Tensor: # (l+1 3): start vectors and each block; label, template, padding tokens
+def block_distances(model:CoLLAT, scenes, n:int=200) -> Tensor: # (l+1 3) on the CPU: start vectors and each block; label, template, padding tokens
     "Matched distance to the true tokens after each block, in units of the mean absolute embedding, over `n` scenes."
     make, parts = prompt_maker(model), []
     for at in range(0, n := min(n, len(scenes)), 64):
         wavs, labels = zip(*(scenes[i] for i in range(at, min(at + 64, n))))
         texts, labels = zip(*(make(sorted(l)) for l in labels))
-        h_at, more = model.audio_tokens(torch.stack(wavs).to(model.logit_scale.device), return_blocks=True)
+        h_at, more = model.audio_tokens(torch.stack(wavs), return_blocks=True)
         h_t, kind, _ = model.text_targets(texts, labels)
         parts.append((torch.stack([model.interaction.start_for(len(h_at)), *more['blocks']], 1), h_t, model.loss.align(h_at, h_t, kind)[0], kind))
     blocks, h_t, match, kind = map(torch.cat, zip(*parts))
-    return torch.stack([token_distance(blocks.transpose(0, 1), h_t, match, kind == k) for k in (2, 1, 0)], 1) / model.text.embed_scale
+    return torch.stack([token_distance(blocks.transpose(0, 1), h_t, match, kind == k) for k in (2, 1, 0)], 1).cpu() / model.text.embed_scale

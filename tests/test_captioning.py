@@ -128,4 +128,4 @@ def test_captioner_learns_is_kept_and_repeats_itself(tmp_path):
     assert C.valid_loss(a, toy(12, 1)) == min(r['valid'] for r in log)
     C.save_captioner(a, tmp_path/'c.safetensors', kind='states')
     back, more = C.load_captioner(tmp_path/'c.safetensors')
-    assert more == dict(kind='states') and C.write_captions(back, toy(9, 2).features)[0] == texts
+    assert more == dict(kind='states') and C.write_captions(back.cpu(), toy(9, 2).features)[0] == texts
