@@ -18,7 +18,7 @@ def cmd_run(args) -> int:
     from collat.pipeline import open_run, plan, prepare_training, run_pipeline, slurm_script
     slurm = args.launcher == 'slurm'
     if slurm != args.print: raise ValueError('`collat run --launcher slurm --print` writes a script for sbatch; neither goes without the other')
-    run = open_run(args.profile, args.overrides, args.run_dir, args.gpus, here=not slurm)
+    run = open_run(args.profile, args.overrides, args.run_dir, args.gpus, here=not slurm and not args.plan)
     if slurm: print(slurm_script(run, args.nodes), end=''); return 0
     if args.prepare: prepare_training(run); return 0
     only = args.stages.split(',') if args.stages else None
@@ -119,6 +119,7 @@ def cmd_imagine(args) -> int:
 
 def cmd_search(args) -> int:
     "Finds the sounds nearest to a prompt, which may hold sounds itself: --sound fills {audio}."
+    if (n := args.query.count('{audio}')) != (m := len(args.sound or ())): raise ValueError(f"'{args.query}' has {n} {{audio}} and {m} sounds are named: one --sound FILE for each {{audio}} is accepted")
     listen = listening(); files, skipped = listen.sound_files(args.files, sys.stdin), []
     for a in listen.search(listen.open_model(args.model), args.query, files, skipped, args.k, args.sound or (), not args.quiet):
         say(a, args.json)

@@ -166,6 +166,10 @@ def test_plan_changes_nothing(tmp_path):
     assert [l.split()[0] for l in done.stdout.splitlines() if not l.startswith(' ')] == [s.notebook for s in STAGES if not s.extra]
     assert not (tmp_path/'run').exists()
 
+def test_plan_for_the_gpus_of_another_machine(tmp_path):
+    done = collat('run', '--profile', 'paper', '--gpus', '99', '--plan', '--run-dir', str(tmp_path/'run'))
+    assert done.returncode == 0 and '12_training' in done.stdout, done.stderr
+
 
 @pytest.mark.parametrize('args, said', [
     (['run', '--profile', 'mimi'], "Did you mean 'mini'"), (['run', 'batchsize=3'], "Did you mean 'batch'"), (['run', '--stages', 'trainnig'], "Did you mean 'training'"),
