@@ -8,12 +8,12 @@ __all__ = ['RESTARTS', 'StepLoader', 'clips_of', 'make_loader', 'left_out', 'pro
            'before', 'save_checkpoint', 'read_checkpoint', 'load_checkpoint', 'same_profile', 'Checkpoint', 'Validate',
            'ranks', 'best_precision', 'training_attention', 'Loaders', 'run_steps', 'zero_shot_scores', 'hear_shards',
            'validator', 'pretrain', 'load_audio_encoder', 'train', 'torchrun', 'run_group', 'guard', 'launch',
-           'lost_peer', 'as_rank', 'main', 'read_log', 'plot_curves', 'block_distances']
+           'lost_peer', 'leave_traceback', 'as_rank', 'main', 'read_log', 'plot_curves', 'block_distances']
 
 # %% ../nbs/12_training.ipynb #faa948a9
 import csv, ctypes, dataclasses, json, math, os, signal, subprocess, sys, time, traceback, zipfile
 from collections import defaultdict
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -517,6 +517,14 @@ def lost_peer(e:Exception) -> bool:
     "Whether an exception only says that another rank has gone."
     return isinstance(e, dist.DistError) or any(s in str(e) for s in ('gloo', 'closed by peer', 'reset by peer'))
 
+def leave_traceback(e:Exception, failure:Path):
+    "Writes why this rank ends where `run_group` looks: the whole of it at once, or an empty file when the disk is full. The first rank's stays."
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)   # it comes as soon as `failure` is seen
+    part = failure.with_name(f".{os.environ['RANK']}.{failure.name}")
+    with suppress(OSError): part.write_text(f"rank {os.environ['RANK']}: {type(e).__name__}: {' '.join(str(e).split())}\n{traceback.format_exc()}")
+    with suppress(OSError): os.link(part, failure)
+    part.unlink(missing_ok=True)
+
 def as_rank(profile:Profile, run_dir:str|Path):
     "Both acts as one of the processes of `torchrun`; always ends the process."
     code = 0
@@ -529,10 +537,7 @@ def as_rank(profile:Profile, run_dir:str|Path):
         if dist.is_initialized(): dist.barrier()   # the first rank may still be saving
     except Exception as e:
         code = 1; traceback.print_exc()
-        if not lost_peer(e):
-            try:
-                with (Path(run_dir)/'logs/failure.txt').open('x') as f: f.write(f"rank {os.environ['RANK']}: {type(e).__name__}: {' '.join(str(e).split())}\n{traceback.format_exc()}")   # the first one stays
-            except OSError: pass   # another rank was first, or the disk is full
+        if not lost_peer(e): leave_traceback(e, Path(run_dir)/'logs/failure.txt')
     sys.stdout.flush(); sys.stderr.flush()
     os._exit(code)   # all is written; tearing gloo's threads down sometimes aborts (torch 2.14)
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from collat.config import load_profile, read_results, write_results
 from collat.streaming import shard
-from collat.training import launch, read_checkpoint, read_log, save_checkpoint
+from collat.training import guard, launch, read_checkpoint, read_log, save_checkpoint
 
 ROOT = Path(__file__).parent.parent
 COLLAT = str(Path(sys.executable).with_name('collat'))
@@ -177,6 +177,31 @@ def test_traceback_of_the_failing_rank_is_what_is_shown(tiny, tmp_path):
     shown = (tmp_path/'notebooks/12_training.ipynb').read_text()
     assert 'Traceback (most recent call last)' in shown and 'the last good checkpoint is kept' in shown and 'in after_batch' in shown
     assert left(tmp_path) == []
+
+
+SLOW = '''
+import os, sys, time, traceback
+from pathlib import Path
+from collat import training
+said = traceback.format_exc
+def slow(): time.sleep(3); return said()
+def fail(*_): raise ValueError('no such sound')
+training.launch, traceback.format_exc, os.environ['RANK'] = fail, slow, '1'
+training.as_rank(training.load_profile('smoke'), sys.argv[1])
+'''
+
+
+def test_a_traceback_is_whole_however_long_it_takes(tmp_path, capfd):
+    "The group is ended as soon as a traceback is seen; that must not cut it off. Nor may a SIGTERM beside it, and the first one stays."
+    failure = tmp_path/'logs/failure.txt'; failure.parent.mkdir()
+    cmd = [sys.executable, '-c', SLOW, str(tmp_path), '--standalone']
+    with pytest.raises(RuntimeError, match='^the training failed: rank 1: ValueError: no such sound$'): guard(cmd, failure)
+    assert failure.read_text().rstrip().endswith('ValueError: no such sound') and list(failure.parent.iterdir()) == [failure]
+    failure.unlink(); rank = subprocess.Popen(cmd, stderr=subprocess.PIPE, text=True)
+    assert any('ValueError' in line for line in rank.stderr)   # printed first, then written
+    time.sleep(.5); rank.terminate(); assert rank.wait(60) == 1 and 'no such sound' in failure.read_text()
+    failure.write_text('of the first'); assert subprocess.run(cmd, stderr=subprocess.DEVNULL).returncode == 1
+    assert failure.read_text() == 'of the first' and list(failure.parent.iterdir()) == [failure]
 
 
 def test_a_broken_shard_is_counted_and_listed(tiny, tmp_path):
