@@ -57,20 +57,21 @@ def java(
 ):
     "Java on the PATH inside the block. Raises TimeoutError when it took longer, FileNotFoundError as `java_bin`."
     import psutil
-    me, late = psutil.Process(), threading.Event()
+    me, late, over = psutil.Process(), threading.Event(), threading.Event()
     before = set(me.children(recursive=True))
     def stop():
         late.set()
-        for c in set(me.children(recursive=True)) - before:
-            with suppress(psutil.Error):
-                if 'java' in c.name(): [x.kill() for x in (*c.children(recursive=True), c)]
+        while not over.wait(.1):   # also what is started only now
+            for c in set(me.children(recursive=True)) - before:
+                with suppress(psutil.Error):
+                    if 'java' in c.name(): [x.kill() for x in (*c.children(recursive=True), c)]
     clock = threading.Timer(seconds, stop); clock.daemon = True
     env = dict(PATH=os.pathsep.join([str(java_bin()), os.environ.get('PATH', '')])) | (dict(JAVA_TOOL_OPTIONS=options) if options else {})
     try:
         with mock.patch.dict(os.environ, env): clock.start(); yield
     except Exception:   # of whatever kind: a pipe that broke, an answer that is empty
         if not late.is_set(): raise
-    finally: clock.cancel()
+    finally: clock.cancel(); over.set()
     if late.is_set(): raise TimeoutError(f'Java had not finished after {seconds:g} s and was stopped')
 
 # %% ../nbs/23_captioning.ipynb #7b31ca01

@@ -149,7 +149,7 @@ def file_digest(
         digest = hashlib.sha256(json.dumps(body['results'], sort_keys=True).encode()).hexdigest()
     else:
         with open(path, 'rb') as f: digest = hashlib.file_digest(f, 'sha256').hexdigest()
-    cache[str(path)] = [st.st_size, st.st_mtime_ns, digest[:16]]
+    if time.time() - st.st_mtime > .1: cache[str(path)] = [st.st_size, st.st_mtime_ns, digest[:16]]   # a clock may tick too slowly to tell what is written now from what is written next
     return digest[:16]
 
 def _json(path):
@@ -338,7 +338,7 @@ def live_engine():
 
 # %% ../nbs/51_pipeline.ipynb #f12b83af
 def execute(run:Run, stage:Stage, progress:bool=False, env:dict|None=None):
-    "Runs one notebook by papermill and keeps the executed copy. Raises `StageError` when a cell fails or the kernel dies."
+    "Runs one notebook by papermill and keeps the executed copy. Raises `StageError` when a cell fails, the kernel dies, or none starts in three attempts."
     import papermill
     source, out = run.nbs/f'{stage.notebook}.ipynb', run.run_dir/'notebooks'/f'{stage.notebook}.ipynb'
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -346,13 +346,14 @@ def execute(run:Run, stage:Stage, progress:bool=False, env:dict|None=None):
     live = Live(every)
     logging.getLogger('papermill').addHandler(logging.NullHandler()) # errors come as exceptions
     bar = dict(desc=f'  {stage.notebook}', mininterval=every, leave=False, dynamic_ncols=True) if progress else False
-    try:
-        papermill.execute_notebook(str(source), str(out), dict(profile=run.profile_arg, run_dir=str(run.run_dir), overrides=run.overrides), cwd=str(run.nbs),
-            kernel_name='python3', kernel_manager_class=kernel_class({'COLLAT_RUN': str(run.run_dir)} | (env or {})),
+    for attempt in range(3):
+        try: return papermill.execute_notebook(str(source), str(out), dict(profile=run.profile_arg, run_dir=str(run.run_dir), overrides=run.overrides), cwd=str(run.nbs),
+            kernel_name='python3', kernel_manager_class=kernel_class({'COLLAT_RUN': str(run.run_dir)} | (env or {})), iopub_timeout=60,
             engine_name=live_engine(), live=live, stdout_file=live, stderr_file=live, progress_bar=bar)
-    except Exception as e:
-        old = run.run_dir/'previous'/stage.notebook
-        raise StageError(f'{failure(source, live.cell, e)}. Executed notebook: {out}' + (f'. What an earlier run of it had made lies in {old}' if old.exists() else '')) from e
+        except Exception as e:
+            if attempt < 2 and live.cell is None and 'Kernel died' in str(e): continue   # another process took one of its ports before it did
+            old = run.run_dir/'previous'/stage.notebook
+            raise StageError(f'{failure(source, live.cell, e)}. Executed notebook: {out}' + (f'. What an earlier run of it had made lies in {old}' if old.exists() else '')) from e
 
 # %% ../nbs/51_pipeline.ipynb #24acca70
 def failure(source:Path, cell:dict|None, error:Exception) -> str:

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['INDEX', 'VALIDATION', 'checksum', 'encode_flac', 'write_tar', 'shard_path', 'write_shard', 'read_record', 'Plan',
-           'clips_digest', 'clip_sound', 'make_shard', 'clips_to_shard', 'agree', 'index_shards', 'parse_part', 'shard',
-           'EpochOrder', 'ShardError', 'decode_clip', 'Shards', 'as_float', 'byte_ranges', 'ShardLoader', 'shards_of',
-           'sounds_of', 'shard_profile']
+           'clips_digest', 'clip_sound', 'make_shard', 'clips_to_shard', 'agree', 'clear_killed', 'index_shards',
+           'parse_part', 'shard', 'EpochOrder', 'ShardError', 'decode_clip', 'Shards', 'as_float', 'byte_ranges',
+           'ShardLoader', 'shards_of', 'sounds_of', 'shard_profile']
 
 # %% ../nbs/06_streaming.ipynb #3aab338d
-import csv, dataclasses, hashlib, io, json, math, os, random, signal, tarfile, threading, zlib
+import csv, dataclasses, hashlib, io, json, math, os, platform, random, signal, tarfile, threading, zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np, soundfile as sf, torch
+import numpy as np, psutil, soundfile as sf, torch
 from fastcore.basics import patch
 from joblib import Parallel, delayed
 from joblib.externals.loky import get_reusable_executor
@@ -161,6 +161,12 @@ def agree(folder:Path, plan:Plan, listing:dict):
     if other := [k for k in now if was.get(k) != now[k]]:
         raise ValueError(f'{path} was made with {other[0]}={was.get(other[0])}, now it is {now[other[0]]}; a folder holds the shards of one plan: choose another folder, or remove this one')
 
+def clear_killed(folder:Path):
+    "Removes what killed processes of this machine had begun to write, see `collat.config.atomic_path`."
+    for f in folder.glob(f'.{platform.node()}.*.*'):
+        pid = f.name.removeprefix(f'.{platform.node()}.').split('.')[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)): f.unlink(missing_ok=True)
+
 def index_shards(folder:str|Path) -> dict: # the report
     "Where all shards are finished, write what readers need: index.npy, classes.json, ids.txt, trouble.csv, report.json. Also after bringing parts together by hand."
     folder = Path(folder)
@@ -201,7 +207,7 @@ def shard(
     (i, n), out = parse_part(part), Path(out)
     name, clips, listing = clips_to_shard(data, root, splits)
     plan = Plan(name, len(clips), clips_digest(clips), **settings)
-    agree(out, plan, listing)
+    agree(out, plan, listing); clear_killed(out)
     mine = range(i - 1, plan.shards, n)
     todo = [k for k in mine if read_record(out, k) is None]
     deal = np.split(plan.order(), range(plan.per_shard, plan.clips, plan.per_shard))

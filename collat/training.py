@@ -248,7 +248,7 @@ def save_checkpoint(path, model, opt, data:dict, profile:Profile, valid:list):
     try:
         with atomic_path(path) as tmp:
             torch.save(body, tmp)
-            if Path(path).exists(): before(path).unlink(missing_ok=True); os.link(path, before(path))
+            if Path(path).exists(): os.replace(path, before(path))
     except (OSError, RuntimeError) as e:   # torch says RuntimeError when the disk is full
         raise OSError(f'{path} could not be written ({e}). The last good checkpoint is kept; make room and start the same command again') from e
 
@@ -480,14 +480,16 @@ def torchrun(p:Profile, run_dir:Path, nodes:int=1, meet:str='') -> list:
 
 def run_group(cmd:list, failure:Path) -> int: # exit code
     "Starts a group of ranks once, ends it when one of them has left a traceback in `failure`, and passes a SIGTERM on. Raises Preempted after that."
-    process = subprocess.Popen(cmd)
+    process = None
     try:
-        with asked_to_stop(process.terminate) as asked:
+        with asked_to_stop(lambda: process and process.terminate()) as asked:
+            process = subprocess.Popen(cmd)
+            if asked: process.terminate()   # it came in between
             while process.poll() is None and not failure.exists(): time.sleep(.2)
             if failure.exists(): process.terminate()
             process.wait()
     finally:
-        if process.poll() is None: process.terminate(); process.wait()   # after Ctrl-C
+        if process and process.poll() is None: process.terminate(); process.wait()   # after Ctrl-C
     if asked: raise Preempted('training was stopped by SIGTERM; what was reached is saved, the same command goes on from there')
     return process.returncode
 
@@ -522,8 +524,7 @@ def leave_traceback(e:Exception, failure:Path):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)   # it comes as soon as `failure` is seen
     part = failure.with_name(f".{os.environ['RANK']}.{failure.name}")
     with suppress(OSError): part.write_text(f"rank {os.environ['RANK']}: {type(e).__name__}: {' '.join(str(e).split())}\n{traceback.format_exc()}")
-    with suppress(OSError): os.link(part, failure)
-    part.unlink(missing_ok=True)
+    with suppress(OSError): part.unlink() if failure.exists() else os.replace(part, failure)
 
 def as_rank(profile:Profile, run_dir:str|Path):
     "Both acts as one of the processes of `torchrun`; always ends the process."
@@ -534,7 +535,8 @@ def as_rank(profile:Profile, run_dir:str|Path):
         if dist.is_initialized(): dist.barrier()
     except Preempted as e:
         code = REQUEUE; print(e)
-        if dist.is_initialized(): dist.barrier()   # the first rank may still be saving
+        if dist.is_initialized():
+            with suppress(Exception): dist.barrier()   # the first rank may still be saving
     except Exception as e:
         code = 1; traceback.print_exc()
         if not lost_peer(e): leave_traceback(e, Path(run_dir)/'logs/failure.txt')

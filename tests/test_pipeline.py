@@ -12,7 +12,7 @@ run_dir, p = Path(run_dir), load_profile(profile, overrides)"""
 COUNT = """state = run_dir/'work/state.json'; state.parent.mkdir(exist_ok=True)
 seen = json.loads(state.read_text()) if state.exists() else []
 for i in range(len(seen), p.steps):
-    seen.append(i * p.seed); state.write_text(json.dumps(seen)); time.sleep(.25)
+    seen.append(i * p.seed); state.with_suffix('.new').write_text(json.dumps(seen)); state.with_suffix('.new').replace(state); time.sleep(.25)
 (run_dir/'a.json').write_text(json.dumps(seen)); (run_dir/'resumed').write_text('')"""
 DOUBLE = "from toy.mod import double\n(run_dir/'b.json').write_text(json.dumps([double(x) for x in json.loads((run_dir/'a.json').read_text())]))"
 TOY = (Stage('01_count', (), ('a.json',), work=('work/*',)), Stage('02_double', ('a.json',), ('b.json',)))
@@ -39,14 +39,15 @@ def toy(tmp_path):
 
 def script(root, steps):
     "A process of its own that runs the toy."
-    code = f"""from pathlib import Path
+    code = f"""import signal; signal.signal(signal.SIGINT, signal.default_int_handler)   # in the background, a shell has it ignored
+from pathlib import Path
 from collat.pipeline import Stage, open_run, run_pipeline
 r = Path({str(root)!r}); T = (Stage('01_count', (), ('a.json',), work=('work/*',)), Stage('02_double', ('a.json',), ('b.json',)))
 run_pipeline(open_run('smoke', dict(steps={steps}, seed=3), r/'run', stages=T, nbs=r/'nbs', package=r/'toy'), progress=True)"""
     return [sys.executable, '-c', code]
 
 
-def wait_for(condition, seconds=30):
+def wait_for(condition, seconds=300):
     end = time.time() + seconds
     while not (found := condition()):
         assert time.time() < end, 'waited too long'
@@ -122,7 +123,9 @@ def test_stage_that_writes_nothing_fails(toy):
     assert plan(toy())['01_count']
 
 
-SLEEP = """import os; t = time.time(); time.sleep(3)
+SLEEP = """import os; t = time.time(); (run_dir/f'{name}.here').touch()
+while name in ('left', 'right') and time.time() < t + 120 and not all((run_dir/f'{n}.here').exists() for n in ('left', 'right')): time.sleep(.05)
+time.sleep(.5)
 (run_dir/f'{name}.json').write_text(json.dumps([t, time.time(), os.environ.get('OMP_NUM_THREADS')]))"""
 
 
@@ -146,6 +149,21 @@ def test_failure_beside_another_stage(toy):
     run = lambda: open_run('smoke', dict(steps=20, seed=3), toy.root/'run', stages=stages, nbs=toy.root/'nbs', package=toy.root/'toy')
     with pytest.raises(StageError, match='02_double'): run_pipeline(run(), jobs=2)
     assert plan(run())['01_count'] == [] and not (toy.root/'run/notebooks/03_next.ipynb').exists()
+
+
+def test_a_kernel_that_does_not_start_is_tried_three_times(toy, monkeypatch):
+    "Between the choice of its ports and their use, another process may take one: then ipykernel ends before it answers."
+    from collat import pipeline
+    usual, starts = pipeline.kernel_class, []
+    def unlucky(env, lucky):
+        class Kernel(usual(env)):
+            def format_kernel_cmd(self, *args, **kw): starts.append(1); return super().format_kernel_cmd(*args, **kw) if len(starts) > lucky else ['false']
+        return Kernel
+    monkeypatch.setattr(pipeline, 'kernel_class', lambda env: unlucky(env, 2))
+    assert run_pipeline(toy(), ['count']) == ['01_count'] and len(starts) == 3
+    starts.clear(); monkeypatch.setattr(pipeline, 'kernel_class', lambda env: unlucky(env, 9))
+    with pytest.raises(StageError, match='01_count.ipynb did not start: .*Kernel died'): run_pipeline(toy(seed=5), ['count'])
+    assert len(starts) == 3
 
 
 def test_runs_in_this_interpreter_whatever_is_registered(toy, monkeypatch):
