@@ -514,7 +514,7 @@ def launch(profile:Profile, run_dir:str|Path, nodes:int=1, meet:str='') -> Path:
     guard(torchrun(profile, run, nodes, meet), run/'logs/failure.txt')
     return folder
 
-# %% ../nbs/12_training.ipynb #db88dee2
+# %% ../nbs/12_training.ipynb #5e1c0b7a
 def lost_peer(e:Exception) -> bool:
     "Whether an exception only says that another rank has gone."
     return isinstance(e, dist.DistError) or any(s in str(e) for s in ('gloo', 'closed by peer', 'reset by peer'))
@@ -526,6 +526,7 @@ def leave_traceback(e:Exception, failure:Path):
     with suppress(OSError): part.write_text(f"rank {os.environ['RANK']}: {type(e).__name__}: {' '.join(str(e).split())}\n{traceback.format_exc()}")
     with suppress(OSError): part.unlink() if failure.exists() else os.replace(part, failure)
 
+# %% ../nbs/12_training.ipynb #db88dee2
 def as_rank(profile:Profile, run_dir:str|Path):
     "Both acts as one of the processes of `torchrun`; always ends the process."
     code = 0

@@ -55,7 +55,8 @@ def test_a_killed_run_resumes_and_ends_with_the_same_weights(tmp_path):
     assert collat(*args(tmp_path/'a')).returncode == 0
     first = subprocess.Popen([COLLAT, *args(tmp_path/'b')], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try: assert wait_for_step(tmp_path/'b/logs/train.csv', 9, first)
-    finally: os.killpg(first.pid, signal.SIGKILL); first.wait()
+    finally:
+        if first.poll() is None: os.killpg(first.pid, signal.SIGKILL); first.wait()
     assert not (tmp_path/'b/checkpoints/model/model.safetensors').exists()
     again = collat(*args(tmp_path/'b'))
     assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-2000:]
