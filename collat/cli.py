@@ -24,7 +24,10 @@ def cmd_run(args) -> int:
     only = args.stages.split(',') if args.stages else None
     if args.plan:
         shows = {s.notebook: s.shows for s in run.stages}
-        for nb, why in plan(run, only).items(): print(f'{nb:20}', 'up to date' if not why else 'would run: ' + '\n'.ljust(33).join(why), f'\n{"":20} → {shows[nb]}' * bool(shows[nb]))
+        for nb, why in plan(run, only).items():
+            said = '\n'.ljust(33).join(why) or 'up to date'
+            if why and not why[0].startswith('comes back'): said = f'would run: {said}'
+            print(f'{nb:20}', said, f'\n{"":20} → {shows[nb]}' * bool(shows[nb]))
         return 0
     ran = run_pipeline(run, only, progress=True, say=lambda s: print(s, flush=True), jobs=args.jobs)
     if not ran: print(f'nothing to do: {args.run_dir or Path("runs")/run.profile.name} is up to date')
@@ -178,7 +181,7 @@ def _others(command):
     add('--data', required=True, help='data set, or a table with the columns path and labels (separated by ;) or caption')
     add('--task', default='zero_shot', choices=sorted(TASKS))
     add('--protocol', default='', help='prompt form of zero_shot, see 02_prompts (default: the one that the model was trained with)')
-    add('--root', default='data', help='where the data sets lie (default: data)')
+    add('--root', default='', help='folders of the data sets, with a colon between them (default: those of COLLAT_DATA, or data)')
     add('--out', help='results file to write')
     add = command('data', cmd_data, 'check | get NAME | shard NAME|CSV --out DIR [--part i/n] [--workers N]   [--root D]')
     add('action', choices=('check', 'get', 'shard'))
@@ -187,7 +190,7 @@ def _others(command):
     add('--splits', help='official splits, comma-separated (default: those that are trained on)')
     add('--part', default='1/1', help='i/n: this machine makes every n-th shard (default: 1/1)')
     add('--workers', type=int, default=-1, help='processes that make shards (default: one for each core)')
-    add('--root', default='data', help='where the data sets lie (default: data)')
+    add('--root', default='', help='folders of the data sets, with a colon between them (default: those of COLLAT_DATA, or data)')
     add = command('profile', cmd_profile, '[NAME|FILE] [key=value ...]')
     add('name', nargs='?', default='mini', help='name of a profile, or a JSON file (default: mini)')
 

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'REQUEUE', 'doc', 'SoundFields', 'SceneFields', 'ModelFields', 'LossFields', 'TrainFields',
-           'EvaluationFields', 'Profile', 'nearest_name', 'cast_field', 'load_profile', 'check_field', 'Preempted',
-           'asked_to_stop', 'atomic_path', 'package_version', 'device_name', 'run_info', 'write_results',
-           'read_results']
+           'EvaluationFields', 'Profile', 'nearest_name', 'cast_field', 'load_profile', 'check_field', 'data_folders',
+           'find_data', 'Preempted', 'asked_to_stop', 'atomic_path', 'package_version', 'device_name', 'run_info',
+           'write_results', 'read_results']
 
 # %% ../nbs/00_config.ipynb #e52b1469
-import dataclasses, difflib, json, os, platform, signal, subprocess, sys, time
+import dataclasses, difflib, json, math, os, platform, signal, subprocess, sys, time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -34,7 +34,7 @@ class SoundFields:
     time_mask: int = doc(30, 'SpecAugment: longest stretch masked in training, frames; 192 for AST on AudioSet')
     noise_std: float = doc(.1, 'standard deviation of the Gaussian perturbation in the training view of Eq. 3 (full scale = 1)')
     noise_test: str = doc('0.1,0.01', 'standard deviations of the noisy tests, on the waveform (full scale = 1); 0.1 is the paper\'s (Table 3a)')
-    data_root: str = doc('data', 'folder of the public data sets, seen from where `collat` is started')
+    data_root: str = doc('', 'folders of the public data sets, with a colon between them; empty = those of the variable COLLAT_DATA, or `data`')
     shards: str = doc('', 'folder or fsspec address of finished shards (notebook 06) to train on; empty = rendered scenes, or shards of `data` made in the run folder')
     shuffle_window: int = doc(16, 'shards shuffled together')
     noise_domain: str = doc('waveform', 'where the training view of Eq. 3 is perturbed: waveform | spectrogram (the letter of section 3.4)', 'waveform spectrogram')
@@ -213,8 +213,9 @@ def load_profile(
     return profile
 
 def check_field(f, value):
-    "Refuses a value before anything starts: ValueError on a word that is not among a field's, or a negative number where the default is none."
+    "Refuses a value before anything starts: ValueError on a word that is not among a field's, a number that is not finite, or a negative one where the default is none."
     if (words := f.metadata['one_of']) and value not in words: raise ValueError(f"{f.name}={value}: {', '.join(words[:-1])} or {words[-1]} is accepted.{nearest_name(value, words)}")
+    if isinstance(value, float) and not math.isfinite(value): raise ValueError(f'{f.name}={value}: a finite number is accepted')
     if isinstance(value, (int, float)) and value < 0 <= f.default: raise ValueError(f'{f.name}={value}: zero or more is accepted')
 
 def _from_file(path):
@@ -222,6 +223,28 @@ def _from_file(path):
     except json.JSONDecodeError as e: raise ValueError(f'{path}: not a JSON file ({e})') from None
     base = values.pop('base', 'mini')
     return dataclasses.asdict(load_profile(base)) | {'name': path.stem} | values
+
+# %% ../nbs/00_config.ipynb #1971a956
+def data_folders(
+    root:str|Path='', # folders, with a colon between them; given ones win
+) -> list[Path]: # at least one
+    "The folders in which data that is not in git may lie: `root`, or those of the variable COLLAT_DATA, or `data` of the checkout."
+    said = str(root) or os.environ.get('COLLAT_DATA', '')
+    return [Path(f).expanduser() for f in said.split(os.pathsep) if f] or [_data()]
+
+def _data():
+    "`data` of the checkout that this module lies in, as seen from here; of the present folder where the package came without its notebooks."
+    try: checkout = Path(__file__).resolve().parent.parent
+    except NameError: checkout = Path.cwd().parent
+    if not (checkout/'nbs').is_dir(): return Path('data')
+    return Path(os.path.relpath(checkout/'data')) if Path.cwd().is_relative_to(checkout) else checkout/'data'
+
+def find_data(
+    *names:str, # files or folders, as they may be called
+    root:str|Path='', # as in `data_folders`
+) -> Path|None:
+    "The first of `names` in the first of the data folders that has one; None when none has."
+    return next((folder/n for folder in data_folders(root) for n in names if (folder/n).exists()), None)
 
 # %% ../nbs/00_config.ipynb #20fe51d8
 REQUEUE = 75 # EX_TEMPFAIL of sysexits.h

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .audio import AudioError, load_audio
-from .config import atomic_path, nearest_name
+from .config import atomic_path, data_folders, nearest_name
 from .prompts import label_hash, label_to_words
 
 # %% ../nbs/05_datasets.ipynb #f68c16f0
@@ -229,11 +229,11 @@ def missing_data(source:Source, root:str|Path, why:str) -> DatasetMissing:
     "The one message: what is missing, where to get it, how large, which licence, where to put it."
     get = f'`collat data get {source.name}` fetches ' + ('it' if source.audio else 'the lists; the sound is not distributed') + '. ' if source.remotes else ''
     n = ', '.join(f'{s} {n:,}' for s, n in source.expected.items())
-    return DatasetMissing(f'{source.title}: {why}. {get}By hand: {source.url} ({n} clips; {source.size}; licence: {source.licence}); put into {Path(root)/source.folders[0]}: {source.layout}')
+    return DatasetMissing(f'{source.title}: {why}. {get}By hand: {source.url} ({n} clips; {source.size}; licence: {source.licence}); put into {data_folders(root)[0]/source.folders[0]}: {source.layout}')
 
 def locate(source:Source, root:str|Path) -> Path|None:
-    "The folder that holds one of the source's lists: below `root`, or one level deeper, as archives unpack."
-    for top in (Path(root)/f for f in source.folders):
+    "The folder that holds one of the source's lists: in a data folder, or one level deeper, as archives unpack."
+    for top in (folder/f for folder in data_folders(root) for f in source.folders):
         for base in (top, *(sorted(p for p in top.iterdir() if p.is_dir()) if top.is_dir() else [])):
             if any((base/m).is_file() for m in source.markers): return base
 
@@ -430,7 +430,7 @@ class Listing:
 
 def listed(
     name:str,
-    root:str|Path='data', # folder of all data sets
+    root:str|Path='', # folders of the data sets, as in `data_folders`
     splits:Iterable|None=None, # official splits; None = all
 ) -> Listing:
     "The lists alone (captions need no sound). Raises DatasetMissing, or ValueError for an unknown name or split."
@@ -439,7 +439,7 @@ def listed(
     splits = (splits,) if isinstance(splits, str) else tuple(splits or known)
     if bad := [s for s in splits if s not in known]: raise ValueError(f"{source.title}: split '{bad[0]}' is not one of {', '.join(known)}.{nearest_name(bad[0], known)}")
     base = locate(source, root)
-    if base is None: raise missing_data(source, root, f'its lists are not in {Path(root)/source.folders[0]} (looked for {", ".join(source.markers)})')
+    if base is None: raise missing_data(source, root, f'its lists are not in {" or ".join(str(f/source.folders[0]) for f in data_folders(root))} (looked for {", ".join(source.markers)})')
     try: clips, classes, notes = ADAPTERS[source.name](base, splits)
     except FileNotFoundError as e: raise missing_data(source, root, f'{e.filename} is not there') from e
     return Listing(source, base, clips, classes, notes)
@@ -447,7 +447,7 @@ def listed(
 # %% ../nbs/05_datasets.ipynb #c88e26e1
 def load_dataset(
     name:str|Path, # esc50 | urbansound8k | tut2017 | fsd50k | audioset | vggsound | audiocaps | audiocaps2, or a table (*.csv)
-    root:str|Path='data', # folder of all data sets
+    root:str|Path='', # folders of the data sets, as in `data_folders`
     splits:Iterable|None=None, # official splits; None = all
     check:str='stat', # stat | header | decode
     whole:bool=False, # YouTube sets: files are whole videos
@@ -496,10 +496,10 @@ def load_csv(path:str|Path, check:str='stat') -> Manifest:
     return Manifest(path.stem, clips, sorted({l for c in clips for l in c.labels}), any(len(c.labels) > 1 for c in clips), "the user's own", report)
 
 # %% ../nbs/05_datasets.ipynb #a96e2db2
-def audiocaps_csv(root:str|Path='..') -> Path|None: # root of the repository, as seen from a notebook
-    "The captions of AudioCaps' test clips, where `data get` puts them or in `shared/data` beside the repository; None when they are in neither."
-    base = locate(SOURCES['audiocaps'], Path(root)/'data')
-    places = ([base/'dataset/test.csv', base/'test.csv'] if base else []) + [Path(root)/'../shared/data/audiocaps/test.csv']
+def audiocaps_csv(root:str|Path='') -> Path|None: # folders of the data sets, as in `data_folders`
+    "The captions of AudioCaps' test clips, where `data get` puts them; None when they are not there."
+    base = locate(SOURCES['audiocaps'], root)
+    places = (base/'dataset/test.csv', base/'test.csv') if base else ()
     return next((f for f in places if f.exists()), None)
 
 # %% ../nbs/05_datasets.ipynb #ca83fdb2
@@ -515,7 +515,7 @@ def held_out_ids(name:str, split:str, root:str|Path) -> set:
 
 def training_clips(
     manifest:Manifest, # of fsd50k or audioset
-    root:str|Path='data', # where the lists of the other sets lie
+    root:str|Path='', # folders of the data sets, as in `data_folders`
     allow_missing:bool=False, # go on when another set's list is not there
 ) -> tuple: # clips to train on, counts to record
     "The training split without the sources of the test sets. Raises DatasetMissing naming the list that is needed."
@@ -531,7 +531,7 @@ def training_clips(
     return kept, dict(listed=len(clips), kept=len(kept), left_out=len(clips) - len(kept), by_list=counts)
 
 # %% ../nbs/05_datasets.ipynb #9f8b3dc3
-def check_data(root:str|Path='data', check:str='stat') -> list: # of dicts, one a set
+def check_data(root:str|Path='', check:str='stat') -> list: # of dicts, one a set
     "What is there of every data set; never raises for what is missing or broken."
     rows = []
     for s in SOURCES.values():
@@ -547,7 +547,7 @@ def check_data(root:str|Path='data', check:str='stat') -> list: # of dicts, one 
         rows.append(row)
     return rows
 
-def data_check(root:str|Path='data', check:str='stat') -> str:
+def data_check(root:str|Path='', check:str='stat') -> str:
     "`collat data check`: one line a set, then what is wrong and where to get the rest."
     rows = check_data(root, check)
     lines = [f"{r['name']:13} {r['state']:12} {r['found']:>9,} of {r['expected']:>9,} clips {r['classes'] or '-':>4} classes  {r['licence'].split(';')[0]}" for r in rows]
@@ -566,7 +566,7 @@ PAPER_TABLE1 = (  # as printed: data set, task, instances, classes, metric; spli
     ('vggsound', 'cross-modal retrieval', '15K', 309, 'MRR', ('test',), ''),
     ('audiocaps', 'retrieval, captioning, images', '46K', None, 'MAP@10, COCO metrics', ('train', 'val', 'test'), 'version 1 lists 51,308 clips; scored on test, 975 clips of 5 captions'))
 
-def table_1(root:str|Path='data') -> list: # of dicts
+def table_1(root:str|Path='') -> list: # of dicts
     "Table 1: the paper's counts, the official ones, and what was found here."
     there = {r['name']: r for r in check_data(root)}
     rows = []

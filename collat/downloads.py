@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .config import atomic_path
+from .config import atomic_path, data_folders
 from .datasets import DatasetMissing, Remote, Source, listed, load_dataset, locate, source_of
 
 # %% ../nbs/05a_downloads.ipynb #c19d69c1
@@ -131,20 +131,20 @@ def unpack(path:Path, folder:str|Path, progress:bool=True) -> int: # files
 # %% ../nbs/05a_downloads.ipynb #32e2368d
 def data_get(
     name:str, # data set
-    root:str|Path='data', # folder of all data sets
+    root:str|Path='', # folders of the data sets, as in `data_folders`; the first is filled
     keep:bool=False, # keep the archives
     source:Source|None=None, # instead of the one known under `name`
     say=print, # told what is fetched, from where, how much
     **how, # tries, wait, progress: see `fetch`
 ) -> str: # what is there now
     "Fetches what may be fetched freely, verified and resumed. Raises DownloadError, or ValueError for an unknown name."
-    source = source or source_of(name)
-    top, stamp = Path(root)/source.folders[0], Path(root)/f'downloads/{source.name}.json'
+    source, root = source or source_of(name), data_folders(root)[0]
+    top, stamp = root/source.folders[0], root/f'downloads/{source.name}.json'
     done = json.loads(stamp.read_text()) if stamp.exists() and locate(source, root) else []
     say(f'{source.title}: {len(source.remotes)} files ({source.size}) from {source.url} into {top}; licence: {source.licence}')
     for r in source.remotes:
         if r.to: fetch(r, (top/r.to).parent, **how)
-    archives = [(r, fetch(r, Path(root)/'downloads', **how)) for r in source.remotes if not r.to and r.url not in done]
+    archives = [(r, fetch(r, root/'downloads', **how)) for r in source.remotes if not r.to and r.url not in done]
     for _, path in archives:
         if not re.search(r'\.z\d\d$', path.name): unpack(path, top, how.get('progress', True))   # pieces go with their .zip
     if archives:

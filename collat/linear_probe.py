@@ -478,7 +478,7 @@ def evaluate_data(
     data:str|Path, # name of a data set, or a table (*.csv) with splits or folds
     protocol:str='paper', # prompt form; a probe reads no prompt
     out:str|Path|None=None, # JSON file for the result
-    root:str|Path='data', # where the data sets lie
+    root:str|Path='', # folders of the data sets, as in `data_folders`
     n_boot:int=1000,
 ) -> dict: # rows, chosen, skipped, and what stands beside the numbers
     "Both probes of a data set by its official rule; features are kept beside the checkpoint. Errors as `load_dataset` and `evaluate_manifest`."

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['STAGES', 'SUMMARY', 'UNCOUNTED', 'PARAMETERS', 'SLURM', 'Stage', 'stages_for', 'syntax_tree', 'code_digest',
            'imported_modules', 'names_in', 'Code', 'notebook_code', 'used_parameters', 'file_digest', 'Run', 'open_run',
-           'check_gpus', 'whole_path', 'fingerprint', 'missing', 'reasons', 'plan', 'select_stages', 'locked',
-           'stop_leftovers', 'StageError', 'check_parameters', 'kernel_class', 'Live', 'live_engine', 'execute',
-           'failure', 'prepare', 'begin_stage', 'run_stage', 'feeds', 'next_stage', 'share', 'ended_on_interrupt',
+           'check_gpus', 'whole_folders', 'data_variable', 'whole_path', 'fingerprint', 'missing', 'feeds', 'reasons',
+           'made_under', 'aside', 'whole', 'finished_aside', 'plan', 'select_stages', 'locked', 'stop_leftovers',
+           'StageError', 'check_parameters', 'kernel_class', 'Live', 'live_engine', 'execute', 'failure', 'set_aside',
+           'bring_back', 'prepare', 'begin_stage', 'run_stage', 'next_stage', 'share', 'ended_on_interrupt',
            'end_children', 'run_pipeline', 'prepare_training', 'slurm_script', 'minutes', 'seconds_of', 'to_come',
            'summary']
 
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from .config import Preempted, Profile, asked_to_stop, atomic_path, load_profile, nearest_name, write_results
+from .config import Preempted, Profile, asked_to_stop, atomic_path, data_folders, load_profile, nearest_name, write_results
 
 # %% ../nbs/51_pipeline.ipynb #36cee4e5
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Stage:
     notebook: str # file name without `.ipynb`
     inputs: tuple[str, ...] = () # files of earlier stages
     outputs: tuple[str, ...] = () # what must be there when the stage is done
+    outside: tuple[str, ...] = () # data that it reads where they are there, as globs below the data folders
     work: tuple[str, ...] = () # unfinished work that an interrupted stage resumes from
     extra: bool = False # runs only when it is named: `--stages benchmarks`
     alone: bool = False # nothing runs beside it
@@ -35,6 +37,7 @@ class Stage:
 # %% ../nbs/51_pipeline.ipynb #8c4a3568
 _MODEL = 'checkpoints/model/model.safetensors'
 _REPORTED = 'scenes training zero_shot ablations datasets baselines architecture linear_probe retrieval captioning text_retention image_generation grounding words'.split()
+_CAPTIONS = tuple(f'[Aa]udio[Cc]aps/{deep}test.csv' for deep in ('', '*/', '*/*/'))
 STAGES = (
     Stage('04_scenes', (), ('data/train.npy', 'results/scenes.json'), shows='Table 1'),
     Stage('12_training', ('results/scenes.json',),
@@ -42,11 +45,12 @@ STAGES = (
           work=('checkpoints/work/*', 'logs/*'), alone=True),
     Stage('20_zero_shot', ('results/scenes.json', _MODEL), ('results/zero_shot.json',), shows='Table 2 (zero-shot)'),
     Stage('30_ablations', ('results/scenes.json', 'checkpoints/pretrain.safetensors'), ('results/ablations.json',), work=('ablations/**/*',), shows='Table 3a'),
-    Stage('05_datasets', (), ('results/datasets.json',), shows='Table 1'),
+    Stage('05_datasets', (), ('results/datasets.json',), outside=('*/', '*/*/'), shows='Table 1'),
     Stage('13_baselines', ('results/scenes.json', _MODEL), ('results/baselines.json', 'checkpoints/baselines/*/model.safetensors'), work=('checkpoints/work/baselines/*', 'logs/baselines/*', 'baselines/**/*'), shows='Figure 2a'),
     Stage('31_architecture', ('results/scenes.json', _MODEL, 'results/ablations.json', 'results/baselines.json'), ('results/architecture.json', *(f'figures/figure{n}.png' for n in ('2b', '4a', '4b'))), work=('architecture/**/*',), shows='Figures 2b, 4a, 4b'),
-    *(Stage(n, ('results/scenes.json', _MODEL, 'results/zero_shot.json', 'results/baselines.json'), (f'results/{n[3:]}.json',), work=work, shows=shows) for n, work, shows in (
-        ('21_linear_probe', ('features/**/*',), 'Table 2 (probes)'), ('22_retrieval', ('checkpoints/image_tower/*',), 'Table 3b'), ('23_captioning', ('checkpoints/captioner-*',), 'Table 4'), ('25_text_retention', (), 'Figure 1b'))),
+    *(Stage(n, ('results/scenes.json', _MODEL, 'results/zero_shot.json', 'results/baselines.json'), (f'results/{n[3:]}.json',), outside, work, shows=shows) for n, outside, work, shows in (
+        ('21_linear_probe', (), ('features/**/*',), 'Table 2 (probes)'), ('22_retrieval', (), ('checkpoints/image_tower/*',), 'Table 3b'),
+        ('23_captioning', _CAPTIONS, ('checkpoints/captioner-*',), 'Table 4'), ('25_text_retention', _CAPTIONS, (), 'Figure 1b'))),
     Stage('24_image_generation', ('results/scenes.json', _MODEL), ('results/image_generation.json', 'figures/figure5.png'), work=('checkpoints/painter/*', 'checkpoints/reader/*', 'global_only/**/*'), shows='Figure 5'),
     Stage('26_grounding', ('results/scenes.json', _MODEL, 'results/ablations.json', 'results/image_generation.json'), ('results/grounding.json', 'figures/grounding.png', 'figures/figure1a.png'), shows='Figure 1a'),
     Stage('27_words', ('results/scenes.json', _MODEL), ('results/words.json',)),
@@ -54,9 +58,9 @@ STAGES = (
     Stage('40_benchmarks', (), ('results/benchmarks.json',), extra=True, alone=True),
 )
 _SHARDED = (
-    Stage('05_datasets', (), ('results/datasets.json',)),
+    Stage('05_datasets', (), ('results/datasets.json',), outside=('*/', '*/*/')),
     Stage('06_streaming', (), ('results/shards.json',)),
-    Stage('12_training', ('results/shards.json',), STAGES[1].outputs, STAGES[1].work, alone=True),
+    Stage('12_training', ('results/shards.json',), STAGES[1].outputs, work=STAGES[1].work, alone=True),
     Stage('28_public_sets', (_MODEL,), ('results/public_sets.json',), work=('public/*',)),
     STAGES[-1],
 )
@@ -188,7 +192,8 @@ def open_run(
     p = load_profile(profile, overrides)
     if gpus is not None: p = dataclasses.replace(p, gpus=gpus)
     if here: check_gpus(p.gpus)
-    if p.data != 'scenes': p = dataclasses.replace(p, data_root=str(Path(p.data_root).resolve()), data=str(Path(p.data).resolve()) if p.data.endswith('.csv') else p.data)
+    if p.data_root: p = dataclasses.replace(p, data_root=whole_folders(p.data_root))
+    if p.data.endswith('.csv'): p = dataclasses.replace(p, data=str(Path(p.data).resolve()))
     if p.shards and '://' not in p.shards: p = dataclasses.replace(p, shards=str(Path(p.shards).resolve()))
     p = dataclasses.replace(p, audio_weights=whole_path(p.audio_weights), text_encoder=whole_path(p.text_encoder))
     changed = {f.name: getattr(p, f.name) for f in dataclasses.fields(p) if getattr(p, f.name) != getattr(load_profile(profile), f.name)}
@@ -210,6 +215,15 @@ def check_gpus(n:int):
     gpus, cores = torch.cuda.device_count(), os.cpu_count()
     if n > (gpus or cores): raise ValueError(f"gpus={n}: this machine has {gpus or f'none, and {cores} cores'} (gpus=0 runs on whatever there is)")
 
+def whole_folders(root:str) -> str:
+    "Data folders, each made whole, since the notebooks run in their own folder."
+    return os.pathsep.join(str(f.resolve()) for f in data_folders(root))
+
+def data_variable(run:Run) -> dict: # environment variables
+    "The data folders as the notebooks of `run` are told of them, where any are named."
+    root = run.profile.data_root or os.environ.get('COLLAT_DATA')
+    return dict(COLLAT_DATA=whole_folders(root)) if root else {}
+
 def whole_path(name:str) -> str:
     "Weights named as `KIND:FILE`, `KIND:MODEL/FILE` or `FILE.pth`, the path made whole, since the notebooks run in their own folder; what is no file here stays."
     kind, colon, rest = name.rpartition(':')
@@ -223,11 +237,18 @@ def fingerprint(run:Run, stage:Stage) -> dict:
     code = notebook_code(run.nbs/f'{stage.notebook}.ipynb', run.package)
     own = {*run.files(stage.outputs), run.run_dir/SUMMARY}
     inputs = {run.short(f): file_digest(f, run.hashes) for f in run.files(stage.inputs) if f not in own}
+    for folder in data_folders(run.profile.data_root) if stage.outside else ():
+        found = [f for g in stage.outside for f in folder.glob(g)]
+        inputs |= {f'data: {f.relative_to(folder)}': file_digest(f, run.hashes) if f.is_file() else 'folder' for f in found}
     return dict(parameters=used_parameters(run.profile, code.names), inputs=inputs, code=code.digests)
 
 def missing(run:Run, globs) -> list[str]:
     "Those of `globs` that match no file."
     return [g for g in globs if not run.files([g])]
+
+def feeds(a:Stage, b:Stage) -> bool:
+    "Whether `a` writes something that `b` reads."
+    return any(fnmatch(o, i) for o in a.outputs for i in b.inputs)
 
 # %% ../nbs/51_pipeline.ipynb #715f55fc
 def reasons(
@@ -247,12 +268,38 @@ def reasons(
     made = [(o, s.notebook) for s in before for o in s.outputs for i in stage.inputs if fnmatch(o, i)]
     return why + [f'input {o} will be written by {nb}' for o, nb in dict(made).items()]
 
+# %% ../nbs/51_pipeline.ipynb #f0c1b38c
+def made_under(run:Run, stage:Stage) -> dict|None:
+    "The fingerprint under which the files of `stage` were made, finished or not; None where no record tells."
+    started, done = run.stamp(stage, 'started'), run.stamp(stage)
+    if started.exists(): return _json(started)
+    return _json(done).get('fingerprint') if done.exists() else None
+
+def aside(run:Run, stage:Stage, mark:dict) -> Path:
+    "The folder for what `stage` made under the fingerprint `mark`."
+    key = hashlib.sha256(json.dumps(mark, sort_keys=True).encode()).hexdigest()[:8]
+    return run.run_dir/'previous'/stage.notebook/key
+
+def whole(run:Run, stage:Stage, *more:Path) -> bool:
+    "Whether each output of `stage` lies in the run folder, or in one of the folders `more`."
+    return all(any(any(folder.glob(g)) for folder in (run.run_dir, *more)) for g in stage.outputs)
+
+def finished_aside(run:Run, stage:Stage) -> Path|None:
+    "Where a finished result of `stage` under its present fingerprint is set aside, if it is."
+    place = aside(run, stage, fingerprint(run, stage))
+    return place if (place/run.short(run.stamp(stage))).exists() and whole(run, stage, place) else None
+
+def _write(path, body):
+    with atomic_path(path) as tmp: tmp.write_text(json.dumps(body, indent=1, ensure_ascii=False))
+
 # %% ../nbs/51_pipeline.ipynb #46721271
 def plan(run:Run, only:list[str]|None=None) -> dict[str, list[str]]:
     "For each stage (of `only`), why it would run; an empty list means up to date. Changes nothing."
     out, before = {}, []
     for s in select_stages(run.stages, only):
-        out[s.notebook] = reasons(run, s, tuple(before))
+        why = reasons(run, s, tuple(before))
+        if why and not any(feeds(b, s) for b in before) and (place := finished_aside(run, s)): why = [f'comes back from {run.short(place)}']
+        out[s.notebook] = why
         if out[s.notebook]: before.append(s)
     return out
 
@@ -345,15 +392,17 @@ def execute(run:Run, stage:Stage, progress:bool=False, env:dict|None=None):
     every = .2 if sys.stderr.isatty() else 60. # a log file gets a line a minute
     live = Live(every)
     logging.getLogger('papermill').addHandler(logging.NullHandler()) # errors come as exceptions
+    env = {'COLLAT_RUN': str(run.run_dir)} | data_variable(run) | (env or {})
     bar = dict(desc=f'  {stage.notebook}', mininterval=every, leave=False, dynamic_ncols=True) if progress else False
     for attempt in range(3):
         try: return papermill.execute_notebook(str(source), str(out), dict(profile=run.profile_arg, run_dir=str(run.run_dir), overrides=run.overrides), cwd=str(run.nbs),
-            kernel_name='python3', kernel_manager_class=kernel_class({'COLLAT_RUN': str(run.run_dir)} | (env or {})), iopub_timeout=60,
+            kernel_name='python3', kernel_manager_class=kernel_class(env), iopub_timeout=60,
             engine_name=live_engine(), live=live, stdout_file=live, stderr_file=live, progress_bar=bar)
         except Exception as e:
             if attempt < 2 and live.cell is None and 'Kernel died' in str(e): continue   # another process took one of its ports before it did
             old = run.run_dir/'previous'/stage.notebook
-            raise StageError(f'{failure(source, live.cell, e)}. Executed notebook: {out}' + (f'. What an earlier run of it had made lies in {old}' if old.exists() else '')) from e
+            kept = f'. What it made under other settings lies in {old} and comes back with them' if old.exists() else ''
+            raise StageError(f'{failure(source, live.cell, e)}. Executed notebook: {out}{kept}') from e
 
 # %% ../nbs/51_pipeline.ipynb #24acca70
 def failure(source:Path, cell:dict|None, error:Exception) -> str:
@@ -366,31 +415,56 @@ def failure(source:Path, cell:dict|None, error:Exception) -> str:
     code = [l for l in cell['source'].splitlines() if l.strip() and not l.startswith('#|')]
     return f'{source.name}, {where} (`{(code or [""])[0].strip()[:80]}`): {said}'
 
-# %% ../nbs/51_pipeline.ipynb #f0c1b38c
-def prepare(run:Run, stage:Stage, mark:dict):
-    "Leaves the work of an interrupted run where it is if it belongs to the fingerprint `mark`, and sets it aside otherwise."
-    path = run.stamp(stage, 'started')
-    if path.exists() and _json(path) == mark: return
-    old = run.run_dir/'previous'/stage.notebook
-    if files := run.files(stage.outputs + stage.work):
-        shutil.rmtree(old, ignore_errors=True)
-        for f in files: (old/run.short(f)).parent.mkdir(parents=True, exist_ok=True); os.replace(f, old/run.short(f))
-    run.stamp(stage).unlink(missing_ok=True)
-    _write(path, mark)
+# %% ../nbs/51_pipeline.ipynb #f71fc99a
+def set_aside(run:Run, stage:Stage) -> str: # what was moved, for a reader; empty when there was nothing
+    "Moves everything that `stage` has made, and its record, out of the way."
+    files, records, mark = run.files(stage.outputs + stage.work), [run.stamp(stage, 'started'), run.stamp(stage)], made_under(run, stage)
+    started = records[0].exists()
+    known = mark and (started or whole(run, stage, aside(run, stage, mark)))
+    place = aside(run, stage, mark) if known else run.run_dir/'previous'/stage.notebook/time.strftime('%Y-%m-%dT%H%M%S')
+    size = sum(f.stat().st_size for f in files)
+    for f in [*files, *(r for r in records if r.exists() and files)]:
+        to = place/run.short(f)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(f, to)
+    for r in records: r.unlink(missing_ok=True)
+    return f'{"unfinished work" if started else "what it made"} under other settings ({len(files)} files, {size/1e6:.1f} MB) is set aside in {run.short(place)}' if files else ''
 
-def _write(path, body):
-    with atomic_path(path) as tmp: tmp.write_text(json.dumps(body, indent=1, ensure_ascii=False))
+def bring_back(run:Run, stage:Stage, mark:dict):
+    "Moves what `stage` made under the fingerprint `mark` from where it was set aside to where it was."
+    place = aside(run, stage, mark)
+    if not place.exists(): return
+    _write(run.stamp(stage, 'started'), mark)
+    files = [f for f in place.rglob('*') if f.is_file()]
+    for f in sorted(files, key=lambda f: f.parent == place/'stages'):
+        to = run.run_dir/f.relative_to(place)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(f, to)
+    shutil.rmtree(place)
+
+# %% ../nbs/51_pipeline.ipynb #3db86d5a
+def prepare(run:Run, stage:Stage, mark:dict, say=print) -> bool: # whether a finished result came back, so that nothing is to be done
+    "Leaves or brings back the work that belongs to the fingerprint `mark`, and sets aside all other."
+    started, done = run.stamp(stage, 'started'), run.stamp(stage)
+    mine = made_under(run, stage) == mark and (started.exists() or whole(run, stage, aside(run, stage, mark)))
+    if not mine and (moved := set_aside(run, stage)): say(f'{stage.notebook}: {moved}')
+    bring_back(run, stage, mark)
+    if done.exists() and _json(done).get('fingerprint') == mark and whole(run, stage):
+        started.unlink(missing_ok=True)
+        return True
+    done.unlink(missing_ok=True)
+    _write(started, mark)
+    return False
 
 # %% ../nbs/51_pipeline.ipynb #e5cad521
-def begin_stage(run:Run, stage:Stage) -> dict: # its fingerprint
+def begin_stage(run:Run, stage:Stage, say=print) -> dict|None: # its fingerprint; None when a finished result came back
     "Checks what `stage` needs, and sets aside what does not belong to it. Raises ValueError when an input or a parameter is missing."
     if lack := missing(run, stage.inputs):
         maker = next((s.notebook for s in run.stages for o in s.outputs if fnmatch(o, lack[0])), 'no stage')
         raise ValueError(f'{stage.notebook} needs {lack[0]}, which {maker} writes: run that first')
     check_parameters(run.nbs/f'{stage.notebook}.ipynb')
     mark = fingerprint(run, stage)
-    prepare(run, stage, mark)
-    return mark
+    return None if prepare(run, stage, mark, say) else mark
 
 def run_stage(run:Run, stage:Stage, mark:dict, progress:bool=False, env:dict|None=None) -> float:
     "Executes a stage that was begun, and records that it is done; returns its wall time, s. Raises `StageError` when it fails."
@@ -403,10 +477,6 @@ def run_stage(run:Run, stage:Stage, mark:dict, progress:bool=False, env:dict|Non
     return seconds
 
 # %% ../nbs/51_pipeline.ipynb #aafbf553
-def feeds(a:Stage, b:Stage) -> bool:
-    "Whether `a` writes something that `b` reads."
-    return any(fnmatch(o, i) for o in a.outputs for i in b.inputs)
-
 def next_stage(waiting:list, running, jobs:int) -> Stage|None:
     "The first of `waiting` (in order) that may start beside `running`; None when something has to end first."
     running = list(running)
@@ -445,9 +515,15 @@ def run_pipeline(
         while running or waiting and not (asked or failed):
             while not (asked or failed) and (s := next_stage(waiting, running.values(), jobs)):
                 waiting.remove(s)
-                if not (why := reasons(run, s)): say(f'{head(s)}: up to date'); continue
-                say(f'{head(s)}: runs, because {why[0]}' + (f' (and {len(why) - 1} more)' if why[1:] else '') + to_come(run, [*running.values(), s, *waiting], jobs))
-                running[pool.submit(run_stage, run, s, begin_stage(run, s), progress, share(jobs, s))] = s
+                if not (why := reasons(run, s)):
+                    say(f'{head(s)}: up to date')
+                    continue
+                left, mark = to_come(run, [*running.values(), s, *waiting], jobs), begin_stage(run, s, say)
+                if mark is None:
+                    say(f'{head(s)}: came back from previous/, where it had been set aside')
+                    continue
+                say(f'{head(s)}: runs, because {why[0]}' + (f' (and {len(why) - 1} more)' if why[1:] else '') + left)
+                running[pool.submit(run_stage, run, s, mark, progress, share(jobs, s))] = s
             for f in wait(running, return_when=FIRST_COMPLETED).done:
                 s = running.pop(f)
                 if e := f.exception(): failed = failed or (s, e); continue

@@ -20,7 +20,7 @@ EVALUATIONS = (*(('zero_shot', s) for s in ('esc50', 'urbansound8k', 'tut2017', 
 def evaluate_public(
     folder:str|Path, # of the trained model
     out:str|Path, # folder for the files of the single evaluations
-    root:str|Path='data', # where the data sets lie
+    root:str|Path='', # folders of the data sets, as in `data_folders`
     evaluations=EVALUATIONS, # (task, data set) each
 ) -> dict: # rows, missing: evaluation -> reason
     "Every evaluation whose data set is there."

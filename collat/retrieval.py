@@ -497,7 +497,7 @@ def evaluate_data(
     data:str|Path, # audiocaps, vggsound, or a table (*.csv) with captions
     protocol:str='', # prompt form; captions are read as they are
     out:str|Path|None=None, # JSON file for the result
-    root:str|Path='data', # where the data sets lie
+    root:str|Path='', # folders of the data sets, as in `data_folders`
     n_boot:int=1000,
 ) -> dict: # rows, skipped, and what stands beside the numbers
     "Retrieval on a data set or a user's table; pictures too where clips have frames and the text encoder is a CLIP with an image tower. Errors as `load_dataset`."

@@ -197,7 +197,7 @@ def parse_part(part:str) -> tuple: # (i, n), i from 1
 def shard(
     data:str|Manifest, # name of a data set, table (*.csv), or manifest
     out:str|Path, # folder of the shards
-    root:str|Path='data', # folder of all data sets
+    root:str|Path='', # folders of the data sets, as in `data_folders`
     splits:tuple|None=None, # official splits; None = what is trained on
     part:str='1/1', # i/n: this machine makes every n-th shard
     workers:int=-1, # processes; -1 = one for each core

@@ -151,12 +151,12 @@ EVAL_SPLITS = dict(fsd50k=('eval',), audioset=('eval',), vggsound=('test',), aud
 
 def evaluation_split(
     data:str|Path, # name of a data set, or a table (*.csv)
-    root:str|Path='data', # where the data sets lie
+    root:str|Path='', # folders of the data sets, as in `data_folders`
 ) -> Manifest:
     "The part of a data set that the public protocol evaluates on, or the whole table. Errors as `load_dataset`."
     return load_dataset(data, root, None if str(data).lower().endswith('.csv') else EVAL_SPLITS.get(source_of(data).name))
 
-def evaluation_set(data:str|Path, root:str|Path='data') -> Manifest:
+def evaluation_set(data:str|Path, root:str|Path='') -> Manifest:
     "Its clips with labels. Raises ValueError when there are none."
     m = evaluation_split(data, root)
     m.clips = [c for c in m.clips if c.labels]
@@ -215,7 +215,7 @@ def evaluate_data(
     data:str|Path, # name of a data set, or a table (*.csv)
     template:str='', # prompt protocol; empty = the one that the model was trained with
     out:str|Path|None=None, # JSON file for the result
-    root:str|Path='data', # where the data sets lie
+    root:str|Path='', # folders of the data sets, as in `data_folders`
     n_boot:int=1000,
 ) -> dict:
     "Zero-shot numbers on a data set or a user's own clips, with N and the files that were skipped and why."

@@ -7,12 +7,11 @@ import pytest, torch
 from collat import captioning as C
 
 ROOT = Path(__file__).parent.parent
-CSV = C.audiocaps_csv(ROOT)
 
 
-@pytest.mark.skipif(CSV is None, reason='the captions of AudioCaps are neither in data/AudioCaps nor in ../shared/data: `collat data get audiocaps` brings them')
-def test_human_row_of_table_4():
-    row = C.human_row(CSV)
+@pytest.mark.data('audiocaps')
+def test_human_row_of_table_4(data):
+    row = C.human_row(data)
     measured = {'BLEU-1': 65.4, 'BLEU-2': 48.8, 'BLEU-3': 37.3, 'BLEU-4': 29.0, 'METEOR': 28.8, 'CIDEr': 90.8, 'ROUGE-L': 49.5}
     printed = C.paper_table4(corrected=True)['Human']
     for k, v in measured.items():

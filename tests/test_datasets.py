@@ -12,7 +12,6 @@ from collat.datasets import SOURCES, DatasetMissing, Remote, check_data, data_ch
 from collat.downloads import DownloadError, data_get, fetch, git_blob, unpack
 from collat.prompts import class_prompts, label_to_words
 
-SHARED = Path(__file__).parent.parent.parent/'shared/data'
 TUT = 'TUT-acoustic-scenes-2017'
 HEAD = '# Segments csv created Sun Mar  5 10:54:31 2017\n# num_ytids={0}, num_segs={0}, num_unique_labels=527, num_positive_labels=52882\n# YTID, start_seconds, end_seconds, positive_labels\n'
 
@@ -167,17 +166,19 @@ def test_vggsound_has_no_header_and_frames(tmp_path):
     assert len(wav) == 2 * 16_000     # from second 1 to the end of the video
 
 
-@pytest.mark.skipif(not (SHARED/'audiocaps/test.csv').exists(), reason='shared/data/audiocaps is not here')
-def test_the_audiocaps_captions_are_4875_of_975_clips():
-    l = listed('audiocaps', SHARED, 'test')
+@pytest.mark.data('audiocaps')
+def test_the_audiocaps_captions_are_4875_of_975_clips(data, tmp_path):
+    (tmp_path/'AudioCaps').mkdir()
+    shutil.copy(data, tmp_path/'AudioCaps')
+    l = listed('audiocaps', tmp_path, 'test')
     assert len(l.clips) == 975 and all(len(c.captions) == 5 for c in l.clips) and all(c.captions[0].strip() for c in l.clips)
-    assert git_blob(SHARED/'audiocaps/test.csv') == next(r.checksum[4:] for r in SOURCES['audiocaps'].remotes if r.to == 'dataset/test.csv')   # the pin is of this very file
-    with pytest.raises(DatasetMissing, match='none of the 975'): load_dataset('audiocaps', SHARED, 'test')
+    assert git_blob(data) == next(r.checksum[4:] for r in SOURCES['audiocaps'].remotes if r.to == 'dataset/test.csv')   # the pin is of this very file
+    with pytest.raises(DatasetMissing, match='none of the 975'): load_dataset('audiocaps', tmp_path, 'test')
 
 
-@pytest.mark.skipif(not (SHARED/'class_labels').exists(), reason='shared/data/class_labels is not here')
-def test_class_words_are_those_of_the_published_lists(tmp_path):
-    published = {f.name.split('_class')[0]: list(json.loads(f.read_text())) for f in (SHARED/'class_labels').glob('*.json')}
+@pytest.mark.data('class_labels')
+def test_class_words_are_those_of_the_published_lists(data, tmp_path):
+    published = {f.name.split('_class')[0]: list(json.loads(f.read_text())) for f in data.glob('*.json')}
     under = lambda l: l.replace(' ', '_')
     l = published['ESC50']; rows_csv(tmp_path/'ESC-50/meta/esc50.csv', 'filename,fold,target,category,esc10,src_file,take'.split(','), [(f'{i}.wav', 1, i, under(c), False, i, 'A') for i, c in reversed(list(enumerate(l)))])
     assert [label_to_words(c) for c in listed('esc50', tmp_path).classes] == l and len(l) == 50

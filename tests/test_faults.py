@@ -179,7 +179,7 @@ def test_other_number_of_ranks_goes_on_in_mid_epoch(tiny, whole, tmp_path, proce
 
 def test_traceback_of_the_failing_rank_is_what_is_shown(tiny, tmp_path):
     write_results(tmp_path/'results/shards.json', {}, load_profile(tiny), time.time())
-    done = subprocess.run([COLLAT, 'run', '--profile', str(tiny), '--run-dir', str(tmp_path), '--stages', 'training', 'lr=inf', 'warmup=1'], cwd=ROOT, env=usual(), capture_output=True, text=True)
+    done = subprocess.run([COLLAT, 'run', '--profile', str(tiny), '--run-dir', str(tmp_path), '--stages', 'training', 'lr=1e30', 'warmup=1'], cwd=ROOT, env=usual(), capture_output=True, text=True)
     assert done.returncode == 1 and re.search(r'the training failed: rank \d: FloatingPointError: .* loss nan', done.stderr.splitlines()[-1]), done.stderr
     shown = (tmp_path/'notebooks/12_training.ipynb').read_text()
     assert 'Traceback (most recent call last)' in shown and 'the last good checkpoint is kept' in shown and 'in after_batch' in shown

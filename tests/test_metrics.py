@@ -1,6 +1,4 @@
 "Metrics: invariances, extreme cases and the AudioCaps protocol (the literal loops are in nbs/03_metrics.ipynb)."
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +7,6 @@ import torch
 from collat.metrics import (accuracy, average_precision_at_k, bootstrap_ci, clipwise_map, first_rank, mean_average_precision, mrr,
                             paired_bootstrap, query_ap, recall_at_k, relevance, resample_counts, resampled_map)
 
-AUDIOCAPS = Path(__file__).parents[2]/'shared/data/audiocaps/test.csv'
 
 def random_case(rng, b=30, k=5, steps=6):
     y = rng.random((b, k)) < .3; y[0] = True
@@ -75,9 +72,9 @@ def test_paired_difference_is_narrower_than_independent_ones():
     assert 0 < d['lo'] < d['difference'] < d['hi'] and d['share_above'] == 1
     assert d['hi'] - d['lo'] < .1*np.ptp(bootstrap_ci(np.mean, a))
 
-@pytest.mark.skipif(not AUDIOCAPS.exists(), reason='shared/data/audiocaps/test.csv is not here')
-def test_audiocaps_protocol():
-    caps = pd.read_csv(AUDIOCAPS)
+@pytest.mark.data('audiocaps')
+def test_audiocaps_protocol(data):
+    caps = pd.read_csv(data)
     clip, ids = pd.factorize(caps.youtube_id)
     assert (len(caps), len(ids)) == (4875, 975) and set(np.bincount(clip)) == {5}
     rel = relevance(clip, np.arange(975))

@@ -84,7 +84,72 @@ def test_changed_parameter_does_not_resume(toy):
     assert plan(toy(seed=5)) == {'01_count': ['parameter seed changed 3 → 5'], '02_double': ['input a.json will be written by 01_count']}
     run_pipeline(toy(seed=5))
     assert json.loads((toy.root/'run/b.json').read_text()) == [0, 10]
-    assert json.loads((toy.root/'run/previous/01_count/a.json').read_text()) == [0, 3]
+    (kept,) = (toy.root/'run/previous/01_count').glob('*/a.json')
+    assert json.loads(kept.read_text()) == [0, 3]
+
+
+def quiet(run):
+    "What a run did, and what it said."
+    said = []
+    try: return run_pipeline(run, say=said.append), said
+    except StageError as e: return str(e), said
+
+
+def test_finished_work_outlives_failures_and_comes_back_with_its_settings(toy):
+    "A slip, another slip, the slip mended: nothing is made again. What was finished under either setting stays."
+    fail = COUNT + "\nassert p.seed < 100, 'a slip'"
+    notebook(toy.root/'nbs/01_count.ipynb', HEAD, fail)
+    assert quiet(toy())[0] == ['01_count', '02_double']
+    made, stamp = (toy.root/'run/a.json').stat().st_mtime_ns, (toy.root/'run/stages/01_count.done.json').read_text()
+    for seed in (100, 200, 100):
+        message, said = quiet(toy(seed=seed))
+        assert 'AssertionError: a slip' in message and 'comes back with them' in message
+    assert not (toy.root/'run/a.json').exists() or json.loads((toy.root/'run/a.json').read_text()) != [0, 3]
+    (place,) = {f.parent for f in (toy.root/'run/previous/01_count').glob('*/a.json') if json.loads(f.read_text()) == [0, 3]}
+    assert plan(toy())['01_count'] == [f'comes back from previous/01_count/{place.name}']
+    ran, said = quiet(toy())
+    assert ran == [] and any('unfinished work under other settings' in s and 'previous/01_count/' in s for s in said) and any('came back' in s for s in said)
+    assert (toy.root/'run/a.json').stat().st_mtime_ns == made and (toy.root/'run/stages/01_count.done.json').read_text() == stamp
+    ran, said = quiet(toy(seed=5))
+    assert ran == ['01_count', '02_double'] and 'what it made under other settings (2 files' in said[0] and 'previous/01_count/' in said[0]
+    assert quiet(toy())[0] == [] and json.loads((toy.root/'run/b.json').read_text()) == [0, 6]
+    assert quiet(toy(seed=5))[0] == [] and json.loads((toy.root/'run/b.json').read_text()) == [0, 10]
+    (toy.root/'run/a.json').unlink()   # deleting makes a stage run again
+    assert quiet(toy(seed=5))[0] == ['01_count'] and json.loads((toy.root/'run/a.json').read_text()) == [0, 5]
+
+
+def test_half_done_work_comes_back_too(toy):
+    "Eight of sixteen numbers counted, then another setting, then back: the count goes on."
+    notebook(toy.root/'nbs/01_count.ipynb', HEAD, COUNT.replace('seen.append', "assert i < 8 or (run_dir/'go').exists()\n    seen.append").replace('.25', '0'))
+    assert 'AssertionError' in quiet(toy(steps=16))[0]
+    state = toy.root/'run/work/state.json'
+    state.write_text(json.dumps([-1] + json.loads(state.read_text())[1:]))   # a mark that only resumed work keeps
+    assert quiet(toy(steps=2))[0] == ['01_count', '02_double']
+    (toy.root/'run/go').write_text('')
+    assert quiet(toy(steps=16))[0] == ['01_count', '02_double']
+    assert json.loads((toy.root/'run/a.json').read_text()) == [-1] + [3 * i for i in range(1, 16)]
+
+
+@pytest.mark.parametrize('moves', [0, 1, 2, 3])
+@pytest.mark.parametrize('way', ['aside', 'back'])
+def test_killed_while_files_move(toy, monkeypatch, moves, way):
+    "After a death between any two moves, either setting finds all that was made under it."
+    import collat.pipeline as P
+    assert quiet(toy())[0] == ['01_count', '02_double']
+    if way == 'back': assert quiet(toy(seed=5))[0] == ['01_count', '02_double']
+    replace, left = os.replace, [moves]
+    def dying(a, b):
+        if 'previous' in str(a) + str(b):
+            if not left[0]: raise KeyboardInterrupt
+            left[0] -= 1
+        replace(a, b)
+    with monkeypatch.context() as m:
+        m.setattr(P.os, 'replace', dying)
+        with pytest.raises(KeyboardInterrupt): run_pipeline(toy(seed=5 if way == 'aside' else 3), say=lambda s: None)
+    for seed in (3, 5) if way == 'aside' else (5, 3):
+        ran, _ = quiet(toy(seed=seed))
+        assert ran == ([] if way == 'back' or seed == 3 else ['01_count', '02_double'][moves // 3:])   # its first three moves are those of the first stage
+        assert json.loads((toy.root/'run/b.json').read_text()) == [0, 2 * seed]
 
 
 def test_second_run_is_refused_while_first_runs(toy):

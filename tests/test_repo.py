@@ -79,6 +79,37 @@ def test_notebook_form(path):
         assert len([l for l in c.splitlines() if not l.startswith('#|')]) <= 40, f'export cell too long: {c[:80]}'
 
 
+DRAWS = 'normal random integers choice permutation shuffle standard_normal multinomial uniform bytes'.split()
+TORCH_DRAWS = 'torch.randn torch.rand torch.randint torch.randperm torch.randn_like torch.rand_like'.split()
+
+
+def bound(tree):
+    "Names that a cell gives a value to."
+    return {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)} | {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
+
+
+def draws(tree):
+    "Names of the generators that a cell draws from; 'torch' where it is torch's own."
+    for n in ast.walk(tree):
+        if not isinstance(n, ast.Call): continue
+        given = [k.value.id for k in n.keywords if k.arg == 'generator' and isinstance(k.value, ast.Name)]
+        yield from given
+        if ast.unparse(n.func) in TORCH_DRAWS and not any(k.arg == 'generator' for k in n.keywords): yield 'torch'
+        match n.func:
+            case ast.Attribute(value=ast.Name(id=name), attr=attr) if attr in DRAWS: yield name
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=ids)
+def test_each_cell_draws_from_a_generator_of_its_own(path):
+    "So that no optional cell changes what another one draws."
+    for cell in cells(path):
+        code = source(cell)
+        tree = ast.parse('\n'.join(l for l in code.splitlines() if not l.startswith(('%', '!'))))
+        mine = bound(tree) | {'np', 'random'} | ({'torch'} if 'manual_seed' in code else set())
+        if '#| export' in code: continue
+        assert not (others := set(draws(tree)) - mine), f'{sorted(others)} of another cell in: {code[:100]}'
+
+
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=ids)
 def test_notebook_outputs(path):
     size = 0
@@ -100,6 +131,12 @@ def test_tracked_files_are_small():
         limit = 10_000_000 if f.endswith('.safetensors') else 1_000_000
         assert (ROOT/f).stat().st_size <= limit, f'{f} is larger than {limit} bytes'
     assert not [f for f in files if f.startswith(('runs/', '.venv/')) or f.startswith('data/') and f != 'data/README.md']
+
+
+def test_nothing_knows_a_folder_beside_the_clone():
+    word = 'sha' + 'red'
+    said = subprocess.run(['git', 'grep', '-nE', rf'\b{word}/|/{word}\b', '--', 'nbs', 'collat', 'tests', 'Makefile', 'README.md', 'data'], cwd=ROOT, capture_output=True, text=True).stdout
+    assert not said, said
 
 
 def test_import_is_light():

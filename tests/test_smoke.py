@@ -40,6 +40,23 @@ def test_every_stage_runs_and_a_second_call_does_nothing(profile, tmp_path):
     assert read_results(run/'results/zero_shot.json') == zs
 
 
+def test_a_slip_of_the_pen_costs_nothing(tmp_path):
+    "A learning rate that is none, and two at which the training fails. With the slip mended nothing is trained again."
+    args, model = ('run', '--profile', 'smoke', '--run-dir', str(tmp_path), '--stages', 'scenes,training'), tmp_path/'checkpoints/model/model.safetensors'
+    assert collat(*args).returncode == 0
+    made, weights = model.stat().st_mtime_ns, model.read_bytes()
+    for slip in 'nan', 'inf':
+        refused = collat(*args, f'pretrain_lr={slip}')
+        assert refused.returncode != 0 and f'pretrain_lr={slip}: a finite number is accepted' in refused.stderr and model.stat().st_mtime_ns == made
+    for slip in '1e30', '1e35':
+        failed = collat(*args, f'pretrain_lr={slip}')
+        assert failed.returncode == 1 and 'FloatingPointError' in failed.stderr, failed.stderr
+        assert 'is set aside in previous/12_training/' in failed.stdout and 'comes back with them' in failed.stderr.splitlines()[-1] and not model.exists()
+    mended = collat(*args)
+    assert mended.returncode == 0 and '12_training: came back' in mended.stdout and ': runs' not in mended.stdout, mended.stdout
+    assert model.stat().st_mtime_ns == made and model.read_bytes() == weights
+
+
 def wait_for_step(log, step, process, seconds=600):
     "Waits until the training log holds a step."
     end = time.time() + seconds
