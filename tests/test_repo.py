@@ -1,5 +1,5 @@
 "Gates on the repository itself: notebooks, modules, imports, sizes, settings."
-import ast, importlib.metadata, json, re, subprocess, sys
+import ast, importlib.metadata, json, re, shutil, subprocess, sys
 from configparser import ConfigParser
 from pathlib import Path
 import pytest
@@ -170,6 +170,30 @@ def test_settings():
     assert {'jupyterlab', 'nbdev', 'torch', 'torchaudio', 'open_clip_torch', 'fastai', 'seaborn', 'pycocoevalcap', 'papermill', 'pytest'} <= have
     import collat
     assert collat.__version__ == cfg['version']
+
+
+FAKE = """#!/bin/bash
+[ "$1" = -c ] && exit 0
+if [ "$2" = venv ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; cp "$0" "$3/bin/pip"; exit; fi
+echo "$*" >> calls
+case "$*" in *install*) [ -e network ];; esac
+"""
+
+
+def test_an_interrupted_installation_starts_anew(tmp_path):
+    "With a Python that only notes what it is asked for; its pip fails as long as there is no file `network`."
+    for f in 'Makefile', 'settings.ini', 'setup.py', 'pyproject.toml': shutil.copy(ROOT/f, tmp_path)
+    (tmp_path/'python').write_text(FAKE)
+    (tmp_path/'python').chmod(0o755)
+    make = lambda: subprocess.run(['make', 'setup', 'PYTHON=./python'], cwd=tmp_path, capture_output=True, text=True)
+    assert make().returncode != 0 and not (tmp_path/'.venv/.installed').exists()
+    (tmp_path/'.venv/half a package').touch()
+    (tmp_path/'network').touch()
+    again = make()
+    assert again.returncode == 0 and 'starts anew' in again.stdout and (tmp_path/'.venv/.installed').exists(), again.stderr
+    assert not (tmp_path/'.venv/half a package').exists()
+    calls = (tmp_path/'calls').read_text()
+    assert make().returncode == 0 and (tmp_path/'calls').read_text() == calls and calls.count('install') == 2 and calls.splitlines()[-1].endswith('check')
 
 
 def test_readme_has_its_place_for_results():
