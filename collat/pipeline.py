@@ -428,7 +428,8 @@ def set_aside(run:Run, stage:Stage) -> str: # what was moved, for a reader; empt
         to.parent.mkdir(parents=True, exist_ok=True)
         os.replace(f, to)
     for r in records: r.unlink(missing_ok=True)
-    return f'{"unfinished work" if started else "what it made"} under other settings ({len(files)} files, {size/1e6:.1f} MB) is set aside in {run.short(place)}' if files else ''
+    what, count = 'unfinished work' if started else 'what it made', f'{len(files)} file' + 's' * (len(files) > 1)
+    return f'{what} under other settings, inputs or code ({count}, {size/1e6:.1f} MB) is set aside in {run.short(place)}' if files else ''
 
 def bring_back(run:Run, stage:Stage, mark:dict):
     "Moves what `stage` made under the fingerprint `mark` from where it was set aside to where it was."

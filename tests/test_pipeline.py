@@ -111,7 +111,7 @@ def test_finished_work_outlives_failures_and_comes_back_with_its_settings(toy):
     assert ran == [] and any('unfinished work under other settings' in s and 'previous/01_count/' in s for s in said) and any('came back' in s for s in said)
     assert (toy.root/'run/a.json').stat().st_mtime_ns == made and (toy.root/'run/stages/01_count.done.json').read_text() == stamp
     ran, said = quiet(toy(seed=5))
-    assert ran == ['01_count', '02_double'] and 'what it made under other settings (2 files' in said[0] and 'previous/01_count/' in said[0]
+    assert ran == ['01_count', '02_double'] and 'what it made under other settings, inputs or code (2 files' in said[0] and 'previous/01_count/' in said[0]
     assert quiet(toy())[0] == [] and json.loads((toy.root/'run/b.json').read_text()) == [0, 6]
     assert quiet(toy(seed=5))[0] == [] and json.loads((toy.root/'run/b.json').read_text()) == [0, 10]
     (toy.root/'run/a.json').unlink()   # deleting makes a stage run again
