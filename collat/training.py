@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['RESTARTS', 'StepLoader', 'clips_of', 'make_loader', 'left_out', 'prompt_maker', 'Pretrainer', 'multi_hot',
-           'lr_factor', 'param_groups', 'MuonAdamW', 'make_optimizer', 'Schedule', 'Guard', 'StepLog', 'unwrap',
-           'before', 'save_checkpoint', 'read_checkpoint', 'load_checkpoint', 'same_profile', 'Checkpoint', 'Validate',
-           'ranks', 'best_precision', 'training_attention', 'Loaders', 'run_steps', 'zero_shot_scores', 'hear_shards',
-           'validator', 'pretrain', 'load_audio_encoder', 'train', 'torchrun', 'run_group', 'guard', 'launch',
-           'lost_peer', 'leave_traceback', 'as_rank', 'main', 'read_log', 'plot_curves', 'block_distances']
+           'lr_factor', 'param_groups', 'has_bf16', 'orthogonal', 'MuonAdamW', 'make_optimizer', 'Schedule', 'Guard',
+           'StepLog', 'unwrap', 'before', 'save_checkpoint', 'read_checkpoint', 'load_checkpoint', 'same_profile',
+           'Checkpoint', 'Validate', 'ranks', 'best_precision', 'training_attention', 'Loaders', 'run_steps',
+           'zero_shot_scores', 'hear_shards', 'validator', 'pretrain', 'load_audio_encoder', 'train', 'torchrun',
+           'run_group', 'guard', 'launch', 'lost_peer', 'leave_traceback', 'as_rank', 'main', 'read_log', 'plot_curves',
+           'block_distances']
 
 # %% ../nbs/12_training.ipynb #faa948a9
 import csv, ctypes, dataclasses, json, math, os, signal, subprocess, sys, time, traceback, zipfile
@@ -16,6 +17,7 @@ from collections import defaultdict
 from contextlib import nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -164,6 +166,25 @@ def param_groups(groups:list, weight_decay:float) -> list: # [(module or paramet
             if ps: out.append(dict(params=ps, lr=lr, initial_lr=lr, weight_decay=wd))
     return out
 
+# %% ../nbs/12_training.ipynb #0b36b949
+def has_bf16() -> bool:
+    "Whether this process's device multiplies bfloat16 matrices itself."
+    return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
+
+def orthogonal(
+    grad:Tensor, # (r c)
+    coefficients:tuple, steps:int, eps:float, # of Muon
+) -> Tensor: # (r c)
+    "Newton-Schulz steps towards the nearest orthogonal matrix in the precision of `grad`; stands in for the one of torch's Muon."
+    a, b, c = coefficients
+    tall = grad.shape[0] > grad.shape[1]
+    x = grad.T if tall else grad
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if tall else x
+
 # %% ../nbs/12_training.ipynb #a798fbf3
 class MuonAdamW:
     "Muon for matrices of at least 32 x 32, AdamW for all else, behind the face of one optimiser."
@@ -175,7 +196,9 @@ class MuonAdamW:
         if matrices: self.parts.append(torch.optim.Muon(matrices, lr=1., adjust_lr_fn='match_rms_adamw'))
     @property
     def param_groups(self): return [g for o in self.parts for g in o.param_groups]
-    def step(self): [o.step() for o in self.parts]
+    def step(self):
+        with nullcontext() if has_bf16() else mock.patch.object(torch.optim._muon, '_zeropower_via_newtonschulz', orthogonal):
+            for o in self.parts: o.step()
     def zero_grad(self): [o.zero_grad() for o in self.parts]
     def state_dict(self): return [o.state_dict() for o in self.parts]
     def load_state_dict(self, state): [o.load_state_dict(s) for o, s in zip(self.parts, state, strict=True)]
@@ -328,8 +351,7 @@ def ranks() -> tuple: # (rank, world)
 def best_precision(wanted:str) -> str:
     "`bf16` where it is wanted and the device has it, else `fp32`."
     if wanted not in ('bf16', 'fp32'): raise ValueError(f"precision '{wanted}': bf16 or fp32 is accepted")
-    has = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
-    return wanted if has else 'fp32'
+    return wanted if has_bf16() else 'fp32'
 
 def training_attention(device:torch.device): # a context manager
     "Attention as it trains fastest: on a CPU, torch's fused kernel takes ten times as long backwards in bf16 as the plain products do."
