@@ -200,6 +200,7 @@ def resampled_values(metric:Callable, arrays, counts) -> np.ndarray: # (r,)
 def place(values, point, method:str='centred'):
     "Resampled values, moved so that their mean is `point` if `centred`. Raises ValueError on another method than `percentile`."
     if method not in ('centred', 'percentile'): raise ValueError(f"method is {method!r}; 'centred' and 'percentile' are accepted")
+    if np.ptp(values) <= 1e-12 * max(1, abs(point)): return np.full_like(values, point)   # rounding alone
     shift = values.mean() - point
     return values - shift if method == 'centred' and abs(shift) > 3*values.std() / len(values)**.5 else values
 

