@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .baselines import load_baseline, trained_methods
-from .config import Profile, atomic_path, package_version, write_results
-from .datasets import Clip, Manifest, audiocaps_csv, load_dataset
+from .config import AUDIOCAPS_TEST, Profile, atomic_path, find_data, package_version, write_results
+from .datasets import Clip, Manifest, load_dataset
 from .linear_probe import feature_folder, manifest_features, scene_features
 from .metrics import bootstrap_ci
 from .model import CoLLAT, best_device, evaluating

@@ -8,7 +8,7 @@ __all__ = ['TROUBLES', 'SOURCES', 'ALIASES', 'AUDIOSET_LISTS', 'ADAPTERS', 'UNRE
            'missing_data', 'locate', 'csv_rows', 'table', 'by_number', 'list_esc50', 'list_urbansound8k', 'tabbed',
            'tut_folds', 'list_tut2017', 'list_fsd50k', 'segments', 'list_audioset', 'list_vggsound', 'list_audiocaps',
            'index_files', 'spellings', 'find_youtube', 'trouble', 'check_clips', 'Listing', 'listed', 'load_dataset',
-           'load_csv', 'audiocaps_csv', 'held_out_ids', 'training_clips', 'check_data', 'data_check', 'table_1']
+           'load_csv', 'held_out_ids', 'training_clips', 'check_data', 'data_check', 'table_1']
 
 # %% ../nbs/05_datasets.ipynb #c9e6e027
 import csv, dataclasses, json, os, re
@@ -494,13 +494,6 @@ def load_csv(path:str|Path, check:str='stat') -> Manifest:
     clips, report = check_clips(path.name, list(merged.values()), path.parent, {}, check)
     if not clips: raise ValueError(f'{path}: none of the {len(merged)} clips can be used: {report}')
     return Manifest(path.stem, clips, sorted({l for c in clips for l in c.labels}), any(len(c.labels) > 1 for c in clips), "the user's own", report)
-
-# %% ../nbs/05_datasets.ipynb #a96e2db2
-def audiocaps_csv(root:str|Path='') -> Path|None: # folders of the data sets, as in `data_folders`
-    "The captions of AudioCaps' test clips, where `data get` puts them; None when they are not there."
-    base = locate(SOURCES['audiocaps'], root)
-    places = (base/'dataset/test.csv', base/'test.csv') if base else ()
-    return next((f for f in places if f.exists()), None)
 
 # %% ../nbs/05_datasets.ipynb #ca83fdb2
 LEAKS = dict(fsd50k=dict(train=('train',), against=(('fsd50k', 'eval'), ('esc50', 'all'), ('urbansound8k', 'all'))),

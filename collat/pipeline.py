@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from .config import Preempted, Profile, asked_to_stop, atomic_path, data_folders, load_profile, nearest_name, write_results
+from .config import AUDIOCAPS_TEST, Preempted, Profile, asked_to_stop, atomic_path, data_folders, load_profile, nearest_name, write_results
 
 # %% ../nbs/51_pipeline.ipynb #36cee4e5
 @dataclass(frozen=True)
@@ -37,7 +37,6 @@ class Stage:
 # %% ../nbs/51_pipeline.ipynb #8c4a3568
 _MODEL = 'checkpoints/model/model.safetensors'
 _REPORTED = 'scenes training zero_shot ablations datasets baselines architecture linear_probe retrieval captioning text_retention image_generation grounding words'.split()
-_CAPTIONS = tuple(f'[Aa]udio[Cc]aps/{deep}test.csv' for deep in ('', '*/', '*/*/'))
 STAGES = (
     Stage('04_scenes', (), ('data/train.npy', 'results/scenes.json'), shows='Table 1'),
     Stage('12_training', ('results/scenes.json',),
@@ -50,7 +49,7 @@ STAGES = (
     Stage('31_architecture', ('results/scenes.json', _MODEL, 'results/ablations.json', 'results/baselines.json'), ('results/architecture.json', *(f'figures/figure{n}.png' for n in ('2b', '4a', '4b'))), work=('architecture/**/*',), shows='Figures 2b, 4a, 4b'),
     *(Stage(n, ('results/scenes.json', _MODEL, 'results/zero_shot.json', 'results/baselines.json'), (f'results/{n[3:]}.json',), outside, work, shows=shows) for n, outside, work, shows in (
         ('21_linear_probe', (), ('features/**/*',), 'Table 2 (probes)'), ('22_retrieval', (), ('checkpoints/image_tower/*',), 'Table 3b'),
-        ('23_captioning', _CAPTIONS, ('checkpoints/captioner-*',), 'Table 4'), ('25_text_retention', _CAPTIONS, (), 'Figure 1b'))),
+        ('23_captioning', AUDIOCAPS_TEST, ('checkpoints/captioner-*',), 'Table 4'), ('25_text_retention', AUDIOCAPS_TEST, (), 'Figure 1b'))),
     Stage('24_image_generation', ('results/scenes.json', _MODEL), ('results/image_generation.json', 'figures/figure5.png'), work=('checkpoints/painter/*', 'checkpoints/reader/*', 'global_only/**/*'), shows='Figure 5'),
     Stage('26_grounding', ('results/scenes.json', _MODEL, 'results/ablations.json', 'results/image_generation.json'), ('results/grounding.json', 'figures/grounding.png', 'figures/figure1a.png'), shows='Figure 1a'),
     Stage('27_words', ('results/scenes.json', _MODEL), ('results/words.json',)),

@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .baselines import Baseline
-from .config import Profile, write_results
-from .datasets import audiocaps_csv
+from .config import AUDIOCAPS_TEST, Profile, find_data, write_results
 from .model import CoLLAT
 from .retrieval import baseline_models, duplicate_share, embed_captions, rank_rows, retrieve
 from .scenes import Scenes

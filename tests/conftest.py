@@ -3,12 +3,12 @@
 A test that needs data which is not in the repository is marked `data(NAME)`; what was not run is listed at the end, with the reason."""
 import pytest
 
-from collat.config import find_data
+from collat.config import AUDIOCAPS_TEST, find_data
 
 FIRST = 'test_smoke.py', 'test_faults.py', 'test_public.py', 'test_listen.py', 'test_streaming.py'
 TOGETHER = FIRST[1:] + ('test_evaluate_data.py', 'test_image_generation.py', 'test_model.py')
 DATA = dict(  # name -> what it may be called below a data folder, how to get it
-    audiocaps=(('AudioCaps/dataset/test.csv', 'AudioCaps/test.csv', 'audiocaps/test.csv'), '`.venv/bin/collat data get audiocaps` fetches the captions'),
+    audiocaps=(AUDIOCAPS_TEST, '`.venv/bin/collat data get audiocaps` fetches the captions'),
     class_labels=(('class_labels',), "put the folder class_labels of LAION's CLAP (on GitHub, CC0) into data/"),
 )
 

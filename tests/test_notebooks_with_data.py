@@ -1,5 +1,5 @@
 "Notebooks that show more where public data lies than on a bare clone: their cells and assertions on it."
-import os, subprocess, sys
+import subprocess, sys
 from pathlib import Path
 import pytest
 

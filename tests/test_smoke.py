@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from collat import training
-from collat.config import find_data, load_profile, read_results
+from collat.config import AUDIOCAPS_TEST, find_data, load_profile, read_results
 from collat.model import CoLLAT
 from collat.training import launch, read_log
 
@@ -37,7 +37,7 @@ def test_every_stage_runs_and_a_second_call_does_nothing(tmp_path):
     zs = check_zero_shot(run, 'smoke')
     page = (run/'report.md').read_text()
     assert all(f'({t})' in page for t in ('Table 1', 'Table 2', 'Table 3a', 'Table 3b', 'Table 4', 'Fig. 1b, text axis', 'Figure 5'))
-    here = find_data('AudioCaps/dataset/test.csv', 'AudioCaps/test.csv', 'audiocaps/test.csv')
+    here = find_data(*AUDIOCAPS_TEST)
     assert ('human captions, AudioCaps, measured' in page, page.count('`collat data get audiocaps` fetches them')) == ((True, 0) if here else (False, 2))
     reads = [json.loads(l) for l in (run/'data/test_reads.jsonl').read_text().splitlines()]
     readers = {r['purpose'].split(':')[0] for r in reads} - {'30_ablations'}   # notebook 30 tries its seeds there
