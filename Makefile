@@ -25,7 +25,7 @@ setup: $(VENV)/.installed $(addprefix $(VENV)/.extra-,$(EXTRAS))
 # an installation that was interrupted starts anew: half a package can be neither used nor replaced
 $(VENV)/.installed: settings.ini setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "collat needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | head -1). Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 14))' || echo "collat was tried with Python 3.11, 3.12 and 3.13; '$(PYTHON)' is newer. If something fails, try: make PYTHON=python3.13 $(MAKECMDGOALS)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 14))' || echo "collat was built with Python 3.11, and installed with 3.12 and 3.13; '$(PYTHON)' is newer. If something fails, try: make PYTHON=python3.13 $(MAKECMDGOALS)"
 	@if [ -e $(VENV)/.installing ]; then echo 'The last installation was interrupted and starts anew.'; rm -rf $(VENV); fi
 	@mkdir -p $(VENV) && touch $(VENV)/.installing
 	@[ -x $(BIN)/pip ] || $(PYTHON) -m venv $(VENV)

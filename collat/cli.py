@@ -181,7 +181,7 @@ def _others(command):
     add('--data', required=True, help='data set, or a table with the columns path and labels (separated by ;) or caption')
     add('--task', default='zero_shot', choices=sorted(TASKS))
     add('--protocol', default='', help='prompt form of zero_shot, see 02_prompts (default: the one that the model was trained with)')
-    add('--root', default='', help='folders of the data sets, with a colon between them (default: those of COLLAT_DATA, or data)')
+    add('--root', default='', help='folders of the data sets (default: those of COLLAT_DATA, or data)')
     add('--out', help='results file to write')
     add = command('data', cmd_data, 'check | get NAME | shard NAME|CSV --out DIR [--part i/n] [--workers N]   [--root D]')
     add('action', choices=('check', 'get', 'shard'))
@@ -190,7 +190,7 @@ def _others(command):
     add('--splits', help='official splits, comma-separated (default: those that are trained on)')
     add('--part', default='1/1', help='i/n: this machine makes every n-th shard (default: 1/1)')
     add('--workers', type=int, default=-1, help='processes that make shards (default: one for each core)')
-    add('--root', default='', help='folders of the data sets, with a colon between them (default: those of COLLAT_DATA, or data)')
+    add('--root', default='', help='folders of the data sets (default: those of COLLAT_DATA, or data)')
     add = command('profile', cmd_profile, '[NAME|FILE] [key=value ...]')
     add('name', nargs='?', default='mini', help='name of a profile, or a JSON file (default: mini)')
 

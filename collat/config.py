@@ -34,7 +34,7 @@ class SoundFields:
     time_mask: int = doc(30, 'SpecAugment: longest stretch masked in training, frames; 192 for AST on AudioSet')
     noise_std: float = doc(.1, 'standard deviation of the Gaussian perturbation in the training view of Eq. 3 (full scale = 1)')
     noise_test: str = doc('0.1,0.01', 'standard deviations of the noisy tests, on the waveform (full scale = 1); 0.1 is the paper\'s (Table 3a)')
-    data_root: str = doc('', 'folders of the public data sets, with a colon between them; empty = those of the variable COLLAT_DATA, or `data`')
+    data_root: str = doc('', 'folders of the data sets, a colon between them; empty: those of COLLAT_DATA, or `data`')
     shards: str = doc('', 'folder or fsspec address of finished shards (notebook 06) to train on; empty = rendered scenes, or shards of `data` made in the run folder')
     shuffle_window: int = doc(16, 'shards shuffled together')
     noise_domain: str = doc('waveform', 'where the training view of Eq. 3 is perturbed: waveform | spectrogram (the letter of section 3.4)', 'waveform spectrogram')
@@ -213,9 +213,10 @@ def load_profile(
     return profile
 
 def check_field(f, value):
-    "Refuses a value before anything starts: ValueError on a word that is not among a field's, a number that is not finite, or a negative one where the default is none."
+    "ValueError on a word that is not a field's, a number not finite, or a negative one where the default is none."
     if (words := f.metadata['one_of']) and value not in words: raise ValueError(f"{f.name}={value}: {', '.join(words[:-1])} or {words[-1]} is accepted.{nearest_name(value, words)}")
-    if isinstance(value, float) and not math.isfinite(value): raise ValueError(f'{f.name}={value}: a finite number is accepted')
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f'{f.name}={value}: a finite number is accepted')
     if isinstance(value, (int, float)) and value < 0 <= f.default: raise ValueError(f'{f.name}={value}: zero or more is accepted')
 
 def _from_file(path):
@@ -228,12 +229,12 @@ def _from_file(path):
 def data_folders(
     root:str|Path='', # folders, with a colon between them; given ones win
 ) -> list[Path]: # at least one
-    "The folders in which data that is not in git may lie: `root`, or those of the variable COLLAT_DATA, or `data` of the checkout."
+    "Where data that is not in git may lie: `root`, or the folders of COLLAT_DATA, or `data` of the checkout."
     said = str(root) or os.environ.get('COLLAT_DATA', '')
     return [Path(f).expanduser() for f in said.split(os.pathsep) if f] or [_data()]
 
 def _data():
-    "`data` of the checkout that this module lies in, as seen from here; of the present folder where the package came without its notebooks."
+    "`data` of this module's checkout, as seen from here; without a checkout, of the present folder."
     try: checkout = Path(__file__).resolve().parent.parent
     except NameError: checkout = Path.cwd().parent
     if not (checkout/'nbs').is_dir(): return Path('data')
@@ -246,7 +247,8 @@ def find_data(
     "The first of `names` in the first of the data folders that has one; None when none has."
     return next((f for folder in data_folders(root) for n in names for f in sorted(folder.glob(n))), None)
 
-AUDIOCAPS_TEST = tuple(f'[Aa]udio[Cc]aps/{at}test.csv' for at in ('dataset/', '', '*/dataset/')) # captions of its test clips
+# captions of AudioCaps' test clips, for `find_data`
+AUDIOCAPS_TEST = tuple(f'[Aa]udio[Cc]aps/{at}test.csv' for at in ('dataset/', '', '*/dataset/'))
 
 # %% ../nbs/00_config.ipynb #20fe51d8
 REQUEUE = 75 # EX_TEMPFAIL of sysexits.h

@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from .config import AUDIOCAPS_TEST, Preempted, Profile, asked_to_stop, atomic_path, data_folders, load_profile, nearest_name, write_results
+from .config import (AUDIOCAPS_TEST, Preempted, Profile, asked_to_stop, atomic_path, data_folders, load_profile,
+                           nearest_name, write_results)
 
 # %% ../nbs/51_pipeline.ipynb #36cee4e5
 @dataclass(frozen=True)
@@ -48,8 +49,10 @@ STAGES = (
     Stage('13_baselines', ('results/scenes.json', _MODEL), ('results/baselines.json', 'checkpoints/baselines/*/model.safetensors'), work=('checkpoints/work/baselines/*', 'logs/baselines/*', 'baselines/**/*'), shows='Figure 2a'),
     Stage('31_architecture', ('results/scenes.json', _MODEL, 'results/ablations.json', 'results/baselines.json'), ('results/architecture.json', *(f'figures/figure{n}.png' for n in ('2b', '4a', '4b'))), work=('architecture/**/*',), shows='Figures 2b, 4a, 4b'),
     *(Stage(n, ('results/scenes.json', _MODEL, 'results/zero_shot.json', 'results/baselines.json'), (f'results/{n[3:]}.json',), outside, work, shows=shows) for n, outside, work, shows in (
-        ('21_linear_probe', (), ('features/**/*',), 'Table 2 (probes)'), ('22_retrieval', (), ('checkpoints/image_tower/*',), 'Table 3b'),
-        ('23_captioning', AUDIOCAPS_TEST, ('checkpoints/captioner-*',), 'Table 4'), ('25_text_retention', AUDIOCAPS_TEST, (), 'Figure 1b'))),
+        ('21_linear_probe', (), ('features/**/*',), 'Table 2 (probes)'),
+        ('22_retrieval', (), ('checkpoints/image_tower/*',), 'Table 3b'),
+        ('23_captioning', AUDIOCAPS_TEST, ('checkpoints/captioner-*',), 'Table 4'),
+        ('25_text_retention', AUDIOCAPS_TEST, (), 'Figure 1b'))),
     Stage('24_image_generation', ('results/scenes.json', _MODEL), ('results/image_generation.json', 'figures/figure5.png'), work=('checkpoints/painter/*', 'checkpoints/reader/*', 'global_only/**/*'), shows='Figure 5'),
     Stage('26_grounding', ('results/scenes.json', _MODEL, 'results/ablations.json', 'results/image_generation.json'), ('results/grounding.json', 'figures/grounding.png', 'figures/figure1a.png'), shows='Figure 1a'),
     Stage('27_words', ('results/scenes.json', _MODEL), ('results/words.json',)),
@@ -238,7 +241,8 @@ def fingerprint(run:Run, stage:Stage) -> dict:
     inputs = {run.short(f): file_digest(f, run.hashes) for f in run.files(stage.inputs) if f not in own}
     for folder in data_folders(run.profile.data_root) if stage.outside else ():
         found = [f for g in stage.outside for f in folder.glob(g)]
-        inputs |= {f'data: {f.relative_to(folder)}': file_digest(f, run.hashes) if f.is_file() else 'folder' for f in found}
+        for f in found:
+            inputs[f'data: {f.relative_to(folder)}'] = file_digest(f, run.hashes) if f.is_file() else 'folder'
     return dict(parameters=used_parameters(run.profile, code.names), inputs=inputs, code=code.digests)
 
 def missing(run:Run, globs) -> list[str]:
@@ -297,9 +301,10 @@ def plan(run:Run, only:list[str]|None=None) -> dict[str, list[str]]:
     out, before = {}, []
     for s in select_stages(run.stages, only):
         why = reasons(run, s, tuple(before))
-        if why and not any(feeds(b, s) for b in before) and (place := finished_aside(run, s)): why = [f'comes back from {run.short(place)}']
+        place = finished_aside(run, s) if why and not any(feeds(b, s) for b in before) else None
+        if place: why = [f'comes back from {run.short(place)}']
         out[s.notebook] = why
-        if out[s.notebook]: before.append(s)
+        if why: before.append(s)
     return out
 
 def select_stages(stages:tuple[Stage, ...], only:list[str]|None) -> tuple[Stage, ...]:
@@ -417,7 +422,8 @@ def failure(source:Path, cell:dict|None, error:Exception) -> str:
 # %% ../nbs/51_pipeline.ipynb #f71fc99a
 def set_aside(run:Run, stage:Stage) -> str: # what was moved, for a reader; empty when there was nothing
     "Moves everything that `stage` has made, and its record, out of the way."
-    files, records, mark = run.files(stage.outputs + stage.work), [run.stamp(stage, 'started'), run.stamp(stage)], made_under(run, stage)
+    files, mark = run.files(stage.outputs + stage.work), made_under(run, stage)
+    records = [run.stamp(stage, 'started'), run.stamp(stage)]
     started = records[0].exists()
     known = mark and (started or whole(run, stage, aside(run, stage, mark)))
     place = aside(run, stage, mark) if known else run.run_dir/'previous'/stage.notebook/time.strftime('%Y-%m-%dT%H%M%S')
@@ -427,8 +433,10 @@ def set_aside(run:Run, stage:Stage) -> str: # what was moved, for a reader; empt
         to.parent.mkdir(parents=True, exist_ok=True)
         os.replace(f, to)
     for r in records: r.unlink(missing_ok=True)
+    if not files: return ''
     what, count = 'unfinished work' if started else 'what it made', f'{len(files)} file' + 's' * (len(files) > 1)
-    return f'{what} under other settings, inputs or code ({count}, {size/1e6:.1f} MB) is set aside in {run.short(place)}' if files else ''
+    where = f'({count}, {size/1e6:.1f} MB) is set aside in {run.short(place)}'
+    return f'{what} under other settings, inputs or code {where}'
 
 def bring_back(run:Run, stage:Stage, mark:dict):
     "Moves what `stage` made under the fingerprint `mark` from where it was set aside to where it was."
@@ -443,7 +451,7 @@ def bring_back(run:Run, stage:Stage, mark:dict):
     shutil.rmtree(place)
 
 # %% ../nbs/51_pipeline.ipynb #3db86d5a
-def prepare(run:Run, stage:Stage, mark:dict, say=print) -> bool: # whether a finished result came back, so that nothing is to be done
+def prepare(run:Run, stage:Stage, mark:dict, say=print) -> bool: # whether a finished result came back
     "Leaves or brings back the work that belongs to the fingerprint `mark`, and sets aside all other."
     started, done = run.stamp(stage, 'started'), run.stamp(stage)
     mine = made_under(run, stage) == mark and (started.exists() or whole(run, stage, aside(run, stage, mark)))

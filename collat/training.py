@@ -175,7 +175,7 @@ def orthogonal(
     grad:Tensor, # (r c)
     coefficients:tuple, steps:int, eps:float, # of Muon
 ) -> Tensor: # (r c)
-    "Newton-Schulz steps towards the nearest orthogonal matrix in the precision of `grad`; stands in for the one of torch's Muon."
+    "Newton-Schulz steps towards the nearest orthogonal matrix, in the precision of `grad`; stands in for torch's."
     a, b, c = coefficients
     tall = grad.shape[0] > grad.shape[1]
     x = grad.T if tall else grad
@@ -197,7 +197,8 @@ class MuonAdamW:
     @property
     def param_groups(self): return [g for o in self.parts for g in o.param_groups]
     def step(self):
-        with nullcontext() if has_bf16() else mock.patch.object(torch.optim._muon, '_zeropower_via_newtonschulz', orthogonal):
+        search = mock.patch.object(torch.optim._muon, '_zeropower_via_newtonschulz', orthogonal)
+        with nullcontext() if has_bf16() else search:
             for o in self.parts: o.step()
     def zero_grad(self): [o.zero_grad() for o in self.parts]
     def state_dict(self): return [o.state_dict() for o in self.parts]

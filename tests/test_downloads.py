@@ -27,9 +27,10 @@ def test_offline_fails_at_once(way, why, tmp_path, monkeypatch):
     f, repo, size, hand = WAYS[way]
     if why == 'no network': monkeypatch.setattr(constants, 'ENDPOINT', 'http://127.0.0.1:9')   # nothing listens there
     else: monkeypatch.setenv(why, '1')
+    with pytest.raises(ConnectionError): f()   # imports take their time once
     t = time.time()
     with pytest.raises(ConnectionError) as e: f()
-    assert time.time() - t < 120
+    assert time.time() - t < 20
     for part in (f'cannot download {repo} from https://huggingface.co/{repo}', size, at(tmp_path, repo), 'By hand', hand): assert part in str(e.value)
 
 @pytest.mark.parametrize('way', WAYS)

@@ -45,7 +45,7 @@ def test_another_modality_in_front():
     pics, target = torch.rand(4, 3, 32, 32), .1*torch.randn(4, 3, 16)
     opt = torch.optim.AdamW([*images.parameters(), *m.parameters()], lr=3e-3)
     losses = []
-    for _ in range(120):
+    for _ in range(300):
         loss = (m(images(pics).flatten(2).mT) - target).abs().mean()
         opt.zero_grad(); loss.backward(); opt.step(); losses.append(loss.item())
-    assert losses[-1] < .7*losses[0] and images.weight.grad.abs().sum() > 0
+    assert losses[-1] < .5*losses[0] and images.weight.grad.abs().sum() > 0

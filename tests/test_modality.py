@@ -35,13 +35,13 @@ def test_pictures_speak_to_the_same_locked_encoder():
     loss_of = CoLLATLoss((1., 1., .01), embed_scale=text.embed_scale)
     opt = torch.optim.AdamW([*encoder.parameters(), *module.parameters()], 3e-3)
     losses = []
-    for step in range(60):
+    for step in range(150):
         x = drawings(1, step)
         h = module(encoder(torch.cat([x, x + .1 * torch.randn_like(x)]))); h, noisy = h.chunk(2)
         out = loss_of(h, h_t, text.encode_audio_tokens(h, 'slots')[0], z_t, torch.tensor(14.), noisy, kind, ids)
         opt.zero_grad(); out['loss'].backward(); opt.step(); losses.append(out['loss'].item())
-    assert np.mean(losses[-5:]) < .8 * losses[0], losses[::10]
+    assert np.mean(losses[-5:]) < .6 * losses[0], losses[::10]
     with torch.no_grad(): z = F.normalize(text.encode_audio_tokens(module(encoder(drawings(4, 1_000))), 'slots')[0], dim=-1)
     right = ((z @ F.normalize(z_t, dim=-1).T).argmax(1) == torch.arange(len(NAMES)).repeat(4)).float().mean().item()
-    assert right > .2, right   # of new drawings; chance is 1/12
+    assert right > .5, right   # of new drawings; chance is 1/12
     assert text.fingerprint() == before

@@ -277,7 +277,7 @@ def test_offline_fails_at_once(name, what, monkeypatch):
     monkeypatch.setattr('huggingface_hub.snapshot_download', lambda *a, **k: (_ for _ in ()).throw(OSError('not in the cache')))
     t = time.time()
     with pytest.raises(ConnectionError, match='OFFLINE') as e: load_text_encoder(name)
-    assert what in str(e.value) and 'By hand' in str(e.value) and time.time()-t < 120
+    assert what in str(e.value) and 'By hand' in str(e.value) and time.time()-t < 20
 
 def test_offline_tag_with_a_plain_url():
     with pytest.raises(ConnectionError, match="cannot download m/t from https://example.org/w.pt: .*By hand.*open_clip:m/PATH"): W._tag_file('m', 't', dict(url='https://example.org/w.pt'))
