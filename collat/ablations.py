@@ -26,7 +26,7 @@ GROUPS = dict(
     layers={f'layer {l}': dict(token_layer=l) for l in (0, 2, 4, 6)},
     blocks={f'{b} block' + 's' * (b > 1): dict(depth_interaction=b) for b in (1, 2, 4, 8)},
     matchers={m: dict(matcher=m) for m in ('greedy', 'hungarian', 'sinkhorn', 'none')},
-    padding={'padding counts': dict(mask_padding=False), 'padding left out': dict(mask_padding=True)},
+    padding={'padding counts': dict(counts='all'), 'padding left out': dict(counts='words')},
     start={f'start {s}': dict(start=s) for s in ('fixed', 'resample', 'learned')},
     tokens={f'n = {n}': dict(n_tokens=n) for n in (12, 18, 24)},
     prompts={f'prompt {t}': dict(template=t) for t in ('paper', 'bare', 'concat', 'wavcaps')},

@@ -127,15 +127,17 @@ class BERTText(_HFText):
     def __init__(self, model, tokenizer, name, pad_id=None, pooling='mean', origin='local folder'):
         c = model.config
         if c.model_type not in BERT_FAMILY: raise ValueError(f'{name} is a {c.model_type!r} model; as `bert:` these are accepted: {", ".join(BERT_FAMILY)}')
-        offset = 0 if c.model_type=='bert' else c.pad_token_id+1  # RoBERTa counts positions from there
-        super().__init__(model, tokenizer, name, c.max_position_embeddings-offset, tokenizer.pad_token_id if pad_id is None else pad_id,
+        self.first_position = 0 if c.model_type=='bert' else c.pad_token_id+1  # RoBERTa counts from there
+        super().__init__(model, tokenizer, name, c.max_position_embeddings-self.first_position, tokenizer.pad_token_id if pad_id is None else pad_id,
                          *_special_ids(tokenizer), c.hidden_act, origin)
         self.pooling = pooling
     @property
     def table(self): return self.locked.embeddings.word_embeddings.weight
     @property
     def blocks(self): return self.locked.encoder.layer
-    def _embed(self, h): return self.locked.embeddings(inputs_embeds=h)
+    def _embed(self, h, positions):
+        if positions is not None: positions = positions + self.first_position
+        return self.locked.embeddings(inputs_embeds=h, position_ids=positions)
     def _block(self, block, x, bias): return block(x, bias)
 
 # %% ../nbs/07_text_encoder.ipynb #63a5137b
@@ -198,7 +200,7 @@ def static_embeddings(self:LockedTextEncoder,
 
 # %% ../nbs/07_text_encoder.ipynb #8a2867ac
 @patch
-def _bias(self:LockedTextEncoder, x, mask, presence):
+def _bias(self:LockedTextEncoder, x, mask, presence, positions):
     "Additive attention bias (b or 1, 1, n or 1, n), or None where every token sees every other."
     n,bias = x.shape[1],None
     if self.causal: bias = torch.full((n, n), -torch.inf, device=x.device, dtype=x.dtype).triu(1)[None, None]
@@ -215,7 +217,8 @@ def hidden_states(self:LockedTextEncoder,
                   mask:Tensor=None,     # (b, n) real tokens; None: all
                   presence:Tensor=None, # (b, n) in (0, 1), attention is biased by its log
                   start:int=0,          # `h` stands after this block; 0: static embeddings
-                  stop:int=None         # last block to run; None: all of them
+                  stop:int=None,        # last block to run; None: all of them
+                  positions:Tensor=None # (b, n) where each token stands; None: 0, 1, 2, ...
                  )->list:               # states (b, n, d) after blocks start, ..., stop
     "Token states of the locked encoder, layer by layer; layer 0 is the static embedding. Raises ValueError for a wrong shape or layer."
     stop = self.n_layers if stop is None else stop
@@ -223,9 +226,9 @@ def hidden_states(self:LockedTextEncoder,
     if h.shape[1] > self.n_ctx: raise ValueError(f'{self.name} reads at most {self.n_ctx} tokens, got {h.shape[1]}')
     if not 0 <= start <= stop <= self.n_layers: raise ValueError(f'{self.name} has layers 0 to {self.n_layers}, got start={start}, stop={stop}')
     x = h.to(self.dtype)
-    out,bias = [x],self._bias(x, mask, presence)
+    out,bias = [x],self._bias(x, mask, presence, positions)
     for l in range(start, stop):
-        if l==0: x = self._embed(x)
+        if l==0: x = self._embed(x, positions)
         x = self._block(self.blocks[l], x, bias)
         out.append(x)
     return out
@@ -237,10 +240,11 @@ def encode_embeddings(self:LockedTextEncoder,
                       mask:Tensor=None,     # (b, n) real tokens; None: all
                       layer:int=None,       # states after this block; None: the encoder's output, final norm included
                       presence:Tensor=None, # (b, n) in (0, 1), attention is biased by its log
-                      start:int=0           # `h` stands after this block
+                      start:int=0,          # `h` stands after this block
+                      positions:Tensor=None # (b, n) where each token stands; None: 0, 1, 2, ...
                      )->Tensor:             # (b, n, d)
     "Embeddings through the locked encoder, differentiable in `h` and `presence` (§3.1)."
-    x = self.hidden_states(h, mask, presence, start, layer)[-1]
+    x = self.hidden_states(h, mask, presence, start, layer, positions)[-1]
     return self._final(x) if layer is None else x
 
 # %% ../nbs/07_text_encoder.ipynb #ef7edad6
@@ -287,7 +291,9 @@ class OpenCLIPText(LockedTextEncoder):
     def table(self): return self.locked.token_embedding.weight
     @property
     def blocks(self): return self.locked.transformer.resblocks
-    def _embed(self, h): return h + self.locked.positional_embedding[:h.shape[1]]
+    def _embed(self, h, positions):
+        rows = self.locked.positional_embedding
+        return h + (rows[:h.shape[1]] if positions is None else F.embedding(positions, rows))
     def _block(self, block, x, bias):
         b = bias[0, 0] if len(bias)==1 else repeat(bias, 'b 1 q k -> (b heads) q k', heads=block.attn.num_heads)
         return block(x, attn_mask=b)
@@ -315,7 +321,9 @@ class HFCLIPText(_HFText):
     def table(self): return self.core.embeddings.token_embedding.weight
     @property
     def blocks(self): return self.core.encoder.layers
-    def _embed(self, h): return h + self.core.embeddings.position_embedding.weight[:h.shape[1]]
+    def _embed(self, h, positions):
+        rows = self.core.embeddings.position_embedding.weight
+        return h + (rows[:h.shape[1]] if positions is None else F.embedding(positions, rows))
     def _block(self, block, x, bias): return block(x, bias)
     def _final(self, x): return self.core.final_layer_norm(x)
     def _project(self, z):
@@ -333,10 +341,13 @@ class T5Text(_HFText):
     def table(self): return self.locked.encoder.embed_tokens.weight
     @property
     def blocks(self): return self.locked.encoder.block
-    def _embed(self, h): return h
-    def _bias(self, x, mask, presence):
-        n = x.shape[1]
-        return super()._bias(x, mask, presence), self.blocks[0].layer[0].SelfAttention.compute_bias(n, n, device=x.device)
+    def _embed(self, h, positions): return h
+    def _bias(self, x, mask, presence, positions):
+        attention,n = self.blocks[0].layer[0].SelfAttention,x.shape[1]
+        at = torch.arange(n, device=x.device)[None] if positions is None else positions
+        apart = rearrange(at, 'b k -> b 1 k') - rearrange(at, 'b q -> b q 1')
+        far = attention._relative_position_bucket(apart, True, attention.relative_attention_num_buckets, attention.relative_attention_max_distance)
+        return super()._bias(x, mask, presence, positions), rearrange(attention.relative_attention_bias(far), 'b q k h -> b h q k')
     def _block(self, block, x, bias): return block(x, bias[0], bias[1])[0]
     def _final(self, x): return self.locked.encoder.final_layer_norm(x)
 
@@ -402,7 +413,7 @@ def encode_audio_tokens(self:LockedTextEncoder,
     if presence is not None and presence.shape!=h_at.shape[:2]: raise ValueError(f'presence is (b, n) = {tuple(h_at.shape[:2])}, got {tuple(presence.shape)}')
     if form=='slots':
         h_at,presence = self._surround(h_at, presence)
-    x = self.encode_embeddings(h_at, presence=presence)
+    x = self.encode_embeddings(h_at, presence=presence, positions=None if presence is None else self._positions(presence))
     return self.pool(x, presence=presence, normalize=normalize), x
 
 @patch
@@ -413,6 +424,11 @@ def _surround(self:LockedTextEncoder, h, presence):
     h = torch.cat([pre.to(h.dtype), h, suf.to(h.dtype)], 1)
     if presence is not None: presence = F.pad(F.pad(presence, (len(self.prefix), 0), value=1.), (0, len(self.suffix)), value=1.)
     return h, presence
+
+@patch
+def _positions(self:LockedTextEncoder, presence):
+    "Where each token stands when absent ones (presence below one half) take no place."
+    return ((presence >= .5).cumsum(1) - 1).clamp(min=0)
 
 # %% ../nbs/07_text_encoder.ipynb #ef5b79a5
 @patch
@@ -452,19 +468,22 @@ def _nearest(self:LockedTextEncoder, x, k, metric, ids, block=4096):
     return best, dist
 
 # %% ../nbs/07_text_encoder.ipynb #8f886ede
+@patch(as_prop=True)
+def empty_below(self:LockedTextEncoder)->float:
+    "Distance to the padding embedding, in units of `embed_scale`, below which a slot is empty: half that of the nearest hundredth of all words."
+    if not hasattr(self, '_empty_below'):
+        ids = self.vocabulary[1].to(self.device)
+        far = (self.table[ids[ids!=self.pad_id]] - self.table[self.pad_id]).abs().mean(1)
+        self._empty_below = (far.float().quantile(.01)/self.embed_scale/2).item()
+    return self._empty_below
+
 @patch
 def presence(self:LockedTextEncoder,
-             h_at:Tensor,             # (b, n, d) predicted static embeddings
-             candidates:Tensor=None,  # (v) ids that count as words; None: the whole vocabulary
-             temperature:float=.1     # T, in units of `embed_scale`
-            )->Tensor:                # (b, n) in (0, 1), differentiable
-    "How much each slot is nearer to a word than to padding (not in the paper)."
-    h = h_at.to(self.dtype)
-    ids = (self.vocabulary[1] if candidates is None else candidates).to(self.device)
-    best = self._nearest(rearrange(h, 'b n d -> (b n) d'), 1, 'l2', ids[ids!=self.pad_id])[0]
-    word = rearrange(self.static_embeddings(best[:, 0]), '(b n) d -> b n d', b=len(h))
-    far = lambda e: (h-e).abs().mean(-1)/self.embed_scale
-    return ((far(self.table[self.pad_id]) - far(word))/temperature).sigmoid()
+             h_at:Tensor  # (b, n, d) predicted static embeddings
+            )->Tensor:    # (b, n) in (0, 1), differentiable
+    "How far each slot is from padding (not in the paper): 0.0025 on the padding embedding, one half at `empty_below`, 0.9975 twice as far."
+    far = (h_at - self.table[self.pad_id].to(h_at.dtype)).abs().mean(-1)/self.embed_scale
+    return (6*(far/self.empty_below - 1)).sigmoid()
 
 # %% ../nbs/07_text_encoder.ipynb #83980bdf
 @patch

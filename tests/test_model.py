@@ -39,7 +39,7 @@ def test_embeddings_are_the_same_in_another_process(model):
 
 
 @pytest.mark.parametrize('profile', ['smoke', 'smoke_clip'])
-@pytest.mark.parametrize('override', [{}, {'form': 'raw'}, {'token_layer': 1}, {'start': 'resample'}, {'mask_padding': True, 'targets': 'diagonal', 'matcher': 'hungarian'}])
+@pytest.mark.parametrize('override', [{}, {'form': 'raw'}, {'token_layer': 1}, {'start': 'resample'}, {'counts': 'words', 'targets': 'diagonal', 'matcher': 'hungarian'}])
 def test_every_option_gives_gradients_to_all_that_learns(profile, override):
     model = CoLLAT(load_profile(profile, override)).train()
     before = model.text.fingerprint()
@@ -79,15 +79,18 @@ def test_token_losses_at_a_deeper_layer_keep_their_unit():
     assert all(.5 < far(l) < 2 for l in (0, 2, 4, 6))
 
 
-@pytest.mark.parametrize('profile, ranks, micro', [('smoke', 2, 0), ('smoke_clip', 2, 3), ('smoke', 4, 1)])
+@pytest.mark.parametrize('profile, ranks, micro', [('smoke', 2, 0), ('smoke_clip', 2, 3), ('smoke', 4, 1), (dict(base='smoke', ears='frozen', presence=True), 2, 3)])
 def test_ranks_and_micro_batches_equal_one_process(profile, ranks, micro, tmp_path):
     "float64: unequal text lengths, duplicate prompts across ranks, `logit_scale` included."
     one, two = tmp_path/'one.pt', tmp_path/'two.pt'
     script = str(HERE/'model_ranks.py')
+    if isinstance(profile, dict):
+        (tmp_path/'p.json').write_text(json.dumps(profile))
+        profile = str(tmp_path/'p.json')
     subprocess.run([sys.executable, script, profile, str(one), '0'], check=True, capture_output=True)
     subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={ranks}', script, profile, str(two), str(micro)], check=True, capture_output=True)
     a, b = (torch.load(f, weights_only=True) for f in (one, two))
-    assert set(a) == set(b) and 'logit_scale' in a and len(a) > 50
+    assert set(a) == set(b) and 'logit_scale' in a and len(a) > 40
     for k in a: assert (a[k] - b[k]).abs().max() <= 1e-8 * a[k].abs().max().clamp_min(1e-12), k
 
 

@@ -16,7 +16,7 @@ from collat.losses import CoLLATLoss, PAD, TEMPLATE, LABEL
 B, N, D = 8, 6, 5
 CASES = dict(
     default=dict(),
-    padding_masked=dict(mask_padding=True),
+    padding_masked=dict(counts='words'),
     hungarian_sum=dict(matcher='hungarian', norm='sum', closeness='l2', lambdas=(.1, 1., .1)),
     diagonal=dict(targets='diagonal', stop_grad=True, lambdas=(1., 1., 1.)),
     contrastive_only=dict(lambdas=(0., 1., 0.)),
