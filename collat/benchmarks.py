@@ -248,7 +248,7 @@ def step_parts(model:CoLLAT, opt, batch:dict) -> tuple: # part -> s, loss
     with model.autocast():
         h_a = model.audio(clean if noisy is None else torch.cat([clean, noisy])); tick('audio encoder')
         h = model.interaction(h_a, seeds=seeds * (len(h_a) // n)); tick('interaction')
-        z_a = model.embed(h[:n])[0].float(); tick('locked encoder')
+        z_a = model.embed(h[:n]).float(); tick('locked encoder')
         h, h_t = model.at_layer(h).float(), model.at_layer(h_t).float()
     ids = torch.tensor([text_id(t) for t in batch['texts']], device=h.device)
     loss = model.loss(h[:n], h_t, z_a, z_t, model.logit_scale.clamp(max=math.log(100)).exp(), None if noisy is None else h[n:], kind, ids)['loss']; tick('matching and losses')

@@ -103,7 +103,7 @@ def concept_maps(
         spec = model.spectrogram(w)
         h_a, own, patches = attended(model.audio, spec)
         h_at, more = model.interaction(h_a, return_attn=True)
-        z = F.normalize(model.embed(h_at)[0], dim=-1)
+        z = F.normalize(model.embed(h_at), dim=-1)
         grads = torch.autograd.grad((z * (z_t - z_mean)).sum(), [*own, *more['attn'], patches])
         with torch.no_grad():
             own, cross, n = [x.detach() for x in own], [x.detach() for x in more['attn']], len(own)

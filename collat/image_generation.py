@@ -283,7 +283,7 @@ def fit_painter(painter:Painter, bank:dict, p:Profile, work:Path, settings:dict)
     for step in tqdm(range(start, p.diffusion_steps), desc='painter', unit='step', initial=start, total=p.diffusion_steps):
         opt.param_groups[0]['lr'] = p.diffusion_lr * lr_factor(step, p.diffusion_steps, min(50, p.diffusion_steps // 10))
         x, c = painter_batch(bank, step, p.diffusion_batch, p.seed)
-        with training_attention(x.device):
+        with training_attention(x.device, painter.precision):
             loss = painter_loss(painter, x, c, torch.Generator().manual_seed(p.seed * 1_000_003 + step))
             opt.zero_grad(); loss.backward()
         nn.utils.clip_grad_norm_(painter.parameters(), 1.)

@@ -203,8 +203,15 @@ def predict(self:CoLLAT,
     return self.interaction(h_a, seeds=each)
 
 @patch
-def embed(self:CoLLAT, h_at:Tensor) -> tuple: # (b n d) -> z_a (b d_out), last states (b, n + special tokens, d)
-    "Predicted tokens through the locked encoder (§3.1), in the profile's form, empty slots left out where `presence` says so."
+def embed(self:CoLLAT, h_at:Tensor) -> Tensor: # (b n d) -> z_a (b d_out)
+    "Predicted tokens through the locked encoder (§3.1), in the profile's form; with `presence` empty slots are left out."
+    p, text = self.profile, self.text
+    if p.presence and p.form == 'slots': return text.encode_present(h_at, text.presence(h_at), size=16 if h_at.device.type == 'cpu' else len(h_at))
+    return self.states(h_at)[0]
+
+@patch
+def states(self:CoLLAT, h_at:Tensor) -> tuple: # (b n d) -> z_a (b d_out), last states (b, n + special tokens, d)
+    "The same with the states of all slots, empty ones included."
     presence = self.text.presence(h_at) if self.profile.presence else None
     return self.text.encode_audio_tokens(h_at, self.profile.form, presence=presence)
 
@@ -218,7 +225,7 @@ def hear(self:CoLLAT,
     n = len(clean)
     with self.autocast():
         h = self.predict(clean, noisy, seeds, cached)
-        z_a = self.embed(h[:n])[0].float() if self.profile.lambda_global > 0 else None
+        z_a = self.embed(h[:n]).float() if self.profile.lambda_global > 0 else None
         h = self.at_layer(h).float()
     return h[:n], None if noisy is None else h[n:], z_a
 
@@ -270,7 +277,7 @@ def gradient_norms(self:CoLLAT,
     with torch.no_grad(), self.autocast(): h = self.predict(clean, noisy, list(batch['seeds']), cached)
     h, text = h.float().requires_grad_(), self.text_side(batch)
     with self.autocast():
-        z_a = self.embed(h[:len(clean)])[0].float() if self.profile.lambda_global > 0 else None
+        z_a = self.embed(h[:len(clean)]).float() if self.profile.lambda_global > 0 else None
         at, kind = self.at_layer(h).float(), text.pop('kind')
     at, noisy = at[:len(clean)], None if noisy is None else at[len(clean):]
     terms = self.loss.terms(self.loss.align(at, text['h_t'], kind), at, z_a=z_a, h_at_noisy=noisy, **text)
@@ -317,7 +324,7 @@ def encode_audio(self:CoLLAT,
     out = torch.zeros(len(wavs), self.text.d_out, device=self.logit_scale.device)
     with evaluating(self):
         for ids, wav in window_batches(wavs, self.profile, batch_size):
-            z = F.normalize(self.embed(self.audio_tokens(wav))[0], dim=-1)
+            z = F.normalize(self.embed(self.audio_tokens(wav)), dim=-1)
             for i, one in zip(ids, z): out[i] += one
     return F.normalize(out, dim=-1)
 
@@ -334,7 +341,7 @@ def token_features(self:CoLLAT,
         for ids, wav in window_batches(wavs, self.profile, batch_size):
             x = self.listen(self.spectrogram(wav))
             if kind != 'audio': x = self.interaction(x)
-            if kind == 'states': x = self.embed(x)[1]
+            if kind == 'states': x = self.states(x)[1]
             for i, one in zip(ids, x.float().cpu()): rows.setdefault(i, []).append(one)
     return [torch.cat(rows[i]) for i in range(len(wavs))]
 

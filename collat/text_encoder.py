@@ -481,9 +481,26 @@ def empty_below(self:LockedTextEncoder)->float:
 def presence(self:LockedTextEncoder,
              h_at:Tensor  # (b, n, d) predicted static embeddings
             )->Tensor:    # (b, n) in (0, 1), differentiable
-    "How far each slot is from padding (not in the paper): 0.0025 on the padding embedding, one half at `empty_below`, 0.9975 twice as far."
+    "How far each slot is from padding (not in the paper): 0 on the padding embedding and near it, one half at `empty_below`, 0.9975 twice as far."
     far = (h_at - self.table[self.pad_id].to(h_at.dtype)).abs().mean(-1)/self.embed_scale
-    return (6*(far/self.empty_below - 1)).sigmoid()
+    p = (6*(far/self.empty_below - 1)).sigmoid()
+    return p.where(p > .01, 0)
+
+# %% ../nbs/07_text_encoder.ipynb #2864c1fe
+@patch
+def encode_present(self:LockedTextEncoder,
+                   h_at:Tensor,      # (b, n, d) predicted static embeddings
+                   presence:Tensor,  # (b, n), 0 where a slot is empty
+                   size:int=16       # clips that go through the encoder together
+                  )->Tensor:         # z_a (b, d_out)
+    "The z of `encode_audio_tokens` in form `slots`, without computing empty slots."
+    count = (presence > 0).sum(1).clamp(min=1)
+    order,z = count.argsort(stable=True),[]
+    for rows in order.split(size):
+        first = (presence[rows]==0).int().argsort(dim=1, stable=True)[:, :int(count[rows[-1]])]   # the present ones, in their order
+        h,p = h_at[rows].take_along_dim(first[..., None], 1),presence[rows].take_along_dim(first, 1)
+        z.append(self.encode_audio_tokens(h, presence=p)[0])
+    return torch.cat(z)[order.argsort()]
 
 # %% ../nbs/07_text_encoder.ipynb #83980bdf
 @patch
