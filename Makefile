@@ -1,6 +1,7 @@
 # make reproduce   everything from a fresh clone to tables and figures (PROFILE=mini, EXTRAS=merlin, JOBS=2 notebooks side by side, ARGS="key=value --plan ...")
 # make long        three seeds of the main row, the loss ablations and the architecture, two of the baselines on the full schedule (profile mini_long; many hours on 2 cores)
 # make small       the profile small, downloads included (FSD50K, ESC-50, UrbanSound8K, TUT 2017: 56 GB; one GPU)
+# make pretrain    trains the ears of PROFILE again that figures/mini/ears.safetensors ships (an hour on two cores; runs/ears)
 # make benchmarks  speed, memory and utilisation on this device beside transformers' (minutes; runs/benchmarks and figures/benchmarks)
 # make test        all gates and tests
 # make test-data   only the tests that need data which is not in git; the variable COLLAT_DATA names its folders
@@ -18,7 +19,7 @@ BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
 SUMS    := git ls-files -co --exclude-standard nbs collat | sort | xargs -d '\n' sha256sum
 
-.PHONY: setup reproduce long small benchmarks test test-data gates lab clean
+.PHONY: setup reproduce long small pretrain benchmarks test test-data gates lab clean
 
 setup: $(VENV)/.installed $(addprefix $(VENV)/.extra-,$(EXTRAS))
 
@@ -48,6 +49,10 @@ long: setup
 small: setup
 	set -e; for d in fsd50k esc50 urbansound8k tut2017; do $(BIN)/collat data get $$d; done
 	$(BIN)/collat run --profile small $(ARGS)
+
+pretrain: setup
+	$(BIN)/python -m collat.training --profile $(PROFILE) --run_dir runs/ears --acts 1 --gpus $(JOBS)
+	@echo 'runs/ears/checkpoints/pretrain.safetensors and runs/ears/results/pretrain.json are what figures/$(PROFILE) has as ears.safetensors and pretrain.json'
 
 benchmarks: setup
 	$(BIN)/collat run --profile $(PROFILE) --stages benchmarks --run-dir runs/benchmarks $(ARGS)

@@ -17,6 +17,7 @@ from einops import rearrange, reduce, repeat
 from fastcore.basics import patch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .weights import hub_folder
 
@@ -78,6 +79,14 @@ class ConvStem(nn.Module):
         conv = lambda i, o, stride: (nn.Conv2d(i, o, 3, stride, padding=1, bias=False), nn.BatchNorm2d(o), nn.GELU())
         layers = [conv(*a) for i, o in sizes for a in ((i, o, 2), (o, o, 1))]
         self.layers = nn.Sequential(*[l for ls in layers for l in ls][:-1])
+
+    def fold(self):
+        "The statistics and gains of each batch normalisation become part of the convolution before it."
+        layers = []
+        for layer in self.layers:
+            if isinstance(layer, nn.BatchNorm2d): layers[-1] = fuse_conv_bn_eval(layers[-1].eval(), layer.eval())
+            else: layers.append(layer)
+        self.layers = nn.Sequential(*layers).requires_grad_().to(memory_format=torch.channels_last)
 
     def forward(self, x:Tensor) -> Tensor: # (b 1 f t) -> (b d f' t')
         "One vector per patch."
@@ -156,6 +165,12 @@ class AST(nn.Module):
         return torch.cat([h_a[:, :2], moments], dim=1)
 
 # %% ../nbs/08_audio_encoder.ipynb #df4289ff
+@patch
+def fold(self:AST) -> AST:
+    "The same encoder without batch statistics, in place; done after pretraining."
+    if isinstance(self.stem, ConvStem) and any(isinstance(l, nn.BatchNorm2d) for l in self.stem.layers): self.stem.fold()
+    return self
+
 @patch
 def embed(self:AST,
     spec:Tensor, # (b t f)

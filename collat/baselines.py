@@ -379,13 +379,14 @@ def train_equal(
 ) -> Path: # folder for `CoLLAT.from_pretrained`
     "CoLLAT with the schedule of the baselines, on the first act of its backbone. Done already when the model is there."
     run = Path(run_dir); data = Path(data or run/'data')
-    p = baseline_profile(profile, BASELINES['supervise'], steps, seed)
+    p = dataclasses.replace(baseline_profile(profile, BASELINES['supervise'], steps, seed), ears='tuned')   # as all of them
     suffix = f'-seed{p.seed}' if p.seed != profile.seed else ''
     sub, start = run/f'{sub}{suffix}', None
     if p.pretrain_steps:
         first = load_baseline(train_backbone(p.backbone, p, run, data, suffix)).audio
         start = sub/'checkpoints/pretrain.safetensors'
-        with atomic_path(start) as tmp: save_file({k: v.contiguous() for k, v in (first.net if p.backbone == 'ast' else first).state_dict().items()}, tmp)
+        if p.backbone == 'ast': first = first.net.fold()
+        with atomic_path(start) as tmp: save_file({k: v.contiguous() for k, v in first.state_dict().items()}, tmp)
     return train(p, sub, start, data, validate)
 
 # %% ../nbs/13_baselines.ipynb #49efa7ab

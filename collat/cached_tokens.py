@@ -31,7 +31,7 @@ def clip_bytes(
     return 2 * (1 + views) * m * d
 
 # %% ../nbs/11a_cached_tokens.ipynb #ccc51bda
-FRONT_END = 'sample_rate clip_seconds n_mels window frame_ms hop_ms norm_mean norm_std noise_std noise_domain seed cache_views'.split()
+FRONT_END = 'sample_rate clip_seconds n_mels window frame_ms hop_ms norm_mean norm_std noise_std noise_domain seed_data cache_views'.split()
 
 def clips_key(clips:Scenes|Shards) -> list:
     "What training clips are, wherever their files lie."
@@ -74,7 +74,7 @@ def hear_views(
     "Audio tokens of the clean and of all noisy views."
     p, wav = model.profile, wav.to(model.logit_scale.device)
     clean = model.spectrogram(wav)
-    noisy = [model.noisy_view(wav, clean, [sample_seed(p.seed, v, i) for i in ids]) for v in range(p.cache_views)]
+    noisy = [model.noisy_view(wav, clean, [sample_seed(p.seed_data, v, i) for i in ids]) for v in range(p.cache_views)]
     with model.autocast(): return torch.stack([model.listen(x) for x in (clean, *noisy)], 1)
 
 # %% ../nbs/11a_cached_tokens.ipynb #789d7532

@@ -61,11 +61,11 @@ class ModelFields:
     text_encoder: str = doc('minilm', 'locked text encoder, see notebook 07')
     pad_id: int = doc(-1, 'padding token id; -1 = what the encoder\'s library uses')
     form: str = doc('slots', 'what the audio path feeds the encoder: slots | raw (notebook 07)', 'slots raw')
-    presence: bool = doc(False, 'let the locked encoder pass over slots that hold padding (notebook 07); false: it sees every slot')
+    presence: bool = doc(True, 'let the locked encoder pass over slots that hold padding (notebook 07); false: it sees every slot')
     n_tokens: int = doc(18, 'text tokens n that the interaction module predicts')
     template: str = doc('paper', 'training prompt form, see notebook 02')
     backbone: str = doc('ast', 'audio encoder: ast (the paper) | cnn14 | mobilenet | resnet | resnext (notebook 08a)')
-    ears: str = doc('tuned', 'the audio encoder in training: tuned (the paper) | frozen, so that its tokens can be made once and kept (notebook 11a)', 'tuned frozen')
+    ears: str = doc('frozen', 'the audio encoder in training: tuned (the paper) | frozen, so that its tokens can be made once and kept (notebook 11a)', 'tuned frozen')
     token_drop: float = doc(.25, 'frozen ears: share of the audio tokens left out of each training clip, in the place of SpecAugment')
     pool_frequency: bool = doc(False, 'hand on one audio token per moment, the mean over frequency, instead of one per patch (backbone ast)')
     d_audio: int = doc(128, 'width of the audio encoder; 768 in the paper. Another backbone than AST takes its size from it')
@@ -100,13 +100,14 @@ class LossFields:
 class TrainFields:
     "Optimisation, counted in steps."
     seed: int = doc(0, 'seed of initial weights, data order and augmentation')
-    gpus: int = doc(0, 'processes to train with on each machine, one a GPU, or a core where there is none; 0 = one, on whatever device is there')
-    pretrain_steps: int = doc(900, 'steps of the classification pretraining of the audio encoder')
+    gpus: int = doc(0, 'processes to train with on each machine, one a GPU, or a core where there is none; 0 = one on a GPU, two on two cores')
+    shipped_ears: bool = doc(True, 'start from the pretrained ears in the repository where they were made with these settings (notebook 12); false: pretrain anew')
+    pretrain_steps: int = doc(1_500, 'steps of the classification pretraining of the audio encoder')
     pretrain_batch: int = doc(64, 'clips per pretraining step')
-    pretrain_lr: float = doc(1e-3, 'peak learning rate of the pretraining')
+    pretrain_lr: float = doc(4e-3, 'peak learning rate of the pretraining')
     steps: int = doc(300, 'training steps')
     batch: int = doc(64, 'clips per step over all processes')
-    lr: float = doc(1e-3, 'peak learning rate of the new parts')
+    lr: float = doc(5e-3, 'peak learning rate of the new parts')
     lr_audio: float = doc(3e-4, 'peak learning rate of the pretrained audio encoder')
     warmup: int = doc(30, 'steps of linear warm-up before the cosine')
     optimizer: str = doc('muon', 'adamw | muon: its matrices by Muon, the rest by AdamW (notebook 12)', 'adamw muon')
@@ -117,12 +118,12 @@ class TrainFields:
     compile: bool = doc(False, "torch.compile the networks and the locked encoder's audio path")
     fused: bool = doc(False, 'AdamW in one kernel; its last bits differ from the ordinary one\'s')
     micro_batch: int = doc(0, 'clips of a process whose activations are kept at a time (notebook 11); 0 = all')
-    cache_clips: int = doc(0, 'frozen ears: training clips whose audio tokens are kept in a file (notebook 11a); 0 = none, each step hears anew')
+    cache_clips: int = doc(6_400, 'frozen ears: training clips whose audio tokens are kept in a file (notebook 11a); 0 = none, each step hears anew')
     cache_views: int = doc(2, 'noisy views of each of these clips')
     precision: str = doc('bf16', 'autocast: bf16 (where the device has it) | fp32', 'bf16 fp32')
     eval_every: int = doc(150, 'steps between validations (an "epoch" of the progress bar)')
     checkpoint_every: int = doc(50, 'steps between checkpoints')
-    ablation_steps: int = doc(30, 'steps of each variant in the short ablation')
+    ablation_steps: int = doc(300, 'steps of each variant in the short ablation')
     ablation_seeds: int = doc(1, 'seeds of each variant in the ablation')
     ablation_groups: str = doc('losses,lambdas', 'groups of variants in the ablation, see notebook 30')
     main_seeds: int = doc(1, 'training seeds of the main model that are evaluated; the first is the main model itself')
@@ -164,13 +165,13 @@ class Profile(EvaluationFields, TrainFields, LossFields, ModelFields, SceneField
     name: str = doc('mini', 'name of the profile')
 
 # %% ../nbs/00_config.ipynb #fbd6ed01
-_smoke = dict(clip_seconds=2., phrases=6, phrases_eval=4, n_train=96, n_valid=32, n_test=32, n_classes=8, d_audio=32, depth_audio=1, heads_audio=2,
+_smoke = dict(gpus=1, clip_seconds=2., phrases=6, phrases_eval=4, n_train=96, n_valid=32, n_test=32, n_classes=8, d_audio=32, depth_audio=1, heads_audio=2,
               n_tokens=16, depth_interaction=2, width_interaction=32, heads_interaction=2, pretrain_steps=6, pretrain_batch=16, steps=6, batch=16,
               warmup=2, eval_every=3, checkpoint_every=2, ablation_steps=2, n_boot=50, freq_mask=4, time_mask=10,
               baseline_steps=6, encoder_steps=6, probe_scenes=96, compare_scenes=64, probe_steps=24, image_steps=30, caption_scenes=96, caption_steps=60, benchmarks='small',
               sweeps='layers', diffusion_steps=4, diffusion_batch=8, diffusion_width=32, diffusion_captions=24, diffusion_sampling=2, reader_steps=20, image_scenes=6,
               grounding_scenes=16, words_scenes=12, compose_cases=12)
-_large = dict(n_mels=128, stride=10, d_audio=768, depth_audio=12, heads_audio=12, stem='patch', clip_seconds=10., norm_mean=-4.2677393, norm_std=4.5689974,
+_large = dict(ears='tuned', cache_clips=0, n_mels=128, stride=10, d_audio=768, depth_audio=12, heads_audio=12, stem='patch', clip_seconds=10., norm_mean=-4.2677393, norm_std=4.5689974,
               freq_mask=48, time_mask=192, n_tokens=75, pad_id=49407, width_interaction=768, heads_interaction=12, depth_interaction=8, audio_weights='hf:MIT/ast-finetuned-audioset-10-10-0.4593', lr=1e-4, lr_audio=1e-5, batch=256,
               warmup=1_000, optimizer='adamw', checkpoint_every=500, eval_every=2_000, pretrain_steps=0, n_valid=2_000, workers=4, micro_batch=32)
 PROFILES = dict(

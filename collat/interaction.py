@@ -92,7 +92,7 @@ class TokenInteraction(nn.Module):
         mlp_ratio:float=4., # hidden width of the MLP over `width`
         self_attn:bool=True, # whether predicted tokens also see each other
         start:str='fixed', # 'fixed', 'resample' (new ones for each training sample) or 'learned'
-        start_scale:float=1., # size of the start vectors and of the first predictions: the mean absolute static embedding
+        start_scale:float=1., # size of the start vectors, the unit of what is predicted: the mean absolute static embedding
         seed:int=0, # of the start vectors
     ):
         super().__init__()
@@ -106,7 +106,7 @@ class TokenInteraction(nn.Module):
         self.widen = nn.Linear(d, width) if width!=d else nn.Identity()
         self.blocks = nn.ModuleList([InteractionBlock(width, d_audio, heads, mlp_ratio, self_attn) for _ in range(depth)])
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, d))
-        nn.init.normal_(self.head[1].weight, std=width**-0.5)
+        nn.init.normal_(self.head[1].weight, std=.1*width**-0.5)
         nn.init.zeros_(self.head[1].bias)
 
 # %% ../nbs/09_interaction.ipynb #eb901103

@@ -42,7 +42,7 @@ STAGES = (
     Stage('04_scenes', (), ('data/train.npy', 'results/scenes.json'), shows='Table 1'),
     Stage('12_training', ('results/scenes.json',),
           ('checkpoints/pretrain.safetensors', 'checkpoints/model/model.safetensors', 'results/pretrain.json', 'results/training.json', 'results/denoising.json'),
-          work=('checkpoints/work/*', 'logs/*'), alone=True),
+          work=('checkpoints/work/*', 'logs/*', 'tokens/*'), alone=True),
     Stage('20_zero_shot', ('results/scenes.json', _MODEL), ('results/zero_shot.json',), shows='Table 2 (zero-shot)'),
     Stage('30_ablations', ('results/scenes.json', 'checkpoints/pretrain.safetensors'), ('results/ablations.json',), work=('ablations/**/*',), shows='Table 3a'),
     Stage('05_datasets', (), ('results/datasets.json',), outside=('*/', '*/*/'), shows='Table 1'),

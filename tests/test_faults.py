@@ -171,7 +171,7 @@ def test_other_number_of_ranks_goes_on_in_mid_epoch(tiny, whole, tmp_path, proce
         assert wait_for(lambda: steps_logged(tmp_path) > state['step'], process)
         process.send_signal(signal.SIGTERM); assert process.wait(600) == 75
         state = read_checkpoint(tmp_path/'checkpoints/work/train.pt')['data']
-    launch(load_profile(tiny, dict(gpus=0, workers=0)), tmp_path)
+    launch(load_profile(tiny, dict(gpus=1, workers=0)), tmp_path)
     a, b = (read_log(run).loc[:state['step'] + 1, ['loss', 'grad_norm']].to_numpy() for run in (tmp_path, whole))
     assert len(a) == state['step'] + 2 and np.allclose(a, b, rtol=1e-3)
     assert len(read_log(tmp_path)) == len(read_log(whole))
@@ -214,7 +214,7 @@ def test_a_traceback_is_whole_however_long_it_takes(tmp_path, capfd):
 def test_a_broken_shard_is_counted_and_listed(tiny, tmp_path):
     import shutil
     shutil.copytree(tiny.parent/'shards', tmp_path/'shards'); (tmp_path/'shards/000003.tar').unlink()
-    launch(load_profile(tiny, dict(gpus=0, shards=str(tmp_path/'shards'), steps=8, eval_every=8, pretrain_steps=4, pretrain_batch=10)), tmp_path/'run')
+    launch(load_profile(tiny, dict(gpus=1, shards=str(tmp_path/'shards'), steps=8, eval_every=8, pretrain_steps=4, pretrain_batch=10)), tmp_path/'run')
     for act in 'pretrain', 'training':
         out = read_results(tmp_path/f'run/results/{act}.json')['results']['left_out']
         assert out['clips'] == 4 == len(out['reasons']) and all('000003.tar' in why for why in out['reasons'].values())
