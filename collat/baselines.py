@@ -265,10 +265,10 @@ def baseline_profile(
     steps:int|None=None, # of act two; None = the profile's
     seed:int|None=None, # None = the profile's
 ) -> Profile:
-    "The profile that a baseline is trained with: both acts and the warm-up in the proportions of CoLLAT's."
+    "The profile that a baseline is trained with: both acts and the warm-up in the proportions of CoLLAT's. All methods tune their ears."
     p, steps = profile, steps or profile.steps
     part = lambda n: max(1, round(n * steps / p.steps)) if n else 0
-    return dataclasses.replace(p, steps=steps, pretrain_steps=part(p.pretrain_steps), warmup=part(p.warmup), seed=p.seed if seed is None else seed, template=spec.template or p.template,
+    return dataclasses.replace(p, steps=steps, pretrain_steps=part(p.pretrain_steps), warmup=part(p.warmup), seed=p.seed if seed is None else seed, ears='tuned', template=spec.template or p.template,
                                eval_every=steps if steps <= 2 * p.eval_every else p.eval_every, checkpoint_every=max(p.checkpoint_every, min(50, steps)))
 
 def data_order(loader:StepLoader) -> str: # 8 hex digits
@@ -379,7 +379,7 @@ def train_equal(
 ) -> Path: # folder for `CoLLAT.from_pretrained`
     "CoLLAT with the schedule of the baselines, on the first act of its backbone. Done already when the model is there."
     run = Path(run_dir); data = Path(data or run/'data')
-    p = dataclasses.replace(baseline_profile(profile, BASELINES['supervise'], steps, seed), ears='tuned')   # as all of them
+    p = baseline_profile(profile, BASELINES['supervise'], steps, seed)
     suffix = f'-seed{p.seed}' if p.seed != profile.seed else ''
     sub, start = run/f'{sub}{suffix}', None
     if p.pretrain_steps:
