@@ -664,7 +664,7 @@ def plot_curves(log, axes):
     for k in ('label', 'template', 'padding'): axes[1].plot(log['step'], smooth[f'dist_{k}'], label=f'{k} tokens')
     axes[0].set(xlabel='step', ylabel='loss term', yscale='log')
     axes[1].set(xlabel='step', ylabel='matched L1 distance\n/ mean |embedding|', ylim=(0, None))
-    axes[2].set(xlabel='step', ylabel='share of the gradient on $h^{a-t}$', yscale='log')
+    axes[2].set(xlabel='step', ylabel='share of the gradient', yscale='log')
     for a in axes: a.legend(frameon=False, fontsize=7)
 
 # %% ../nbs/12_training.ipynb #d11ef64b
