@@ -470,10 +470,11 @@ def compose(self:CoLLAT,
     if slots is not None:
         inside = iter(self.telling([h for h, o in zip(sounds, out) if not o], slots - sum(map(self.text.count_tokens, parts))))
         sounds = [self.telling([h], slots)[0] if o else next(inside) for h, o in zip(sounds, out)]
+    here = lambda h: self.text.presence(h[None])[0] if self.profile.presence and slots is None else torch.ones(len(h), device=device)
     seq, count = [], []
     for part, sound, o, w in zip(parts, [*sounds, None], [*out, True], [*weights, 1.]):
         if n := self.text.count_tokens(part): seq.append(self.text.targets(part, n).h[0]); count += [1.] * n
-        if not o: seq.append(sound); count += [w] * len(sound)
+        if not o: seq.append(sound); count += [w * c for c in here(sound).tolist()]
     if not seq: raise ValueError(f"'{text}': nothing is left beside what it is to be without; words or sounds are accepted")
     count += [1.] * ((slots or 0) - len(count))
     fill = lambda h: h if slots is None else torch.cat([h, self.text.targets('', slots).h[0][len(h):]])
@@ -483,7 +484,7 @@ def compose(self:CoLLAT,
         z, negative = z[0], []
         for sound, o, w in zip(sounds, out, weights):
             if not o: continue
-            u, s = run(sound); negative.append(s[0]); z = self.without(z, u[0], w)
+            u, s = run(sound, here(sound)[None] if slots is None else None); negative.append(s[0]); z = self.without(z, u[0], w)
     return Composed(z, states[0], negative)
 
 # %% ../nbs/11_model.ipynb #f87d8996
