@@ -427,8 +427,8 @@ def _surround(self:LockedTextEncoder, h, presence):
 
 @patch
 def _positions(self:LockedTextEncoder, presence):
-    "Where each token stands when absent ones (presence below one half) take no place."
-    return ((presence >= .5).cumsum(1) - 1).clamp(min=0)
+    "Where each token stands when empty ones (presence 0) take no place."
+    return ((presence > 0).cumsum(1) - 1).clamp(min=0)
 
 # %% ../nbs/07_text_encoder.ipynb #ef5b79a5
 @patch
@@ -481,10 +481,10 @@ def empty_below(self:LockedTextEncoder)->float:
 def presence(self:LockedTextEncoder,
              h_at:Tensor  # (b, n, d) predicted static embeddings
             )->Tensor:    # (b, n) in (0, 1), differentiable
-    "How far each slot is from padding (not in the paper): 0 on the padding embedding and near it, one half at `empty_below`, 0.9975 twice as far."
+    "How far each slot is from padding (not in the paper): 0 up to half of `empty_below`, one half there, 0.9975 twice as far."
     far = (h_at - self.table[self.pad_id].to(h_at.dtype)).abs().mean(-1)/self.embed_scale
     p = (6*(far/self.empty_below - 1)).sigmoid()
-    return p.where(p > .01, 0)
+    return p.where(far > self.empty_below/2, 0)
 
 # %% ../nbs/07_text_encoder.ipynb #2864c1fe
 @patch
