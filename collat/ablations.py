@@ -20,7 +20,7 @@ def lambdas(*l): return dict(zip(('lambda_cross_token', 'lambda_global', 'lambda
 
 GROUPS = dict(
     losses={'all losses': {}, '− cross-token': dict(lambda_cross_token=0.), '− uni-token': dict(lambda_uni_token=0.), '− cross-global': dict(lambda_global=0.)},
-    lambdas={'λ = (1, 0.1, 0.01)': lambdas(1., .1, .01), 'λ = (1, 1, 0.01)': lambdas(1., 1., .01), 'λ = (0.1, 1, 0.01)': lambdas(.1, 1., .01), 'λ = (0, 1, 0)': lambdas(0., 1., 0.)},
+    lambdas={'λ = (1, 0.1, 0.01)': lambdas(1., .1, .01), 'λ = (6, 1, 0.01)': lambdas(6., 1., .01), 'λ = (1, 1, 0.01)': lambdas(1., 1., .01), 'λ = (0, 1, 0.01)': lambdas(0., 1., .01)},
     form={'slots': dict(form='slots'), 'raw': dict(form='raw')},
     targets={'same text': dict(targets='same_text'), 'diagonal': dict(targets='diagonal')},
     layers={f'layer {l}': dict(token_layer=l) for l in (0, 2, 4, 6)},
@@ -72,7 +72,7 @@ def variant_jobs(profile:Profile, run_dir:str|Path, groups, steps:int, seeds:int
     for seed in range(profile.seed, profile.seed + seeds):
         for q, names in variants(profile, groups).items():
             own = q == profile; name = 'all losses' if own else names[0][1]
-            p = dataclasses.replace(q, seed=seed, steps=steps, warmup=max(1, steps // 6), checkpoint_every=max(1, steps // 2))
+            p = dataclasses.replace(q, seed=seed, steps=steps, batch=q.ablation_batch or q.batch, warmup=max(1, steps // 6), checkpoint_every=max(1, steps // 2))
             out.append((p, names, Path(run_dir)/('ablations' if own else within)/f'{steps}-steps'/f"{name.replace(' ', '_').replace('/', '_')}-seed{seed}"))
     return out
 

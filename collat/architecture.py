@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MEASURES', 'ENCODERS', 'FACTORS', 'CLAIMS', 'LOSS_CLAIMS', 'valid_scores', 'measured', 'measures', 'against',
            'compared', 'model_row', 'sweep_rows', 'scaled', 'home_of', 'encoder_rows', 'size_rows', 'greedy_optimality',
-           'label_similarity', 'verdict', 'claims', 'directions', 'over_seeds']
+           'label_similarity', 'verdict', 'claims', 'long_run', 'fill_in', 'directions', 'over_seeds']
 
 # %% ../nbs/31_architecture.ipynb #121d7463
-import dataclasses
+import dataclasses, sys
 from collections import Counter
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from .ablations import variant_jobs
 from .baselines import load_baseline, train_baseline, train_equal
-from .config import Profile, atomic_path
+from .config import Profile, atomic_path, read_results
 from .losses import greedy_match, hungarian_match, match_cost, pairwise_distance
 from .metrics import accuracy, mean_average_precision, paired_bootstrap
 from .scenes import Scenes
@@ -175,6 +175,23 @@ def claims(rows:list) -> list: # of (claim, where, expects, key of `MEASURES`, r
             rival = at.get((group, other)) if other else max(rest, key=lambda r: r[key], default=None)
             if (group, name) in at and rival: out.append((what, where, expects, key, at[group, name], rival))
     return out
+
+# %% ../nbs/31_architecture.ipynb #74d43c83
+def long_run() -> dict: # results of this notebook in the run `mini_long`
+    "The committed long run."
+    path = Path(sys.modules['collat'].__file__).parent.parent/'figures/mini_long/architecture.json'
+    return read_results(path)['results']
+
+def fill_in(
+    rows:list, # of this run
+    found:list, # its `directions`
+    long:dict, # `long_run`
+) -> tuple: # rows, directions
+    "Rows and directions of groups that this run has not trained, from the long run and marked with its name."
+    trained, group_of = {r['group'] for r in rows}, {c[0]: c[2][0] for c in CLAIMS}
+    mark = lambda x: x | dict(run='mini_long')
+    more = [mark(r) for r in long['rows'] if r['group'] not in trained]
+    return rows + more, found + [mark(d) for d in long['directions'] if group_of.get(d['claim'], 'losses') not in trained | {'losses'}]
 
 # %% ../nbs/31_architecture.ipynb #84797a87
 LOSS_CLAIMS = [ # what, the variant of notebook 30 without that loss, measured on, noisy

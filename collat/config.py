@@ -84,14 +84,14 @@ class ModelFields:
 @dataclass(frozen=True)
 class LossFields:
     "Eq. 1-4 of the paper and the choices that it leaves open."
-    lambda_cross_token: float = doc(1., 'λ1, weight of Eq. 1; 1 in the paper')
+    lambda_cross_token: float = doc(6., 'λ1, weight of Eq. 1; 1 in the paper, ten times λ2')
     lambda_global: float = doc(1., 'λ2, weight of Eq. 2; 0.1 in the paper')
     lambda_uni_token: float = doc(.01, 'λ3, weight of Eq. 3')
     matcher: str = doc('greedy', 'the reordering g of Eq. 1: greedy | hungarian | sinkhorn | none', 'greedy hungarian sinkhorn none')
     closeness: str = doc('l1', 'what "closest" means in g: l1 | l2 | cosine', 'l1 l2 cosine')
     token_norm: str = doc('scaled', 'norm of Eq. 1 and 3: scaled | mean | sum', 'scaled mean sum')
     token_layer: int = doc(0, 'layer of the locked encoder where Eq. 1 and 3 compare; 0 = static embedding')
-    counts: str = doc('all', 'text tokens that Eq. 1 counts: all (as printed) | words (no padding) | label', 'all words label')
+    counts: str = doc('words', 'text tokens that Eq. 1 counts: all (as printed) | words (no padding) | label', 'all words label')
     targets: str = doc('same_text', 'positives of Eq. 2: same_text | diagonal (as printed)', 'same_text diagonal')
     stop_grad: bool = doc(False, 'no gradient through the clean view of Eq. 3')
 
@@ -124,6 +124,7 @@ class TrainFields:
     eval_every: int = doc(150, 'steps between validations (an "epoch" of the progress bar)')
     checkpoint_every: int = doc(50, 'steps between checkpoints')
     ablation_steps: int = doc(300, 'steps of each variant in the short ablation')
+    ablation_batch: int = doc(32, 'clips per step of each variant; 0 = `batch`')
     ablation_seeds: int = doc(1, 'seeds of each variant in the ablation')
     ablation_groups: str = doc('losses,lambdas', 'groups of variants in the ablation, see notebook 30')
     main_seeds: int = doc(1, 'training seeds of the main model that are evaluated; the first is the main model itself')
@@ -135,11 +136,11 @@ class EvaluationFields:
     "Baselines and evaluations."
     baseline_steps: int = doc(30, 'steps of each baseline (notebook 13), at most `steps`; its pretraining is shortened in proportion')
     baseline_seeds: int = doc(1, 'seeds of each baseline')
-    encoder_steps: int = doc(30, 'the same for the audio encoders and sizes of notebook 31, which has `ablation_seeds`')
+    encoder_steps: int = doc(0, 'the same for the audio encoders and sizes of notebook 31, which has `ablation_seeds`; 0 = show those of the committed long run')
     probe_scenes: int = doc(6_000, 'labelled scenes that a probe learns from (notebook 21)')
     compare_scenes: int = doc(500, 'labelled scenes that the probes of the other methods learn from')
     probe_steps: int = doc(300, 'training steps of the decoder probe, or 8 epochs if that is more')
-    sweeps: str = doc('layers,blocks,matchers', 'groups of variants in notebook 31, see notebook 30')
+    sweeps: str = doc('', 'groups of variants in notebook 31, see notebook 30; none = show those of the committed long run')
     image_steps: int = doc(400, 'training steps of the picture encoder (notebook 22)')
     caption_scenes: int = doc(3_000, 'scenes that a captioner learns from (notebook 23)')
     caption_steps: int = doc(600, 'most training steps of a captioner')
@@ -167,16 +168,16 @@ class Profile(EvaluationFields, TrainFields, LossFields, ModelFields, SceneField
 # %% ../nbs/00_config.ipynb #fbd6ed01
 _smoke = dict(gpus=1, clip_seconds=2., phrases=6, phrases_eval=4, n_train=96, n_valid=32, n_test=32, n_classes=8, d_audio=32, depth_audio=1, heads_audio=2,
               n_tokens=16, depth_interaction=2, width_interaction=32, heads_interaction=2, pretrain_steps=6, pretrain_batch=16, steps=6, batch=16,
-              warmup=2, eval_every=3, checkpoint_every=2, ablation_steps=2, n_boot=50, freq_mask=4, time_mask=10,
+              warmup=2, eval_every=3, checkpoint_every=2, ablation_steps=2, ablation_batch=0, n_boot=50, freq_mask=4, time_mask=10,
               baseline_steps=6, encoder_steps=6, probe_scenes=96, compare_scenes=64, probe_steps=24, image_steps=30, caption_scenes=96, caption_steps=60, benchmarks='small',
               sweeps='layers', diffusion_steps=4, diffusion_batch=8, diffusion_width=32, diffusion_captions=24, diffusion_sampling=2, reader_steps=20, image_scenes=6,
               grounding_scenes=16, words_scenes=12, compose_cases=12)
-_large = dict(ears='tuned', cache_clips=0, n_mels=128, stride=10, d_audio=768, depth_audio=12, heads_audio=12, stem='patch', clip_seconds=10., norm_mean=-4.2677393, norm_std=4.5689974,
+_large = dict(ears='tuned', cache_clips=0, lambda_cross_token=1., counts='all', n_mels=128, stride=10, d_audio=768, depth_audio=12, heads_audio=12, stem='patch', clip_seconds=10., norm_mean=-4.2677393, norm_std=4.5689974,
               freq_mask=48, time_mask=192, n_tokens=75, pad_id=49407, width_interaction=768, heads_interaction=12, depth_interaction=8, audio_weights='hf:MIT/ast-finetuned-audioset-10-10-0.4593', lr=1e-4, lr_audio=1e-5, batch=256,
               warmup=1_000, optimizer='adamw', checkpoint_every=500, eval_every=2_000, pretrain_steps=0, n_valid=2_000, workers=4, micro_batch=32)
 PROFILES = dict(
     mini={}, smoke=_smoke,
-    mini_long=dict(main_seeds=3, ablation_seeds=3, ablation_groups='losses,lambdas,paper_losses,form,targets', sweeps='layers,blocks,matchers,padding,start,tokens,prompts', baseline_steps=300, baseline_seeds=2, n_test=1_200,
+    mini_long=dict(main_seeds=3, ablation_seeds=3, ablation_groups='losses,lambdas,paper_losses,form,targets', sweeps='layers,blocks,matchers,padding,start,tokens,prompts', baseline_steps=300, baseline_seeds=2, encoder_steps=30, n_test=1_200,
                    compare_scenes=1_500, caption_scenes=2_000, caption_steps=400),
     smoke_clip=_smoke | dict(text_encoder='open_clip:tiny-quickgelu', pad_id=49407, n_tokens=20),
     small=_large | dict(data='fsd50k', text_encoder='open_clip:ViT-B-32/openai', steps=5_000, micro_batch=8, width_interaction=512, heads_interaction=8),

@@ -53,7 +53,7 @@ STAGES = (
         ('22_retrieval', (), ('checkpoints/image_tower/*',), 'Table 3b'),
         ('23_captioning', AUDIOCAPS_TEST, ('checkpoints/captioner-*',), 'Table 4'),
         ('25_text_retention', AUDIOCAPS_TEST, (), 'Figure 1b'))),
-    Stage('24_image_generation', ('results/scenes.json', _MODEL), ('results/image_generation.json', 'figures/figure5.png'), work=('checkpoints/painter/*', 'checkpoints/reader/*', 'global_only/**/*'), shows='Figure 5'),
+    Stage('24_image_generation', ('results/scenes.json', _MODEL, 'results/ablations.json'), ('results/image_generation.json', 'figures/figure5.png'), work=('checkpoints/painter/*', 'checkpoints/reader/*'), shows='Figure 5'),
     Stage('26_grounding', ('results/scenes.json', _MODEL, 'results/ablations.json', 'results/image_generation.json'), ('results/grounding.json', 'figures/grounding.png', 'figures/figure1a.png'), shows='Figure 1a'),
     Stage('27_words', ('results/scenes.json', _MODEL), ('results/words.json',)),
     Stage('50_report', tuple(f'results/{n}.json' for n in _REPORTED), ('results/report.json', 'report.md'), shows='all of them on one page; draws Figures 1b, 2a'),

@@ -314,14 +314,18 @@ def architecture_parts(a:dict) -> list: # `a`: results of notebook 31; parts of 
         rows = [r for r in a['rows'] if r['group'] == group]
         by = [[r for r in rows if r['variant'] == v] for v in dict.fromkeys(r['variant'] for r in rows)]
         return markdown_table([[rs[0]['variant'], *(paired(rs, k) for k in keys), *([rs[0]['audio_parameters'] / 1e6] if sizes else [])] for rs in by], ['variant', *keys.values(), *(['million weights'] if sizes else [])])
+    def titled(group, title): return f'## {title}' + (', from `mini_long`' if any(r['group'] == group and 'run' in r for r in a['rows']) else '')
     def found(rows): # one line a finding; with several seeds how they agree
         if len({d['seed'] for d in rows}) == 1: return markdown_table([[d['claim'], d['where'], d['compared'], d['measure'], interval_of(d), d['n'], d['verdict']] for d in rows], ['finding', 'where', 'compared', 'measure', 'difference', 'N', ''])
         return markdown_table([[d['claim'], d['where'], d['compared'], d['measure'], f"{d['difference']:+.3f} [{d['lowest']:+.3f} to {d['highest']:+.3f}]", d['verdict']] for d in over_seeds(rows)], ['finding', 'where', 'compared', 'measure', 'mean difference [lowest to highest]', 'seeds'])
-    out += ['## What the paper finds, and what is found here', f"On `valid`; differences with paired 95 % intervals over clips. *Reproduced*: the whole interval on the paper's side of zero; *not reproduced*: on the other side; *inconclusive*: both. Sweeps and losses {a['sweep_steps']} steps from one pretrained encoder, encoders and sizes {a['encoder_steps']} steps after an act one of their own; {a['seeds']} seed(s).", found(a['directions'])]
-    for group in dict.fromkeys(r['group'] for r in a['rows'] if r['group'] in GROUP_TITLES): out += [f'## {GROUP_TITLES[group]}', table(group)]
+    here, filled = ([d for d in a['directions'] if ('run' in d) == long] for long in (False, True))
+    own = f"; encoders and sizes {a['encoder_steps']} steps after an act one of their own" if a['encoder_steps'] else ''
+    out += ['## What the paper finds, and what is found here', f"On `valid`; differences with paired 95 % intervals over clips. *Reproduced*: the whole interval on the paper's side of zero; *not reproduced*: on the other side; *inconclusive*: both. Sweeps and losses {a['sweep_steps']} steps from one pretrained encoder{own}; {a['seeds']} seed(s).", found(here)]
+    if filled: out += [f"**Not measured in this run.** What follows on layers, blocks, matchers, encoders and sizes comes from the committed long run `{filled[0]['run']}`: thirty steps of tuned ears, {len({d['seed'] for d in filled})} seeds, early learning.", found(filled)]
+    for group in dict.fromkeys(r['group'] for r in a['rows'] if r['group'] in GROUP_TITLES): out += [titled(group, GROUP_TITLES[group]), table(group)]
     g = a['greedy']; n = len(g['optimal'])
     out += [f"On {n} scenes of `valid` the greedy order of the trained model is optimal in {sum(g['optimal']) / n:.0%}; it costs {sum(g['excess']) / n:.2%} more than the optimal one on average, {max(g['excess']):.2%} at most.", '![What greedy costs](figures/greedy_cost.png)', '![Figure 4a](figures/figure4a.png)',
-            '## Audio encoders (Fig. 4b)', table('encoders', True), '![Figure 4b](figures/figure4b.png)', '## Size of the audio encoder (Fig. 2b)', table('sizes', True), '![Figure 2b](figures/figure2b.png)']
+            titled('encoders', 'Audio encoders (Fig. 4b)'), table('encoders', True), '![Figure 4b](figures/figure4b.png)', titled('sizes', 'Size of the audio encoder (Fig. 2b)'), table('sizes', True), '![Figure 2b](figures/figure2b.png)']
     return out
 
 # %% ../nbs/50_report.ipynb #b151aebb
