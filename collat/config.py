@@ -134,20 +134,20 @@ class TrainFields:
 @dataclass(frozen=True)
 class EvaluationFields:
     "Baselines and evaluations."
-    baseline_steps: int = doc(30, 'steps of each baseline (notebook 13), at most `steps`; its pretraining is shortened in proportion')
+    baseline_steps: int = doc(20, 'steps of each baseline (notebook 13), at most `steps`; its pretraining is shortened in proportion')
     baseline_seeds: int = doc(1, 'seeds of each baseline')
     encoder_steps: int = doc(0, 'the same for the audio encoders and sizes of notebook 31, which has `ablation_seeds`; 0 = show those of the committed long run')
-    probe_scenes: int = doc(6_000, 'labelled scenes that a probe learns from (notebook 21)')
+    probe_scenes: int = doc(3_000, 'labelled scenes that a probe learns from (notebook 21)')
     compare_scenes: int = doc(500, 'labelled scenes that the probes of the other methods learn from')
     probe_steps: int = doc(300, 'training steps of the decoder probe, or 8 epochs if that is more')
     sweeps: str = doc('', 'groups of variants in notebook 31, see notebook 30; none = show those of the committed long run')
     image_steps: int = doc(400, 'training steps of the picture encoder (notebook 22)')
-    caption_scenes: int = doc(3_000, 'scenes that a captioner learns from (notebook 23)')
-    caption_steps: int = doc(600, 'most training steps of a captioner')
+    caption_scenes: int = doc(2_000, 'scenes that a captioner learns from (notebook 23)')
+    caption_steps: int = doc(400, 'most training steps of a captioner')
     caption_features: str = doc('states', 'what a captioner reads: audio | tokens | states (`CoLLAT.token_features`)', 'audio tokens states')
     caption_beams: int = doc(4, 'beams of the caption search')
     benchmarks: str = doc('full', 'scale of the measurements in notebook 40: small (seconds) | full (minutes)', 'small full')
-    diffusion_steps: int = doc(1_600, 'training steps of the painter of glyphs (notebook 24)')
+    diffusion_steps: int = doc(800, 'training steps of the painter of glyphs (notebook 24)')
     diffusion_batch: int = doc(64, 'pictures per step of the painter')
     diffusion_lr: float = doc(2e-3, 'peak learning rate of the painter')
     diffusion_width: int = doc(80, 'channels of the painter\'s U-Net at its finest level')
@@ -178,7 +178,7 @@ _large = dict(ears='tuned', cache_clips=0, lambda_cross_token=1., counts='all', 
 PROFILES = dict(
     mini={}, smoke=_smoke,
     mini_long=dict(main_seeds=3, ablation_seeds=3, ablation_groups='losses,lambdas,paper_losses,form,targets', sweeps='layers,blocks,matchers,padding,start,tokens,prompts', baseline_steps=300, baseline_seeds=2, encoder_steps=30, n_test=1_200,
-                   compare_scenes=1_500, caption_scenes=2_000, caption_steps=400),
+                   compare_scenes=1_500, probe_scenes=6_000, caption_scenes=3_000, caption_steps=600, diffusion_steps=1_600),
     smoke_clip=_smoke | dict(text_encoder='open_clip:tiny-quickgelu', pad_id=49407, n_tokens=20),
     small=_large | dict(data='fsd50k', text_encoder='open_clip:ViT-B-32/openai', steps=5_000, micro_batch=8, width_interaction=512, heads_interaction=8),
     paper=_large | dict(data='audioset', text_encoder='open_clip:ViT-L-14/openai', lambda_global=.1, steps=24_000))

@@ -327,7 +327,7 @@ def same_profile(path, was:dict, profile:Profile):
     if other := [k for k in now if k not in _harmless and was[k] != now[k]]:
         raise ValueError(f"{path} was made with {other[0]}={was[other[0]]}, now it is {now[other[0]]}; remove it to start anew")
 
-_harmless = {*'name gpus data_root shards workers prefetch shipped_ears compile fused micro_batch checkpoint_every n_boot n_test noise_test ablation_steps ablation_seeds ablation_groups main_seeds'.split(),
+_harmless = {*'name gpus data_root shards workers prefetch shipped_ears compile fused micro_batch checkpoint_every n_boot n_test noise_test ablation_steps ablation_batch ablation_seeds ablation_groups main_seeds'.split(),
              *(f.name for f in dataclasses.fields(EvaluationFields))}
 
 # %% ../nbs/12_training.ipynb #2a582e34
