@@ -265,10 +265,10 @@ def baseline_profile(
     steps:int|None=None, # of act two; None = the profile's
     seed:int|None=None, # None = the profile's
 ) -> Profile:
-    "The profile that a baseline is trained with: both acts and the warm-up in the proportions of CoLLAT's. All methods tune their ears."
+    "The profile that a baseline is trained with: both acts in the proportions of CoLLAT's, with a warm-up of at most a sixth. All methods tune their ears."
     p, steps = profile, steps or profile.steps
     part = lambda n: max(1, round(n * steps / p.steps)) if n else 0
-    return dataclasses.replace(p, steps=steps, pretrain_steps=part(p.pretrain_steps), warmup=part(p.warmup), seed=p.seed if seed is None else seed, ears='tuned', template=spec.template or p.template,
+    return dataclasses.replace(p, steps=steps, pretrain_steps=part(p.pretrain_steps), warmup=min(p.warmup, max(1, steps // 6)), seed=p.seed if seed is None else seed, ears='tuned', template=spec.template or p.template,
                                eval_every=steps if steps <= 2 * p.eval_every else p.eval_every, checkpoint_every=max(p.checkpoint_every, min(50, steps)))
 
 def data_order(loader:StepLoader) -> str: # 8 hex digits

@@ -105,7 +105,7 @@ class TrainFields:
     pretrain_steps: int = doc(1_500, 'steps of the classification pretraining of the audio encoder')
     pretrain_batch: int = doc(64, 'clips per pretraining step')
     pretrain_lr: float = doc(4e-3, 'peak learning rate of the pretraining')
-    steps: int = doc(300, 'training steps')
+    steps: int = doc(500, 'training steps')
     batch: int = doc(64, 'clips per step over all processes')
     lr: float = doc(5e-3, 'peak learning rate of the new parts')
     lr_audio: float = doc(3e-4, 'peak learning rate of the pretrained audio encoder')
@@ -118,10 +118,10 @@ class TrainFields:
     compile: bool = doc(False, "torch.compile the networks and the locked encoder's audio path")
     fused: bool = doc(False, 'AdamW in one kernel; its last bits differ from the ordinary one\'s')
     micro_batch: int = doc(0, 'clips of a process whose activations are kept at a time (notebook 11); 0 = all')
-    cache_clips: int = doc(6_400, 'frozen ears: training clips whose audio tokens are kept in a file (notebook 11a); 0 = none, each step hears anew')
+    cache_clips: int = doc(12_800, 'frozen ears: training clips whose audio tokens are kept in a file (notebook 11a); 0 = none, each step hears anew')
     cache_views: int = doc(2, 'noisy views of each of these clips')
     precision: str = doc('bf16', 'autocast: bf16 (where the device has it) | fp32', 'bf16 fp32')
-    eval_every: int = doc(150, 'steps between validations (an "epoch" of the progress bar)')
+    eval_every: int = doc(250, 'steps between validations (an "epoch" of the progress bar)')
     checkpoint_every: int = doc(50, 'steps between checkpoints')
     ablation_steps: int = doc(300, 'steps of each variant in the short ablation')
     ablation_batch: int = doc(32, 'clips per step of each variant; 0 = `batch`')
@@ -177,7 +177,7 @@ _large = dict(ears='tuned', cache_clips=0, lambda_cross_token=1., counts='all', 
               warmup=1_000, optimizer='adamw', checkpoint_every=500, eval_every=2_000, pretrain_steps=0, n_valid=2_000, workers=4, micro_batch=32)
 PROFILES = dict(
     mini={}, smoke=_smoke,
-    mini_long=dict(main_seeds=3, ablation_seeds=3, ablation_groups='losses,lambdas,paper_losses,form,targets', sweeps='layers,blocks,matchers,padding,start,tokens,prompts', baseline_steps=300, baseline_seeds=2, encoder_steps=30, n_test=1_200,
+    mini_long=dict(main_seeds=3, ablation_seeds=3, ablation_groups='losses,lambdas,paper_losses,form,targets', sweeps='layers,blocks,matchers,padding,start,tokens,prompts', baseline_steps=500, baseline_seeds=2, encoder_steps=30, n_test=1_200,
                    compare_scenes=1_500, probe_scenes=6_000, caption_scenes=3_000, caption_steps=600, diffusion_steps=1_600),
     smoke_clip=_smoke | dict(text_encoder='open_clip:tiny-quickgelu', pad_id=49407, n_tokens=20),
     small=_large | dict(data='fsd50k', text_encoder='open_clip:ViT-B-32/openai', steps=5_000, micro_batch=8, width_interaction=512, heads_interaction=8),
