@@ -108,7 +108,7 @@ def test_training_saves_resumes_and_hears_the_same_clips(tones, tmp_path):
 
 def test_short_schedule_shortens_both_acts():
     p = B.baseline_profile(load_profile('mini', dict(steps=400, pretrain_steps=1000, warmup=30)), B.BASELINES['audioclip'], 40, seed=3)
-    assert (p.steps, p.pretrain_steps, p.warmup, p.seed, p.template) == (40, 100, 3, 3, 'concat')
+    assert (p.steps, p.pretrain_steps, p.warmup, p.seed, p.template) == (40, 100, 6, 3, 'concat')
     assert B.baseline_profile(load_profile('mini'), B.BASELINES['clap']).pretrain_steps == load_profile('mini').pretrain_steps
 
 
