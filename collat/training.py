@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PULLS_EVERY', 'EARS', 'RESTARTS', 'StepLoader', 'clips_of', 'make_loader', 'heard_once', 'left_out', 'prompt_maker',
-           'Pretrainer', 'multi_hot', 'lr_factor', 'param_groups', 'has_bf16', 'orthogonal', 'MuonAdamW',
+           'read_ahead', 'Pretrainer', 'multi_hot', 'lr_factor', 'param_groups', 'has_bf16', 'orthogonal', 'MuonAdamW',
            'make_optimizer', 'Schedule', 'Guard', 'StepLog', 'Pulls', 'unwrap', 'before', 'save_checkpoint',
            'read_checkpoint', 'load_checkpoint', 'same_profile', 'Checkpoint', 'Validate', 'ranks', 'best_precision',
            'training_attention', 'Loaders', 'run_steps', 'zero_shot_scores', 'hear_shards', 'validator', 'shipped_ears',
@@ -38,7 +38,7 @@ from .cached_tokens import CachedTokens, cache_tokens
 from .config import REQUEUE, EvaluationFields, Preempted, Profile, asked_to_stop, atomic_path, load_profile, read_results, write_results
 from .interaction import token_distance
 from .metrics import accuracy, mean_average_precision
-from .model import CoLLAT, best_device, front_end, make_audio_encoder
+from .model import TEXTS_KEPT, CoLLAT, best_device, front_end, make_audio_encoder
 from .prompts import class_prompts, fit_prompt, label_to_words
 from .scenes import Scenes, split_classes
 from .streaming import ShardError, ShardLoader, Shards, as_float, shards_of, sounds_of
@@ -133,6 +133,22 @@ def prompt_maker(model:CoLLAT):
         return text, words[:len(words) - dropped]
     make.dropped = 0
     return make
+
+# %% ../nbs/12_training.ipynb #24520266
+def read_ahead(
+    model:CoLLAT,
+    labels:list, # label lists of all clips
+):
+    "Fills `model.text_cache` with the targets of all prompts, or of the first `TEXTS_KEPT`; the ranks share the work."
+    (rank, world), make = ranks(), prompt_maker(model)
+    prompts = list(dict(make(sorted(l)) for l in labels).items())[:TEXTS_KEPT]
+    mine = sorted(prompts[rank::world], key=lambda x: model.text.count_tokens(x[0]))
+    for at in tqdm(range(0, len(mine), 512), desc='prompts', unit_scale=512, disable=rank > 0):
+        model.text_targets(*zip(*mine[at:at + 512]))
+    if world == 1: return
+    parts = [None] * world
+    dist.all_gather_object(parts, {t: model.text_cache[t] for t, _ in mine})
+    for part in parts: model.text_cache |= part
 
 # %% ../nbs/12_training.ipynb #39c7bd4e
 class Pretrainer(nn.Module):
@@ -529,6 +545,7 @@ def train(
     make_prompt, locked = prompt_maker(model), model.text.fingerprint()
     clips = heard_once(model, clips, (Path(data).parent if data else Path(run_dir))/'tokens')
     model.text_cache = _texts[locked, p.pad_id, p.n_tokens, p.form]
+    if isinstance(clips, CachedTokens): read_ahead(model, clips.labels)
     loader = make_loader(p, clips, p.batch, p.steps, run_dir, 'train', make_prompt)
     new = [*model.interaction.parameters(), model.logit_scale]
     model, rows = run_steps(model, loader, [(model.audio.parameters(), p.lr_audio), (new, p.lr)], p, run_dir, 'train', validator(p, run_dir, data) if validate else None)
