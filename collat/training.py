@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['PULLS_EVERY', 'EARS', 'RESTARTS', 'StepLoader', 'clips_of', 'make_loader', 'heard_once', 'left_out', 'prompt_maker',
-           'read_ahead', 'Pretrainer', 'multi_hot', 'lr_factor', 'param_groups', 'has_bf16', 'orthogonal', 'MuonAdamW',
+           'Pretrainer', 'multi_hot', 'lr_factor', 'param_groups', 'has_bf16', 'orthogonal', 'MuonAdamW',
            'make_optimizer', 'Schedule', 'Guard', 'StepLog', 'Pulls', 'unwrap', 'before', 'save_checkpoint',
            'read_checkpoint', 'load_checkpoint', 'same_profile', 'Checkpoint', 'Validate', 'ranks', 'best_precision',
            'training_attention', 'Loaders', 'run_steps', 'zero_shot_scores', 'hear_shards', 'validator', 'shipped_ears',
-           'copy_ears', 'pretrain', 'load_audio_encoder', 'train', 'torchrun', 'run_group', 'guard', 'processes',
-           'launch', 'lost_peer', 'leave_traceback', 'as_rank', 'main', 'read_log', 'plot_curves', 'block_distances']
+           'copy_ears', 'pretrain', 'read_ahead', 'load_audio_encoder', 'train', 'torchrun', 'run_group', 'guard',
+           'processes', 'launch', 'lost_peer', 'leave_traceback', 'as_rank', 'main', 'read_log', 'plot_curves',
+           'block_distances']
 
 # %% ../nbs/12_training.ipynb #faa948a9
 import csv, ctypes, dataclasses, json, math, os, shutil, signal, subprocess, sys, time, traceback, zipfile
@@ -133,22 +134,6 @@ def prompt_maker(model:CoLLAT):
         return text, words[:len(words) - dropped]
     make.dropped = 0
     return make
-
-# %% ../nbs/12_training.ipynb #24520266
-def read_ahead(
-    model:CoLLAT,
-    labels:list, # label lists of all clips
-):
-    "Fills `model.text_cache` with the targets of all prompts, or of the first `TEXTS_KEPT`; the ranks share the work."
-    (rank, world), make = ranks(), prompt_maker(model)
-    prompts = list(dict(make(sorted(l)) for l in labels).items())[:TEXTS_KEPT]
-    mine = sorted(prompts[rank::world], key=lambda x: model.text.count_tokens(x[0]))
-    for part in tqdm([mine[at:at + 512] for at in range(0, len(mine), 512)], desc='prompts, 512 at a time', disable=rank > 0):
-        model.text_targets(*zip(*part))
-    if world == 1: return
-    parts = [None] * world
-    dist.all_gather_object(parts, {t: model.text_cache[t] for t, _ in mine})
-    for part in parts: model.text_cache |= part
 
 # %% ../nbs/12_training.ipynb #39c7bd4e
 class Pretrainer(nn.Module):
@@ -516,6 +501,22 @@ def pretrain(profile:Profile, run_dir:str|Path) -> Path: # safetensors file of t
         with atomic_path(path) as tmp: save_file({k: v.contiguous() for k, v in model.audio.state_dict().items()}, tmp)   # last: it says that act one is done
     if world > 1: dist.barrier()
     return path
+
+# %% ../nbs/12_training.ipynb #24520266
+def read_ahead(
+    model:CoLLAT,
+    labels:list, # label lists of all clips
+):
+    "Fills `model.text_cache` with the targets of all prompts, or of the first `TEXTS_KEPT`; the ranks share the work."
+    (rank, world), make = ranks(), prompt_maker(model)
+    prompts = list(dict(make(sorted(l)) for l in labels).items())[:TEXTS_KEPT]
+    mine = sorted(prompts[rank::world], key=lambda x: model.text.count_tokens(x[0]))
+    for part in tqdm([mine[at:at + 512] for at in range(0, len(mine), 512)], desc='prompts, 512 at a time', disable=rank > 0):
+        model.text_targets(*zip(*part))
+    if world == 1: return
+    parts = [None] * world
+    dist.all_gather_object(parts, {t: model.text_cache[t] for t, _ in mine})
+    for part in parts: model.text_cache |= part
 
 # %% ../nbs/12_training.ipynb #13b54cdd
 def load_audio_encoder(model:CoLLAT, path:str|Path):
