@@ -48,12 +48,12 @@ STAGES = (
     Stage('05_datasets', (), ('results/datasets.json',), outside=('*/', '*/*/'), shows='Table 1'),
     Stage('13_baselines', ('results/scenes.json', _MODEL), ('results/baselines.json', 'checkpoints/baselines/*/model.safetensors'), work=('checkpoints/work/baselines/*', 'logs/baselines/*', 'baselines/**/*'), shows='Figure 2a'),
     Stage('31_architecture', ('results/scenes.json', _MODEL, 'results/ablations.json', 'results/baselines.json'), ('results/architecture.json', *(f'figures/figure{n}.png' for n in ('2b', '4a', '4b'))), work=('architecture/**/*',), shows='Figures 2b, 4a, 4b'),
+    Stage('24_image_generation', ('results/scenes.json', _MODEL, 'results/ablations.json'), ('results/image_generation.json', 'figures/figure5.png'), work=('checkpoints/painter/*', 'checkpoints/reader/*'), shows='Figure 5'),
     *(Stage(n, ('results/scenes.json', _MODEL, 'results/zero_shot.json', 'results/baselines.json'), (f'results/{n[3:]}.json',), outside, work, shows=shows) for n, outside, work, shows in (
         ('21_linear_probe', (), ('features/**/*',), 'Table 2 (probes)'),
         ('22_retrieval', (), ('checkpoints/image_tower/*',), 'Table 3b'),
         ('23_captioning', AUDIOCAPS_TEST, ('checkpoints/captioner-*',), 'Table 4'),
         ('25_text_retention', AUDIOCAPS_TEST, (), 'Figure 1b'))),
-    Stage('24_image_generation', ('results/scenes.json', _MODEL, 'results/ablations.json'), ('results/image_generation.json', 'figures/figure5.png'), work=('checkpoints/painter/*', 'checkpoints/reader/*'), shows='Figure 5'),
     Stage('26_grounding', ('results/scenes.json', _MODEL, 'results/ablations.json', 'results/image_generation.json'), ('results/grounding.json', 'figures/grounding.png', 'figures/figure1a.png'), shows='Figure 1a'),
     Stage('27_words', ('results/scenes.json', _MODEL), ('results/words.json',)),
     Stage('50_report', tuple(f'results/{n}.json' for n in _REPORTED), ('results/report.json', 'report.md'), shows='all of them on one page; draws Figures 1b, 2a'),
