@@ -212,7 +212,7 @@ def open_run(
 def check_gpus(n:int):
     "Raises ValueError when the machine has fewer than `n` GPUs, or, without any, cores."
     if n < 0: raise ValueError(f'gpus={n}: a number from 0 up is accepted')
-    if n == 0: return
+    if n < 2: return   # one runs anywhere, and torch takes seconds to import
     import torch
     gpus, cores = torch.cuda.device_count(), os.cpu_count()
     if n > (gpus or cores): raise ValueError(f"gpus={n}: this machine has {gpus or f'none, and {cores} cores'} (gpus=0 runs on whatever there is)")
