@@ -47,7 +47,7 @@ def tiny(tmp_path_factory):
         sf.write(d/f'{i}.wav', .2 * x, 16_000); rows.append(f"{i}.wav,{('noise', 'tone')[i % 2]};{('low', 'high')[i % 4 // 2]}")
     (d/'my.csv').write_text('\n'.join(rows) + '\n')
     shard(str(d/'my.csv'), d/'shards', per_shard=4, workers=1)
-    (d/'tiny.json').write_text(json.dumps(dict(base='smoke_clip', shards=str(d/'shards'), shuffle_window=3, workers=1, gpus=2, clip_seconds=.5, n_valid=4, pretrain_steps=0,
+    (d/'tiny.json').write_text(json.dumps(dict(base='smoke_clip', shards=str(d/'shards'), shuffle_window=3, workers=1, gpus=2, clip_seconds=.5, n_valid=4, ears='tuned', pretrain_steps=0,
                                                steps=20 + 30 * KILLS, batch=10, eval_every=16, checkpoint_every=3, precision='fp32')))
     return d/'tiny.json'
 

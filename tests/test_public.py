@@ -6,7 +6,7 @@ from collat.config import load_profile, read_results
 from collat.pipeline import open_run, run_pipeline
 
 ROOT = Path(__file__).parent.parent
-TINY = dict(base='smoke', pretrain_steps=0, steps=4, eval_every=2, batch=8)
+TINY = dict(base='smoke', ears='tuned', pretrain_steps=0, steps=4, eval_every=2, batch=8)
 
 
 def test_a_profile_without_act_one_passes_through_the_pipeline(tmp_path):
