@@ -31,7 +31,8 @@ def clip_bytes(
     return 2 * (1 + views) * m * d
 
 # %% ../nbs/11a_cached_tokens.ipynb #ccc51bda
-FRONT_END = 'sample_rate clip_seconds n_mels window frame_ms hop_ms norm_mean norm_std noise_std noise_domain seed_data cache_views'.split()
+FRONT_END = """sample_rate clip_seconds n_mels window frame_ms hop_ms norm_mean norm_std noise_std noise_domain seed_data
+cache_views""".split()
 
 SCENE = 'seed_data phrases max_events speed_change single_share n_classes'.split()
 
