@@ -122,7 +122,7 @@ def text_targets(self:CoLLAT,
     if new:
         _, kind, ids = self.text.targets(list(new), p.n_tokens, p.form, list(new.values()))
         z = encode_each(self.text, list(new))
-        self.text_cache |= {t: (ids[i].cpu(), kind[i].cpu(), z[i].cpu()) for i, t in enumerate(new)}
+        self.text_cache |= {t: tuple(x[i].cpu().clone() for x in (ids, kind, z)) for i, t in enumerate(new)}   # a view would carry the whole batch along
     for t in texts: self.text_cache[t] = self.text_cache.pop(t)   # the last used stand last
     ids, kind, z = (torch.stack(x).to(device, non_blocking=True) for x in zip(*(self.text_cache[t] for t in texts)))
     while len(self.text_cache) > TEXTS_KEPT: self.text_cache.pop(next(iter(self.text_cache)))

@@ -8,8 +8,8 @@ __all__ = ['PULLS_EVERY', 'RESTARTS', 'StepLoader', 'clips_of', 'make_loader', '
            'make_optimizer', 'Schedule', 'Guard', 'StepLog', 'Pulls', 'unwrap', 'before', 'save_checkpoint',
            'read_checkpoint', 'load_checkpoint', 'same_profile', 'Checkpoint', 'Validate', 'ranks', 'best_precision',
            'training_attention', 'Loaders', 'run_steps', 'zero_shot_scores', 'hear_shards', 'validator', 'pretrain',
-           'load_audio_encoder', 'train', 'torchrun', 'run_group', 'guard', 'launch', 'lost_peer', 'leave_traceback',
-           'as_rank', 'main', 'read_log', 'plot_curves', 'block_distances']
+           'read_ahead', 'load_audio_encoder', 'train', 'torchrun', 'run_group', 'guard', 'launch', 'lost_peer',
+           'leave_traceback', 'as_rank', 'main', 'read_log', 'plot_curves', 'block_distances']
 
 # %% ../nbs/12_training.ipynb #faa948a9
 import csv, ctypes, dataclasses, json, math, os, signal, subprocess, sys, time, traceback, zipfile
@@ -38,7 +38,7 @@ from .cached_tokens import CachedTokens, cache_tokens
 from .config import REQUEUE, EvaluationFields, Preempted, Profile, asked_to_stop, atomic_path, load_profile, read_results, write_results
 from .interaction import token_distance
 from .metrics import accuracy, mean_average_precision
-from .model import CoLLAT, best_device, front_end, make_audio_encoder
+from .model import TEXTS_KEPT, CoLLAT, best_device, front_end, make_audio_encoder
 from .prompts import class_prompts, fit_prompt, label_to_words
 from .scenes import Scenes, split_classes
 from .streaming import ShardError, ShardLoader, Shards, as_float, shards_of, sounds_of
@@ -480,6 +480,22 @@ def pretrain(profile:Profile, run_dir:str|Path) -> Path: # safetensors file of t
     if world > 1: dist.barrier()
     return path
 
+# %% ../nbs/12_training.ipynb #24520266
+def read_ahead(
+    model:CoLLAT,
+    labels:list, # label lists of all clips
+):
+    "Fills `model.text_cache` with the targets of all prompts, or of the first `TEXTS_KEPT`; the ranks share the work."
+    (rank, world), make = ranks(), prompt_maker(model)
+    prompts = list(dict(make(sorted(l)) for l in labels).items())[:TEXTS_KEPT]
+    mine = sorted(prompts[rank::world], key=lambda x: model.text.count_tokens(x[0]))
+    for part in tqdm([mine[at:at + 512] for at in range(0, len(mine), 512)], desc='prompts, 512 at a time', disable=rank > 0):
+        model.text_targets(*zip(*part))
+    if world == 1: return
+    parts = [None] * world
+    dist.all_gather_object(parts, {t: model.text_cache[t] for t, _ in mine})
+    for part in parts: model.text_cache |= part
+
 # %% ../nbs/12_training.ipynb #13b54cdd
 def load_audio_encoder(model:CoLLAT, path:str|Path):
     "Put pretrained audio encoder weights into a model; the classification head stays out. Raises ValueError on keys that do not fit."
@@ -508,6 +524,7 @@ def train(
     make_prompt, locked = prompt_maker(model), model.text.fingerprint()
     clips = heard_once(model, clips, (Path(data).parent if data else Path(run_dir))/'tokens')
     model.text_cache = _texts[locked, p.pad_id, p.n_tokens, p.form]
+    if isinstance(clips, CachedTokens): read_ahead(model, clips.labels)
     loader = make_loader(p, clips, p.batch, p.steps, run_dir, 'train', make_prompt)
     new = [*model.interaction.parameters(), model.logit_scale]
     model, rows = run_steps(model, loader, [(model.audio.parameters(), p.lr_audio), (new, p.lr)], p, run_dir, 'train', validator(p, run_dir, data) if validate else None)
