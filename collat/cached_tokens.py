@@ -31,7 +31,8 @@ def clip_bytes(
     return 2 * (1 + views) * m * d
 
 # %% ../nbs/11a_cached_tokens.ipynb #ccc51bda
-FRONT_END = 'sample_rate clip_seconds n_mels window frame_ms hop_ms norm_mean norm_std noise_std noise_domain cache_views'.split()
+FRONT_END = """sample_rate clip_seconds n_mels window frame_ms hop_ms norm_mean norm_std noise_std noise_domain seed_data
+cache_views""".split()
 
 SCENE = 'seed_data phrases max_events speed_change single_share n_classes'.split()
 
@@ -48,7 +49,8 @@ def cache_key(
 ) -> str: # 16 hex digits
     "Name of the cache that fits these weights, settings and clips."
     p, sha = model.profile, hashlib.sha256()
-    facts = [n, {k: getattr(p, k) for k in ('seed_data', *FRONT_END)}, clips_key(clips), model.precision, model.audio.__class__.__name__, p.pool_frequency]
+    ears = [model.precision, model.audio.__class__.__name__, p.pool_frequency]
+    facts = [n, {k: getattr(p, k) for k in FRONT_END}, clips_key(clips), *ears]
     sha.update(json.dumps(facts, sort_keys=True).encode())
     for name, x in sorted(model.audio.state_dict().items()):
         sha.update(f'{name}{x.dtype}{tuple(x.shape)}'.encode())

@@ -122,7 +122,8 @@ def text_targets(self:CoLLAT,
     if new:
         _, kind, ids = self.text.targets(list(new), p.n_tokens, p.form, list(new.values()))
         z = encode_each(self.text, list(new))
-        self.text_cache |= {t: tuple(x[i].cpu().clone() for x in (ids, kind, z)) for i, t in enumerate(new)}   # a view would carry the whole batch along
+        copies = zip(*([row.clone() for row in x.cpu()] for x in (ids, kind, z)))   # a view would carry the whole batch along
+        self.text_cache |= dict(zip(new, copies))
     for t in texts: self.text_cache[t] = self.text_cache.pop(t)   # the last used stand last
     ids, kind, z = (torch.stack(x).to(device, non_blocking=True) for x in zip(*(self.text_cache[t] for t in texts)))
     while len(self.text_cache) > TEXTS_KEPT: self.text_cache.pop(next(iter(self.text_cache)))
@@ -470,7 +471,10 @@ def compose(self:CoLLAT,
     if slots is not None:
         inside = iter(self.telling([h for h, o in zip(sounds, out) if not o], slots - sum(map(self.text.count_tokens, parts))))
         sounds = [self.telling([h], slots)[0] if o else next(inside) for h, o in zip(sounds, out)]
-    here = lambda h: self.text.presence(h[None])[0] if self.profile.presence and slots is None else torch.ones(len(h), device=device)
+    def here(h):
+        "Presence of the slots of one sound, (n,)."
+        seen = self.profile.presence and slots is None
+        return self.text.presence(h[None])[0] if seen else torch.ones(len(h), device=device)
     seq, count = [], []
     for part, sound, o, w in zip(parts, [*sounds, None], [*out, True], [*weights, 1.]):
         if n := self.text.count_tokens(part): seq.append(self.text.targets(part, n).h[0]); count += [1.] * n
@@ -484,7 +488,9 @@ def compose(self:CoLLAT,
         z, negative = z[0], []
         for sound, o, w in zip(sounds, out, weights):
             if not o: continue
-            u, s = run(sound, here(sound)[None] if slots is None else None); negative.append(s[0]); z = self.without(z, u[0], w)
+            u, s = run(sound, here(sound)[None] if slots is None else None)
+            negative.append(s[0])
+            z = self.without(z, u[0], w)
     return Composed(z, states[0], negative)
 
 # %% ../nbs/11_model.ipynb #f87d8996

@@ -489,8 +489,8 @@ def read_ahead(
     (rank, world), make = ranks(), prompt_maker(model)
     prompts = list(dict(make(sorted(l)) for l in labels).items())[:TEXTS_KEPT]
     mine = sorted(prompts[rank::world], key=lambda x: model.text.count_tokens(x[0]))
-    for part in tqdm([mine[at:at + 512] for at in range(0, len(mine), 512)], desc='prompts, 512 at a time', disable=rank > 0):
-        model.text_targets(*zip(*part))
+    parts = [mine[at:at + 512] for at in range(0, len(mine), 512)]
+    for part in tqdm(parts, desc='prompts, 512 at a time', disable=rank > 0): model.text_targets(*zip(*part))
     if world == 1: return
     parts = [None] * world
     dist.all_gather_object(parts, {t: model.text_cache[t] for t, _ in mine})
