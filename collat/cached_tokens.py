@@ -49,7 +49,8 @@ def cache_key(
 ) -> str: # 16 hex digits
     "Name of the cache that fits these weights, settings and clips."
     p, sha = model.profile, hashlib.sha256()
-    facts = [n, {k: getattr(p, k) for k in ('seed_data', *FRONT_END)}, clips_key(clips), model.precision, model.audio.__class__.__name__, p.pool_frequency]
+    ears = [model.precision, model.audio.__class__.__name__, p.pool_frequency]
+    facts = [n, {k: getattr(p, k) for k in FRONT_END}, clips_key(clips), *ears]
     sha.update(json.dumps(facts, sort_keys=True).encode())
     for name, x in sorted(model.audio.state_dict().items()):
         sha.update(f'{name}{x.dtype}{tuple(x.shape)}'.encode())
