@@ -57,6 +57,10 @@ def cmd_data(args) -> int:
         if not args.out: raise ValueError('`collat data shard NAME --out DIR`: the folder of the shards is missing')
         print(json.dumps(shard(args.name, args.out, args.root, tuple(args.splits.split(',')) if args.splits else None, part=args.part, workers=args.workers), indent=1, ensure_ascii=False))
         return 0
+    if args.name == 'yamnet':
+        from collat.yamnet import get_yamnet
+        print(f'YAMNet is in {get_yamnet(args.root)}')
+        return 0
     print(data_check(args.root) if args.action == 'check' else data_get(args.name, args.root))
     return 0
 
@@ -185,7 +189,7 @@ def _others(command):
     add('--out', help='results file to write')
     add = command('data', cmd_data, 'check | get NAME | shard NAME|CSV --out DIR [--part i/n] [--workers N]   [--root D]')
     add('action', choices=('check', 'get', 'shard'))
-    add('name', nargs='?', help='data set; for shard also a table (*.csv)')
+    add('name', nargs='?', help='data set, or yamnet (weights); for shard also a table (*.csv)')
     add('--out', help='folder of the shards')
     add('--splits', help='official splits, comma-separated (default: those that are trained on)')
     add('--part', default='1/1', help='i/n: this machine makes every n-th shard (default: 1/1)')

@@ -10,6 +10,7 @@ TOGETHER = FIRST[1:] + ('test_evaluate_data.py', 'test_image_generation.py', 'te
 DATA = dict(  # name -> what it may be called below a data folder, how to get it
     audiocaps=(AUDIOCAPS_TEST, '`.venv/bin/collat data get audiocaps` fetches the captions'),
     class_labels=(('class_labels',), "put the folder class_labels of LAION's CLAP (on GitHub, CC0) into data/"),
+    yamnet=(('yamnet/yamnet_spectra_in.tflite',), "put Google's quantised YAMNet, its class map, test audio and test spectra into data/yamnet/"),
 )
 
 
