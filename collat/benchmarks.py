@@ -14,7 +14,7 @@ __all__ = ['LABELS', 'OPTIONS', 'PEAKS', 'SCALES', 'the_device', 'finished', 'in
 # %% ../nbs/40_benchmarks.ipynb #7cd6de48
 import copy, io, json, math, os, platform, re, tempfile, time
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -211,10 +211,10 @@ def bench_fbank(seconds:float=10., b:int=16, rounds:int=5) -> list: # rows
 LABELS = ['dog', 'rain', 'church bells', 'violin', 'siren', 'applause', 'helicopter', 'cat']
 
 def random_weights(profile:Profile) -> Profile:
-    "The same sizes without pretrained weights: towers with QuickGELU where OpenAI's would have it."
+    "The same sizes without pretrained weights, so with ears that are tuned: towers with QuickGELU where OpenAI's would have it."
     name, _, tag = profile.text_encoder.partition('/')
     text = f'{name}-quickgelu' if tag == 'openai' else name if profile.text_encoder.startswith('open_clip:') else profile.text_encoder
-    return load_profile('mini', asdict(profile) | dict(audio_weights='', text_encoder=text))
+    return load_profile('mini', asdict(profile) | dict(audio_weights='', ears='tuned', text_encoder=text))
 
 def synthetic_batch(p:Profile, b:int, device=None) -> dict: # as `CoLLAT.forward` takes it
     "Noise for sound, labels in turn; the shapes and the cost are those of a real batch."
@@ -246,8 +246,10 @@ def step_parts(model:CoLLAT, opt, batch:dict) -> tuple: # part -> s, loss
     clean, noisy = model.training_views(batch['wav'], seeds); tick('front end')
     h_t, kind, z_t = model.text_targets(batch['texts'], batch['labels']); tick('text side, cached')
     with model.autocast():
-        h_a = model.audio(clean if noisy is None else torch.cat([clean, noisy])); tick('audio encoder')
-        h = model.interaction(h_a, seeds=seeds * (len(h_a) // n)); tick('interaction')
+        h_a = model.listen(clean if noisy is None else torch.cat([clean, noisy]))
+        tick('audio encoder')
+        h = model.predict(h_a, None, seeds * (len(h_a) // n), cached=True)
+        tick('interaction')
         z_a = model.embed(h[:n]).float(); tick('locked encoder')
         h, h_t = model.at_layer(h).float(), model.at_layer(h_t).float()
     ids = torch.tensor([text_id(t) for t in batch['texts']], device=h.device)
@@ -269,7 +271,8 @@ def bench_parts(profile:Profile, b:int, rounds:int=3, precision:str='fp32') -> d
 # %% ../nbs/40_benchmarks.ipynb #274a9df5
 def step_flops(model:CoLLAT) -> dict: # per clip: forward, backward
     "Floating point operations of a training step per clip, both views; moves the model to `meta` (it is of no use afterwards)."
-    model = model.to('meta').train(); model.precision = 'fp32'   # the count is the same
+    model = model.to('meta').train()
+    model.precision = 'fp32'                                              # the count is the same
     frames = 1 + int((model.profile.clip_seconds*1000 - model.profile.frame_ms) // model.profile.hop_ms)
     spec = torch.empty(1, frames, model.profile.n_mels, device='meta')
     with FlopCounterMode(display=False) as f: h, noisy, z = model.hear(spec, spec if model.profile.lambda_uni_token > 0 else None, [0])
@@ -291,17 +294,17 @@ def saved_bytes(model:nn.Module, forward) -> int:
 
 # %% ../nbs/40_benchmarks.ipynb #9426a7cf
 def sizes(profile:Profile, precision:str='bf16') -> dict:
-    "Parameters, operations and memory of a profile's training, from its true shapes with random weights."
-    p = random_weights(profile)
+    "Parameters, operations and memory of a profile's training, from its true shapes with random weights and all slots in use."
+    p = replace(random_weights(profile), presence=False)   # which slots are empty hangs on the content
     model = CoLLAT(p).to(the_device()).train(); model.precision = precision
     count = lambda m: sum(x.numel() for x in m.parameters())
     batches = [synthetic_batch(p, b) for b in (1, 2)]
     kept = [saved_bytes(model, lambda: model(b)) for b in batches]
     parts = dict(audio=count(model.audio), interaction=count(model.interaction), locked_text=model.text.n_params)
-    trained = parts['audio'] + parts['interaction'] + 1
+    trained = sum(x.numel() for x in model.parameters() if x.requires_grad)
     flops = step_flops(model)
     return dict(profile=profile.name, parameters=parts | dict(trained=trained), flops_per_clip=flops, batch=p.batch, steps=p.steps, precision=precision,
-                bytes=dict(weights=4*(trained + parts['locked_text']), gradients=4*trained, adam=8*trained, activations_per_clip=kept[1] - kept[0]))
+                bytes=dict(weights=4*(count(model) + parts['locked_text']), gradients=4*trained, adam=8*trained, activations_per_clip=kept[1] - kept[0]))
 
 def memory_gb(s:dict, clips:int) -> float:
     "Memory of training with the activations of `clips` clips at a time, from `sizes`."
