@@ -50,7 +50,7 @@ def test_every_stage_runs_and_a_second_call_does_nothing(tmp_path):
 
 def test_stages_that_read_the_text_tower_run_with_clip(tmp_path):
     "Causal mask, EOT, padding with EOT's id and QuickGELU: trained, classified, painted, read as words."
-    done = collat('run', '--profile', 'smoke_clip', '--run-dir', str(tmp_path), '--stages', 'scenes,training,zero_shot,image_generation,words')
+    done = collat('run', '--profile', 'smoke_clip', '--run-dir', str(tmp_path), '--stages', 'scenes,training,zero_shot,ablations,image_generation,words')
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     check_zero_shot(tmp_path, 'smoke_clip')
     assert read_results(tmp_path/'results/words.json')['profile']['text_encoder'].startswith('open_clip:')
