@@ -192,7 +192,7 @@ from pathlib import Path
 from collat import training
 said = traceback.format_exc
 def slow(): time.sleep(3); return said()
-def fail(*_): raise ValueError('no such sound')
+def fail(*_, **__): raise ValueError('no such sound')
 training.launch, traceback.format_exc, os.environ['RANK'] = fail, slow, '1'
 training.as_rank(training.load_profile('smoke'), sys.argv[1])
 '''
