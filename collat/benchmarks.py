@@ -14,7 +14,7 @@ __all__ = ['LABELS', 'OPTIONS', 'PEAKS', 'SCALES', 'the_device', 'finished', 'in
 # %% ../nbs/40_benchmarks.ipynb #7cd6de48
 import copy, io, json, math, os, platform, re, tempfile, time
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -211,10 +211,10 @@ def bench_fbank(seconds:float=10., b:int=16, rounds:int=5) -> list: # rows
 LABELS = ['dog', 'rain', 'church bells', 'violin', 'siren', 'applause', 'helicopter', 'cat']
 
 def random_weights(profile:Profile) -> Profile:
-    "The same sizes without pretrained weights, so with ears that are tuned: towers with QuickGELU where OpenAI's would have it."
+    "The same sizes without pretrained weights, so with tuned ears and no empty slots: towers with QuickGELU where OpenAI's would have it."
     name, _, tag = profile.text_encoder.partition('/')
     text = f'{name}-quickgelu' if tag == 'openai' else name if profile.text_encoder.startswith('open_clip:') else profile.text_encoder
-    return load_profile('mini', asdict(profile) | dict(audio_weights='', ears='tuned', text_encoder=text))
+    return load_profile('mini', asdict(profile) | dict(audio_weights='', ears='tuned', presence=False, text_encoder=text))
 
 def synthetic_batch(p:Profile, b:int, device=None) -> dict: # as `CoLLAT.forward` takes it
     "Noise for sound, labels in turn; the shapes and the cost are those of a real batch."
@@ -294,8 +294,8 @@ def saved_bytes(model:nn.Module, forward) -> int:
 
 # %% ../nbs/40_benchmarks.ipynb #9426a7cf
 def sizes(profile:Profile, precision:str='bf16') -> dict:
-    "Parameters, operations and memory of a profile's training, from its true shapes with random weights and all slots in use."
-    p = replace(random_weights(profile), presence=False)   # which slots are empty hangs on the content
+    "Parameters, operations and memory of a profile's training, from its true shapes with random weights."
+    p = random_weights(profile)
     model = CoLLAT(p).to(the_device()).train(); model.precision = precision
     count = lambda m: sum(x.numel() for x in m.parameters())
     batches = [synthetic_batch(p, b) for b in (1, 2)]
