@@ -191,58 +191,23 @@ def get_yamnet(root:str|Path='', **how) -> Path: # folders of the data, the firs
     return folder
 
 # %% ../nbs/08b_yamnet.ipynb #cdb65cce
-ESC50_NAMES = {k.strip(): v.strip().split('|') for k, v in (line.split(':') for line in '''
-dog: Dog|Bark
-rooster: Crowing, cock-a-doodle-doo
-pig: Pig|Oink
-cow: Cattle, bovinae|Moo
-frog: Frog|Croak
-cat: Cat|Meow
-hen: Chicken, rooster|Cluck
-insects: Insect|Fly, housefly|Bee, wasp, etc.|Buzz
-sheep: Sheep|Bleat
-crow: Crow|Caw
-rain: Rain|Rain on surface
-sea_waves: Ocean|Waves, surf
-crackling_fire: Fire|Crackle
-crickets: Cricket
-chirping_birds: Bird vocalization, bird call, bird song|Chirp, tweet
-water_drops: Drip
-wind: Wind|Wind noise (microphone)
-pouring_water: Pour|Trickle, dribble|Fill (with liquid)
-toilet_flush: Toilet flush
-thunderstorm: Thunderstorm|Thunder
-crying_baby: Baby cry, infant cry|Crying, sobbing
-sneezing: Sneeze
-clapping: Clapping|Applause
-breathing: Breathing
-coughing: Cough
-footsteps: Walk, footsteps
-laughing: Laughter|Giggle|Belly laugh|Chuckle, chortle
-brushing_teeth: Toothbrush
-snoring: Snoring
-drinking_sipping: Gurgling|Gargling
-door_wood_knock: Knock
-mouse_click: Clicking
-keyboard_typing: Typing|Computer keyboard
-door_wood_creaks: Creak|Squeak
-can_opening: Crushing|Tearing
-washing_machine: Mechanisms|Pump (liquid)
-vacuum_cleaner: Vacuum cleaner
-clock_alarm: Alarm clock|Beep, bleep
-clock_tick: Tick|Tick-tock|Clock
-glass_breaking: Shatter|Breaking
-helicopter: Helicopter
-chainsaw: Chainsaw
-siren: Siren|Civil defense siren
-car_horn: Vehicle horn, car horn, honking
-engine: Engine|Idling
-train: Train|Rail transport
-church_bells: Church bell|Change ringing (campanology)
-airplane: Aircraft|Fixed-wing aircraft, airplane
-fireworks: Fireworks|Firecracker
-hand_saw: Sawing
-'''.strip().splitlines())}
+ESC50_NAMES = {k.strip(): v.strip().split('|') for k, v in (item.split(':') for item in '''
+dog: Dog|Bark; rooster: Crowing, cock-a-doodle-doo; pig: Pig|Oink; cow: Cattle, bovinae|Moo; frog: Frog|Croak;
+cat: Cat|Meow; hen: Chicken, rooster|Cluck; insects: Insect|Fly, housefly|Bee, wasp, etc.|Buzz; sheep: Sheep|Bleat;
+crow: Crow|Caw; rain: Rain|Rain on surface; sea_waves: Ocean|Waves, surf; crackling_fire: Fire|Crackle;
+crickets: Cricket; chirping_birds: Bird vocalization, bird call, bird song|Chirp, tweet; water_drops: Drip;
+wind: Wind|Wind noise (microphone); pouring_water: Pour|Trickle, dribble|Fill (with liquid);
+toilet_flush: Toilet flush; thunderstorm: Thunderstorm|Thunder; crying_baby: Baby cry, infant cry|Crying, sobbing;
+sneezing: Sneeze; clapping: Clapping|Applause; breathing: Breathing; coughing: Cough; footsteps: Walk, footsteps;
+laughing: Laughter|Giggle|Belly laugh|Chuckle, chortle; brushing_teeth: Toothbrush; snoring: Snoring;
+drinking_sipping: Gurgling|Gargling; door_wood_knock: Knock; mouse_click: Clicking;
+keyboard_typing: Typing|Computer keyboard; door_wood_creaks: Creak|Squeak; can_opening: Crushing|Tearing;
+washing_machine: Mechanisms|Pump (liquid); vacuum_cleaner: Vacuum cleaner; clock_alarm: Alarm clock|Beep, bleep;
+clock_tick: Tick|Tick-tock|Clock; glass_breaking: Shatter|Breaking; helicopter: Helicopter; chainsaw: Chainsaw;
+siren: Siren|Civil defense siren; car_horn: Vehicle horn, car horn, honking; engine: Engine|Idling;
+train: Train|Rail transport; church_bells: Church bell|Change ringing (campanology);
+airplane: Aircraft|Fixed-wing aircraft, airplane; fireworks: Fireworks|Firecracker; hand_saw: Sawing
+'''.split(';'))}
 
 def scores_by_name(
     scores:Tensor, # (b 521) of clips
