@@ -211,10 +211,11 @@ def bench_fbank(seconds:float=10., b:int=16, rounds:int=5) -> list: # rows
 LABELS = ['dog', 'rain', 'church bells', 'violin', 'siren', 'applause', 'helicopter', 'cat']
 
 def random_weights(profile:Profile) -> Profile:
-    "The same sizes without pretrained weights, so with tuned ears and no empty slots: towers with QuickGELU where OpenAI's would have it."
+    "The same sizes with random weights, tuned ears, no empty slots, and QuickGELU where OpenAI's towers have it."
     name, _, tag = profile.text_encoder.partition('/')
     text = f'{name}-quickgelu' if tag == 'openai' else name if profile.text_encoder.startswith('open_clip:') else profile.text_encoder
-    return load_profile('mini', asdict(profile) | dict(audio_weights='', ears='tuned', presence=False, text_encoder=text))
+    other = dict(audio_weights='', ears='tuned', presence=False, text_encoder=text)
+    return load_profile('mini', asdict(profile) | other)
 
 def synthetic_batch(p:Profile, b:int, device=None) -> dict: # as `CoLLAT.forward` takes it
     "Noise for sound, labels in turn; the shapes and the cost are those of a real batch."

@@ -123,7 +123,7 @@ def text_targets(self:CoLLAT,
     if new:
         _, kind, ids = self.text.targets(list(new), p.n_tokens, p.form, list(new.values()))
         z = encode_each(self.text, list(new))
-        copies = zip(*([row.clone() for row in x.cpu()] for x in (ids, kind, z)))   # a view would carry the whole batch along
+        copies = zip(*([row.clone() for row in x.cpu()] for x in (ids, kind, z)))   # a view would keep the whole batch
         self.text_cache |= dict(zip(new, copies))
     for t in texts: self.text_cache[t] = self.text_cache.pop(t)   # the last used stand last
     ids, kind, z = (torch.stack(x).to(device, non_blocking=True) for x in zip(*(self.text_cache[t] for t in texts)))

@@ -481,7 +481,7 @@ def empty_below(self:LockedTextEncoder)->float:
 def presence(self:LockedTextEncoder,
              h_at:Tensor  # (b, n, d) predicted static embeddings
             )->Tensor:    # (b, n) in (0, 1), differentiable
-    "Distance of each slot from padding (not in the paper): 0 up to half of `empty_below`, ½ there, 0.9975 twice as far."
+    "Distance of each slot from padding (not in the paper): 0 up to half of `empty_below`, ½ there, 0.9975 at twice."
     far = (h_at - self.table[self.pad_id].to(h_at.dtype)).abs().mean(-1)/self.embed_scale
     p = (6*(far/self.empty_below - 1)).sigmoid()
     return p.where(far > self.empty_below/2, 0)

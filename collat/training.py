@@ -542,7 +542,9 @@ def train(
     model, clips = CoLLAT(p), clips_of(p, run_dir, 'train', data)
     if pretrained: load_audio_encoder(model, pretrained)
     elif p.audio_weights: load_pretrained(model.audio, p.audio_weights)
-    elif p.ears == 'frozen': raise ValueError("ears='frozen' needs ears that have learnt to hear: pretrain_steps above 0, or audio_weights; ears='tuned' can start from nothing")
+    elif p.ears == 'frozen':
+        raise ValueError("ears='frozen' needs ears that have learnt to hear: pretrain_steps above 0, or audio_weights; "
+                         "ears='tuned' can start from nothing")
     make_prompt, locked = prompt_maker(model), model.text.fingerprint()
     clips = heard_once(model, clips, (Path(data).parent if data else Path(run_dir))/'tokens')
     model.text_cache = _texts[locked, p.pad_id, p.n_tokens, p.form]

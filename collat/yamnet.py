@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SAMPLE_RATE', 'N_MELS', 'WINDOW', 'HOP', 'PATCH', 'PATCH_HOP', 'SILENCE', 'REMOTES', 'HOW', 'KERAS', 'READERS',
            'ESC50_NAMES', 'mel_triangles', 'whole_patches', 'yamnet_spectrogram', 'CappedReLU', 'YAMNet', 'find_yamnet',
-           'yamnet_names', 'layer_names', 'read_keras', 'read_tflite', 'load_yamnet', 'get_yamnet', 'scores_by_name']
+           'yamnet_names', 'layer_names', 'read_keras', 'read_tflite', 'load_yamnet', 'get_yamnet', 'write_keras',
+           'scores_by_name']
 
 # %% ../nbs/08b_yamnet.ipynb #8baa4903
 import math
@@ -74,7 +75,8 @@ class YAMNet(CNN):
     def patches(self, spec:Tensor) -> Tensor: # (b t f) -> (b p m d)
         "Tokens of each patch, in time, each moment from low to high frequency. Raises ValueError for another shape."
         if spec.ndim != 3 or spec.shape[2] != N_MELS or spec.shape[1] < PATCH:
-            raise ValueError(f'spectrogram of shape {tuple(spec.shape)}; YAMNet reads (b, t, {N_MELS}), {PATCH} frames or more')
+            shape = tuple(spec.shape)
+            raise ValueError(f'spectrogram of shape {shape}; YAMNet reads (b, t, {N_MELS}), {PATCH} frames or more')
         x = rearrange(spec.unfold(1, PATCH, PATCH_HOP), 'b p f t -> (b p) 1 t f')
         return rearrange(self.net.forward_features(x), '(b p) d t f -> b p (t f) d', b=len(spec))
 
@@ -181,7 +183,7 @@ def load_yamnet(
 
 # %% ../nbs/08b_yamnet.ipynb #819622ed
 def get_yamnet(root:str|Path='', **how) -> Path: # folders of the data, the first is filled; `how`: see `fetch`
-    "Fetches what is missing of weights and class names. Raises DownloadError; ValueError for damaged weights, which go."
+    "Fetches what is missing of weights and class names. Raises DownloadError, or ValueError for weights that are damaged."
     folder = data_folders(root)[0]/'yamnet'
     for remote in REMOTES: fetch(remote, folder, **how)
     try: load_yamnet(folder/'yamnet.h5')
@@ -189,6 +191,20 @@ def get_yamnet(root:str|Path='', **how) -> Path: # folders of the data, the firs
         (folder/'yamnet.h5').unlink()
         raise
     return folder
+
+# %% ../nbs/08b_yamnet.ipynb #a67a7f2e
+def write_keras(path:str|Path, net:YAMNet):
+    "The weights of a `YAMNet` in the layout of `yamnet.h5`."
+    import h5py
+    w = {k: v.numpy() for k, v in net.state_dict().items()}
+    with h5py.File(path, 'w') as f:
+        for name, (conv, norm) in zip(KERAS, layer_names(net.net)):
+            deep = 'depthwise' in name
+            kernel = w[f'net.{conv}.weight'].transpose((2, 3, 0, 1) if deep else (2, 3, 1, 0))
+            f[f'{name}/{name}/' + ('depthwise_kernel:0' if deep else 'kernel:0')] = kernel
+            for ours, theirs in dict(bias='beta', running_mean='moving_mean', running_var='moving_variance').items():
+                f[f'{name}/bn/{name}/bn/{theirs}:0'] = w[f'net.{norm}.{ours}']
+        f['logits/logits/kernel:0'], f['logits/logits/bias:0'] = w['head.weight'].T, w['head.bias']
 
 # %% ../nbs/08b_yamnet.ipynb #cdb65cce
 ESC50_NAMES = {k.strip(): v.strip().split('|') for k, v in (item.split(':') for item in '''

@@ -5,29 +5,13 @@ import torch
 
 from collat import yamnet
 from collat.downloads import DownloadError
-from collat.yamnet import KERAS, YAMNet, get_yamnet, layer_names, load_yamnet, yamnet_names
+from collat.yamnet import YAMNet, get_yamnet, load_yamnet, write_keras, yamnet_names
 from test_datasets import BLOCK, QUIET, remote, server  # noqa: F401
 
 
-def keras_file(path):
-    "Random weights in the layout of yamnet.h5."
-    h5py = pytest.importorskip('h5py')
-    net = YAMNet()
-    state = net.state_dict()
-    with h5py.File(path, 'w') as f:
-        for name, (conv, norm) in zip(KERAS, layer_names(net.net)):
-            deep = 'depthwise' in name
-            kernel = state[f'net.{conv}.weight'].numpy().transpose((2, 3, 0, 1) if deep else (2, 3, 1, 0))
-            f[f'{name}/{name}/' + ('depthwise_kernel:0' if deep else 'kernel:0')] = kernel
-            for ours, theirs in dict(bias='beta', running_mean='moving_mean', running_var='moving_variance').items():
-                f[f'{name}/bn/{name}/bn/{theirs}:0'] = state[f'net.{norm}.{ours}']
-        f['logits/logits/kernel:0'] = state['head.weight'].T
-        f['logits/logits/bias:0'] = state['head.bias']
-    return net.eval()
-
-
 def test_get_continues_tries_and_removes_what_is_damaged(server, tmp_path, monkeypatch):
-    net = keras_file(tmp_path/'made.h5')
+    net = YAMNet().eval()
+    write_keras(tmp_path/'made.h5', net)
     whole = (tmp_path/'made.h5').read_bytes()
     names = remote(server, '/yamnet_class_map.csv', b'index,mid,display_name\n0,/m/0,"Bark, bow"\n')
     weights = yamnet.Remote(remote(server, '/yamnet.h5', whole).url)                      # no checksum, as for the real one
