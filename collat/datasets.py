@@ -146,7 +146,7 @@ _TUT, _FSD = 'TUT-acoustic-scenes-2017', 'FSD50K'
 
 # %% ../nbs/05_datasets.ipynb #563111fc
 _freesound = [
-    Source('esc50', 'ESC-50', ('ESC-50', 'ESC-50-master'), ('meta/esc50.csv',), 'meta/esc50.csv and audio/*.wav', 'https://github.com/karolpiczak/ESC-50', '0.6 GB to fetch',
+    Source('esc50', 'ESC-50', ('ESC-50', 'ESC-50-master', 'esc50'), ('meta/esc50.csv', 'esc50.csv'), 'meta/esc50.csv and audio/*.wav', 'https://github.com/karolpiczak/ESC-50', '0.6 GB to fetch',
            'CC BY-NC 3.0', dict(all=2000), 50, (Remote('https://github.com/karolpiczak/ESC-50/archive/master.zip'),),
            checked='README of the repository; GitHub builds the archive on request, so no checksum holds for long: its CRCs and the counts are compared'),
     Source('urbansound8k', 'UrbanSound8K', ('UrbanSound8K',), ('metadata/UrbanSound8K.csv',), 'metadata/UrbanSound8K.csv and audio/fold1 to audio/fold10', 'https://zenodo.org/records/1203745',
@@ -254,8 +254,9 @@ def by_number(rows, number:str, label:str) -> list:
     return [c for _, c in sorted({(int(r[number]), r[label]) for r in rows})]
 
 def list_esc50(base:Path, splits:tuple) -> tuple: # clips, classes, notes
-    "ESC-50: `meta/esc50.csv`, folds 1 to 5."
-    rows = table(base/'meta/esc50.csv', 'filename', 'fold', 'target', 'category', 'src_file')
+    "ESC-50: `meta/esc50.csv` (or `esc50.csv`, beside the sound), folds 1 to 5."
+    file = next(base/m for m in SOURCES['esc50'].markers if (base/m).is_file())
+    rows = table(file, 'filename', 'fold', 'target', 'category', 'src_file')
     return [Clip(f"audio/{r['filename']}", (r['category'],), split='all', fold=int(r['fold']), id=r['src_file']) for r in rows], by_number(rows, 'target', 'category'), []
 
 def list_urbansound8k(base:Path, splits:tuple) -> tuple:

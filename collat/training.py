@@ -34,12 +34,12 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from .audio import sample_seed, spec_augment
-from .audio_encoder import classification_loss, load_pretrained
+from .audio_encoder import classification_loss
 from .cached_tokens import CachedTokens, cache_tokens
 from .config import REQUEUE, EvaluationFields, Preempted, Profile, asked_to_stop, atomic_path, load_profile, read_results, write_results
 from .interaction import token_distance
 from .metrics import accuracy, mean_average_precision
-from .model import TEXTS_KEPT, CoLLAT, best_device, front_end, make_audio_encoder
+from .model import TEXTS_KEPT, CoLLAT, best_device, front_end, load_published, make_audio_encoder
 from .prompts import class_prompts, fit_prompt, label_to_words
 from .scenes import Scenes, split_classes
 from .streaming import ShardError, ShardLoader, Shards, as_float, shards_of, sounds_of
@@ -483,7 +483,7 @@ def pretrain(profile:Profile, run_dir:str|Path) -> Path: # safetensors file of t
     if path.exists(): return path
     (rank, world), clips, valid = ranks(), clips_of(p, run_dir, 'train'), clips_of(p, run_dir, 'valid')
     model = Pretrainer(p, clips.classes)
-    if p.audio_weights: load_pretrained(model.audio, p.audio_weights)
+    if p.audio_weights: load_published(model.audio, p)
     @torch.no_grad()
     def evaluate(m):
         m.audio.eval()
@@ -541,7 +541,7 @@ def train(
         return folder
     model, clips = CoLLAT(p), clips_of(p, run_dir, 'train', data)
     if pretrained: load_audio_encoder(model, pretrained)
-    elif p.audio_weights: load_pretrained(model.audio, p.audio_weights)
+    elif p.audio_weights: load_published(model.audio, p)
     elif p.ears == 'frozen':
         raise ValueError("ears='frozen' needs ears that have learnt to hear: pretrain_steps above 0, or audio_weights; "
                          "ears='tuned' can start from nothing")
