@@ -21,7 +21,7 @@ def doc(default, text, one_of=''): return field(default=default, metadata=dict(d
 @dataclass(frozen=True)
 class SoundFields:
     "What is heard."
-    data: str = doc('scenes', 'training sound: `scenes` (rendered, notebook 04), a data set of notebook 05 (fsd50k, audioset), or a table *.csv')
+    data: str = doc('scenes', 'training sound: `scenes` (rendered, notebook 04), `esc50` (scenes mixed from recordings, notebooks 03a and 04), a data set of notebook 05 (fsd50k, audioset), or a table *.csv')
     sample_rate: int = doc(16_000, 'samples per second')
     clip_seconds: float = doc(3., 'length of a training clip, s')
     n_mels: int = doc(64, 'mel bins f of the spectrogram; 128 in the paper')
@@ -53,6 +53,8 @@ class SceneFields:
     speed_change: float = doc(.06, 'largest change of playback speed (and so of pitch) of an event in training, as a share; 0.06 is a semitone')
     single_share: float = doc(.6, 'share of training scenes with a single event')
     n_classes: int = doc(0, 'use only the first so many training classes; 0 = all')
+    test_fold: int = doc(5, 'data=esc50: official fold of the test; the next one is for validation (notebook 03a)')
+    class_split: int = doc(0, 'data=esc50: which draw of new classes (notebook 03a)')
 
 # %% ../nbs/00_config.ipynb #c634ec10
 @dataclass(frozen=True)
