@@ -20,10 +20,10 @@ from tqdm import tqdm
 import collat
 from .audio import AudioError, load_audio
 from .captioning import describe, load_captioner
-from .config import nearest_name
+from .config import SCENE_WORLDS, nearest_name
 from .grounding import METHODS, concept_maps, draw_grounding, map_frames, prompts_of, softmax_scores, unit_range
 from .model import CoLLAT, as_waveforms
-from .scenes import CLASSES
+from .scenes import all_classes
 from .zero_shot import at_least, checkpoint_id
 
 # %% ../nbs/29_listen.ipynb #e57a168f
@@ -43,7 +43,7 @@ def open_model(path:str|Path|None=None) -> CoLLAT:
 def known_labels(model:CoLLAT, labels=None) -> list:
     "Labels that are asked for, or all 78 names of the rendered world, seventeen of which were never heard in training. Raises ValueError when there are none."
     if labels: return [str(l) for l in labels]
-    if model.profile.data == 'scenes': return list(CLASSES)
+    if model.profile.data in SCENE_WORLDS: return all_classes(model.profile)
     raise ValueError(f"a model trained on '{model.profile.data}' has no list of labels here; give them with --labels")
 
 def sound_files(paths:Iterable[str], lines:Iterable[str]=()) -> list: # of Path
@@ -96,7 +96,7 @@ def classifier(model:CoLLAT, labels=None, k:int=3, **_):
 
 def reader(model:CoLLAT, labels=None, k:int=3, **_):
     "Words of each predicted token, and the concepts heard."
-    names = tuple(labels or (CLASSES if model.profile.data == 'scenes' else ()))
+    names = tuple(labels or (all_classes(model.profile) if model.profile.data in SCENE_WORLDS else ()))
     def read(wav):
         heard = model.words(wav, k, names)
         return dict(concepts=[dict(word=w, score=round(s, 4)) for w, s in heard.concepts], tokens=[[dict(word=w, score=round(s, 4)) for w, s in t] for t in heard.tokens])

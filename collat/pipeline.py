@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from .config import (AUDIOCAPS_TEST, Preempted, Profile, asked_to_stop, atomic_path, data_folders, load_profile,
+from .config import (AUDIOCAPS_TEST, SCENE_WORLDS, Preempted, Profile, asked_to_stop, atomic_path, data_folders, load_profile,
                            nearest_name, write_results)
 
 # %% ../nbs/51_pipeline.ipynb #36cee4e5
@@ -72,7 +72,7 @@ def stages_for(p:Profile) -> tuple:
     "The sequence of a profile: another one for recorded sound, and no file of act one where there is no act one."
     gone = () if p.pretrain_steps else ('checkpoints/pretrain.safetensors', 'results/pretrain.json')
     left = lambda files: tuple(f for f in files if f not in gone)
-    return tuple(dataclasses.replace(s, inputs=left(s.inputs), outputs=left(s.outputs)) for s in (_SHARDED if p.shards or p.data != 'scenes' else STAGES))
+    return tuple(dataclasses.replace(s, inputs=left(s.inputs), outputs=left(s.outputs)) for s in (_SHARDED if p.shards or p.data not in SCENE_WORLDS else STAGES))
 
 # %% ../nbs/51_pipeline.ipynb #e0db0359
 def syntax_tree(source:str) -> ast.Module:

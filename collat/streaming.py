@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
 
 from .audio import sample_seed
-from .config import Profile, atomic_path
+from .config import SCENE_WORLDS, Profile, atomic_path
 from .datasets import LEAKS, Clip, Manifest, load_dataset, read_clips, source_of, training_clips
 
 # %% ../nbs/06_streaming.ipynb #5c40433b
@@ -463,7 +463,7 @@ VALIDATION = dict(fsd50k=('val',))
 
 def shards_of(p:Profile, run_dir:str|Path) -> str:
     "The folder or address of the shards that a profile trains on; empty = rendered scenes."
-    return p.shards or ('' if p.data == 'scenes' else f'{run_dir}/data/shards')
+    return p.shards or ('' if p.data in SCENE_WORLDS else f'{run_dir}/data/shards')
 
 def sounds_of(p:Profile, run_dir:str|Path, split:str) -> Shards: # `train` or `valid`
     "The clips to train on or to validate with. Raises ValueError where they have no labels."

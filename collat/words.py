@@ -19,7 +19,7 @@ from .config import Profile, load_profile, write_results
 from .metrics import bootstrap_ci
 from .model import CoLLAT, name_words, template_words
 from .prompts import class_prompts, label_to_words
-from .scenes import CLASSES, Scenes
+from .scenes import Scenes, all_classes
 from .training import launch
 from .zero_shot import checkpoint_id
 
@@ -34,7 +34,7 @@ def tokens_of(model:CoLLAT, scenes:Scenes, n:int) -> tuple: # (b n d), labels
 def nearest_words(model:CoLLAT, h:Tensor, k:int, metric:str='cosine', centred:Tensor|None=None, named:bool=False) -> list: # (b n d) -> b sets of words
     "All words among the k nearest of any token of a clip."
     h = h if centred is None else h - centred
-    return [{w for t in model.read_tokens(x, k, metric, tuple(CLASSES) if named else ()) for w, _ in t} for x in h]
+    return [{w for t in model.read_tokens(x, k, metric, tuple(all_classes(model.profile)) if named else ()) for w, _ in t} for x in h]
 
 def is_read(words:set, label:str, every:bool=False) -> bool:
     "Whether a class name stands among words: one of its words, or every one."
@@ -55,7 +55,7 @@ def reading_rows(words:list, labels:list, n_boot:int, candidates:set, **more) ->
 def concept_row(model:CoLLAT, h:Tensor, labels:list, **more) -> dict:
     "Precision and recall of the list of concepts, over single clips and scenes."
     known, out = template_words(model.profile.template) | {''}, dict(more)
-    lists = [{w for w in (t[0][0] for t in model.read_tokens(x, 1, names=tuple(CLASSES))) if w not in known} for x in h]
+    lists = [{w for w in (t[0][0] for t in model.read_tokens(x, 1, names=tuple(all_classes(model.profile)))) if w not in known} for x in h]
     for clips in ('single', 'scenes'):
         rows = [i for i, l in enumerate(labels) if (len(l) == 1) == (clips == 'single')]
         right = [w in {v for c in labels[i] for v in name_words(c)} for i in rows for w in lists[i]]
@@ -67,7 +67,7 @@ def read_splits(model:CoLLAT, data:Path, p:Profile, purpose:str, k:int=10) -> di
     "All readings on `valid`; the best of those without added names and the best of all, on every test split."
     h, labels = tokens_of(model, Scenes(data, 'valid', p), p.words_scenes)
     mean = h.mean((0, 1)); settings = {n: s | (dict(centred=mean) if s.get('centred') else {}) for n, s in READINGS.items()}
-    can = {named: set(model.word_table(tuple(CLASSES) if named else ())[0]) for named in (True, False)}
+    can = {named: set(model.word_table(tuple(all_classes(model.profile)) if named else ())[0]) for named in (True, False)}
     score = lambda n, h, labels, split: reading_rows(nearest_words(model, h, k, **settings[n]), labels, p.n_boot, can[settings[n].get('named', False)], reading=n, split=split, k=k)
     rows = [r for n in READINGS for r in score(n, h, labels, 'valid')]
     value = {r['reading']: r['value'] for r in rows if r['clips'] == 'single'}

@@ -26,7 +26,7 @@ from .datasets import Manifest, load_dataset, read_clips, source_of
 from .metrics import accuracy, bootstrap_ci, clipwise_map, hits, mean_average_precision
 from .model import CoLLAT
 from .prompts import TEMPLATES, class_prompts, label_hash, label_to_words, protocol
-from .scenes import CLASSES, Scenes, recorded_clips
+from .scenes import Scenes, all_classes, recorded_clips
 from .training import launch, multi_hot
 
 # %% ../nbs/20_zero_shot.ipynb #08b8ef8f
@@ -100,7 +100,7 @@ def checkpoint_id(folder:str|Path) -> str: # 12 hex digits, or the name of a pub
 
 def rank_among_all(model:CoLLAT, e:Embedded, template:str) -> np.ndarray: # (b,) from 1, single-event clips
     "Rank of the true class among all classes of the world, ties against."
-    classes = list(CLASSES); scores = class_scores(model, e.z, classes, template).numpy()
+    classes = all_classes(model.profile); scores = class_scores(model, e.z, classes, template).numpy()
     one = e.y.sum(1).numpy() == 1
     true = np.array([classes.index(e.classes[i]) for i in e.y[one].argmax(1)])
     mine = scores[one][np.arange(len(true)), true]
@@ -137,7 +137,7 @@ def evaluate(model:CoLLAT, profile:Profile, data:str|Path, purpose:str) -> dict:
             per_class[split] = class_recall(model, e, profile.template)
             if split == 'unseen': ranks = rank_among_all(model, e, profile.template)
     return dict(rows=rows, missing=missing, per_class=per_class, recorded=score_recorded(model, data, profile.template, purpose),
-                unseen_rank=dict(median=float(np.median(ranks)), top1=float((ranks == 1).mean()), top5=float((ranks <= 5).mean()), of=len(CLASSES), n=len(ranks)))
+                unseen_rank=dict(median=float(np.median(ranks)), top1=float((ranks == 1).mean()), top5=float((ranks <= 5).mean()), of=len(all_classes(model.profile)), n=len(ranks)))
 
 def class_recall(model:CoLLAT, e:Embedded, template:str) -> dict: # class -> share of its single-event clips named rightly
     "Per-class accuracy on the single-event clips."
