@@ -221,9 +221,9 @@ def predict(self:CoLLAT,
     cached:bool=False, # the views are audio tokens
 ) -> Tensor: # h_at (b n d), or (2b n d) with that of the noisy view behind
     "Predicted tokens of both views, from the same audio tokens where some are dropped, and the same start vectors."
-    views = clean if noisy is None else torch.cat([clean, noisy])
+    views = clean.float() if noisy is None else torch.cat([clean.float(), noisy.float()])
     each = seeds * (len(views) // len(clean))
-    h_a = views.float() if cached else self.listen(views)
+    h_a = views if cached else self.listen(views)
     if self.profile.ears == 'frozen' and self.training: h_a = drop_tokens(h_a, each, self.profile.token_drop)
     return self.interaction(h_a, seeds=each)
 
