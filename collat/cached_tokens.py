@@ -169,12 +169,10 @@ class CachedTokens:
         if not self.rows: raise OSError(f"{path}: not one of {len(self.tokens)} clips could be read; the first: {self.left_out[0]}")
     def __len__(self): return len(self.rows)
 
-    def only(self, clips) -> 'CachedTokens': # clips: their numbers when they were cached
-        "The same with these clips alone, in this order; what could not be read stays out."
-        labels = dict(zip(self.rows, self.labels))
+    def only(self, clips) -> 'CachedTokens': # clips: (k,) numbers below the length
+        "The same with these clips alone, in this order."
         part = copy.copy(self)
-        part.rows = [int(i) for i in clips if int(i) in labels]
-        part.labels = [labels[i] for i in part.rows]
+        part.rows, part.labels = [self.rows[i] for i in clips], [self.labels[i] for i in clips]
         return part
 
     def views(self, ids:list) -> Tensor: # [(epoch, clip)] -> (b 2 m d) half precision

@@ -163,6 +163,8 @@ class EvaluationFields:
     grounding_scenes: int = doc(200, 'test scenes on which grounding is scored (notebook 26); half as many of valid for its choices')
     words_scenes: int = doc(200, 'scenes of a split that are read as words, and of valid for the choice of a reading (notebook 27)')
     compose_cases: int = doc(120, 'cases of the composition test (notebook 27)')
+    esc50_seeds: int = doc(1, 'seeds of each training in notebook 32')
+    esc50_splits: int = doc(1, 'draws of new classes in notebook 32, at most five')
 
 @dataclass(frozen=True)
 class Profile(EvaluationFields, TrainFields, LossFields, ModelFields, SceneFields, SoundFields):
@@ -179,12 +181,15 @@ _smoke = dict(gpus=1, clip_seconds=2., phrases=6, phrases_eval=4, n_train=96, n_
 _large = dict(ears='tuned', cache_clips=0, lambda_cross_token=1., counts='all', n_mels=128, stride=10, d_audio=768, depth_audio=12, heads_audio=12, stem='patch', clip_seconds=10., norm_mean=-4.2677393, norm_std=4.5689974,
               freq_mask=48, time_mask=192, n_tokens=75, pad_id=49407, width_interaction=768, heads_interaction=12, depth_interaction=8, audio_weights='hf:MIT/ast-finetuned-audioset-10-10-0.4593', lr=1e-4, lr_audio=1e-5, batch=256,
               warmup=1_000, optimizer='adamw', checkpoint_every=500, eval_every=2_000, pretrain_steps=0, n_valid=2_000, workers=4, micro_batch=32)
+_recorded = dict(data='esc50', backbone='yamnet', audio_weights='yamnet', pretrain_steps=0, norm_mean=0., norm_std=.5, clip_seconds=5., steps=200,
+                 n_train=6_000, cache_clips=2_000, checkpoint_every=100, eval_every=200)
 PROFILES = dict(
     mini={}, smoke=_smoke,
     mini_long=dict(main_seeds=3, ablation_seeds=3, ablation_groups='losses,lambdas,paper_losses,form,targets', sweeps='layers,blocks,matchers,padding,start,tokens,prompts', baseline_steps=500, baseline_seeds=2, encoder_steps=30, n_test=1_200,
                    compare_scenes=1_500, probe_scenes=6_000, caption_scenes=3_000, caption_steps=600, diffusion_steps=1_600),
     smoke_clip=_smoke | dict(text_encoder='open_clip:tiny-quickgelu', pad_id=49407, n_tokens=20),
     small=_large | dict(data='fsd50k', text_encoder='open_clip:ViT-B-32/openai', steps=5_000, micro_batch=8, width_interaction=512, heads_interaction=8),
+    esc50=_recorded, esc50_long=_recorded | dict(esc50_seeds=3, esc50_splits=5),
     paper=_large | dict(data='audioset', text_encoder='open_clip:ViT-L-14/openai', lambda_global=.1, steps=24_000))
 
 # %% ../nbs/00_config.ipynb #5a17acc8
