@@ -1,6 +1,8 @@
 # make reproduce   everything from a fresh clone to tables and figures (PROFILE=mini, EXTRAS=merlin, JOBS=2 notebooks side by side, ARGS="key=value --plan ...")
 # make long        three seeds of the main row, the loss ablations and the architecture, two of the baselines on the full schedule (profile mini_long; many hours on 2 cores)
 # make small       the profile small, downloads included (FSD50K, ESC-50, UrbanSound8K, TUT 2017: 56 GB; one GPU)
+# make esc50      CoLLAT on real recordings: ESC-50's public protocols with YAMNet's ears (620 MB of downloads; 20 minutes on two cores; runs/esc50 and figures/esc50)
+# make esc50-long the same with three seeds and five draws of new classes, and the whole sequence on scenes mixed from recordings (hours; figures/esc50_long)
 # make pretrain    trains the ears of PROFILE again that figures/mini/ears.safetensors ships (an hour on two cores; runs/ears)
 # make benchmarks  speed, memory and utilisation on this device beside transformers' (minutes; runs/benchmarks and figures/benchmarks)
 # make test        all gates and tests
@@ -19,7 +21,7 @@ BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
 SUMS    := git ls-files -co --exclude-standard nbs collat | sort | xargs -d '\n' sha256sum
 
-.PHONY: setup reproduce long small pretrain benchmarks test test-data gates lab clean
+.PHONY: setup reproduce long small recordings esc50 esc50-long pretrain benchmarks test test-data gates lab clean
 
 setup: $(VENV)/.installed $(addprefix $(VENV)/.extra-,$(EXTRAS))
 
@@ -49,6 +51,15 @@ long: setup
 small: setup
 	set -e; for d in fsd50k esc50 urbansound8k tut2017; do $(BIN)/collat data get $$d; done
 	$(BIN)/collat run --profile small $(ARGS)
+
+recordings: setup
+	set -e; for d in esc50 yamnet; do $(BIN)/collat data get $$d; done
+
+esc50: recordings
+	$(BIN)/collat run --profile esc50 --stages esc50 $(ARGS)
+
+esc50-long: recordings
+	$(BIN)/collat run --profile esc50_long --jobs $(JOBS) $(ARGS)
 
 pretrain: setup
 	$(BIN)/python -m collat.training --profile $(PROFILE) --run_dir runs/ears --acts 1 --gpus $(JOBS)

@@ -10,6 +10,7 @@ __all__ = ['SAMPLE_RATE', 'N_MELS', 'WINDOW', 'HOP', 'PATCH', 'PATCH_HOP', 'SILE
 
 # %% ../nbs/08b_yamnet.ipynb #8baa4903
 import math
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -183,7 +184,9 @@ def load_yamnet(
 
 # %% ../nbs/08b_yamnet.ipynb #819622ed
 def get_yamnet(root:str|Path='', **how) -> Path: # folders of the data, the first is filled; `how`: see `fetch`
-    "Fetches what is missing of weights and class names. Raises DownloadError, or ValueError for weights that are damaged."
+    "Fetches what is missing of weights and class names; the folder they lie in. Raises DownloadError, or ValueError for weights that are damaged."
+    with suppress(FileNotFoundError, ValueError):
+        if yamnet_names(load_yamnet(found := find_yamnet(root)).files[0]): return found.parent
     folder = data_folders(root)[0]/'yamnet'
     for remote in REMOTES: fetch(remote, folder, **how)
     try: load_yamnet(folder/'yamnet.h5')
