@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'ENCODERS', 'FACTORS', 'CLAIMS', 'LOSS_CLAIMS', 'valid_scores', 'measured', 'measures', 'against',
-           'compared', 'model_row', 'sweep_rows', 'scaled', 'home_of', 'encoder_rows', 'size_rows', 'greedy_optimality',
-           'label_similarity', 'verdict', 'claims', 'long_run', 'fill_in', 'directions', 'over_seeds']
+           'compared', 'model_row', 'sweep_rows', 'not_asked', 'scaled', 'home_of', 'encoder_rows', 'size_rows',
+           'greedy_optimality', 'label_similarity', 'verdict', 'claims', 'long_run', 'fill_in', 'directions',
+           'over_seeds']
 
 # %% ../nbs/31_architecture.ipynb #121d7463
 import dataclasses, sys
@@ -90,6 +91,12 @@ def sweep_rows(profile:Profile, run_dir:str|Path, groups:list, steps:int, seeds:
 ENCODERS = {'AST, pretrained': {}, 'AST, from scratch': dict(pretrain_steps=0, audio_weights=''), 'CNN14': dict(backbone='cnn14'), 'ResNet': dict(backbone='resnet'),
             'ESResNeXt-like': dict(backbone='resnext'), 'MobileNet-like': dict(backbone='mobilenet')}
 FACTORS = .5, 1., 1.5
+
+def not_asked(p:Profile) -> dict: # group of variants -> why
+    "What the profile's ears leave open."
+    if p.backbone != 'yamnet': return {}
+    return dict(encoders='the ears are published (YAMNet), and the other encoders would have to start from nothing, without an act one',
+                sizes='YAMNet is published in one size')
 
 def scaled(p:Profile, factor:float) -> Profile:
     "The profile with an audio encoder of another size: width, depth and heads times `factor`."

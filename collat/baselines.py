@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['BASELINES', 'VARIANTS', 'COLORS', 'PUBLISHED', 'BaselineSpec', 'method_color', 'baseline_spec', 'PooledAST',
            'make_backbone', 'TunedText', 'mlp', 'Baseline', 'sum_windows', 'join_tokens', 'load_baseline',
-           'baseline_profile', 'data_order', 'Kept', 'SpecLoader', 'baseline_evaluator', 'run_act', 'baseline_folder',
-           'train_backbone', 'train_baseline', 'train_equal', 'trained_methods', 'Published', 'LaionCLAP',
-           'PublishedAST', 'need_package', 'MSCLAP', 'Wav2CLIP', 'load_published', 'budget_row', 'collat_row']
+           'baseline_profile', 'data_order', 'Kept', 'SpecLoader', 'training_clips', 'baseline_evaluator', 'run_act',
+           'baseline_folder', 'train_backbone', 'train_baseline', 'train_equal', 'trained_methods', 'Published',
+           'LaionCLAP', 'PublishedAST', 'need_package', 'MSCLAP', 'Wav2CLIP', 'load_published', 'budget_row',
+           'collat_row']
 
 # %% ../nbs/13_baselines.ipynb #5e9a61bc
 import copy, dataclasses, importlib, json, math, os, zlib
@@ -23,13 +24,15 @@ from torch import Tensor, nn
 from .audio import fbank, normalise, pad_frames, resample, sample_seed, spec_augment, windows
 from .audio_encoder import classification_loss, from_hf_ast
 from .backbones import make_cnn
+from .cached_tokens import CachedTokens
 from .config import Profile, atomic_path, load_profile, nearest_name
 from .losses import global_contrastive_loss
-from .model import CoLLAT, as_waveforms, best_device, encode_each, evaluating, front_end, make_audio_encoder, text_id, window_batches
+from .model import CoLLAT, as_waveforms, best_device, drop_tokens, encode_each, evaluating, front_end, make_audio_encoder, text_id, window_batches
+from .model import load_published as load_ears
 from .prompts import class_prompts, label_to_words
 from .scenes import Scenes, split_classes
 from .text_encoder import LockedTextEncoder, load_text_encoder
-from .training import StepLoader, before, multi_hot, prompt_maker, read_log, run_steps, same_profile, train, zero_shot_scores
+from .training import StepLoader, before, heard_once, multi_hot, prompt_maker, read_log, run_steps, same_profile, train, zero_shot_scores
 from .weights import HF_FILES, _quiet, hub_folder
 
 # %% ../nbs/13_baselines.ipynb #806d3541
@@ -38,7 +41,7 @@ class BaselineSpec:
     "What tells one method from another."
     name: str  # as in `BASELINES`
     title: str  # as the paper prints it
-    backbone: str  # ast | mobilenet | resnet | resnext | cnn14
+    backbone: str  # ast | mobilenet | resnet | resnext | cnn14 | yamnet
     text: str = 'none'  # none (classifier) | locked | tuned
     projection: str = 'mlp'  # of the audio side: linear | mlp
     project_text: bool = False  # an MLP on the text side, too
@@ -87,6 +90,7 @@ class PooledAST(nn.Module):
 
 def make_backbone(name:str, p:Profile) -> nn.Module: # (b t f) -> (b m d); `.pool` (b m d) -> (b d); `.d`
     "A backbone in the size of the profile. Raises ValueError on an unknown name."
+    if name == 'yamnet': return make_audio_encoder(p).requires_grad_(p.ears == 'tuned')
     return PooledAST(p) if name == 'ast' else make_cnn(name, p.d_audio)
 
 # %% ../nbs/13_baselines.ipynb #bfa74220
@@ -143,7 +147,15 @@ class Baseline(nn.Module):
 
     @property
     def device(self): return next(self.parameters()).device
+    @property
+    def frozen(self): return self.spec.backbone == 'yamnet' and self.profile.ears == 'frozen'
     def autocast(self): return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == 'bf16')
+
+    def train(self, mode:bool=True):
+        "Training mode; frozen ears stay as they were published."
+        super().train(mode)
+        if self.frozen: self.audio.eval()
+        return self
 
 # %% ../nbs/13_baselines.ipynb #98262c4b
 @patch
@@ -167,12 +179,20 @@ def match_loss(self:Baseline, z_a:Tensor, texts:list, weight=None) -> dict: # (b
     return dict(loss=loss + pull, contrastive=loss.detach(), pull=pull.detach())
 
 @patch
+def listen(self:Baseline, batch:dict) -> Tensor: # (b m d)
+    "Audio tokens of a training batch: of SpecAugmented sound, or of frozen ears, some of them dropped."
+    p = self.profile
+    if 'tokens' in batch: return drop_tokens(batch['tokens'][:, 0].to(self.device).float(), batch['seeds'], p.token_drop)
+    spec = (batch['spec'] if 'spec' in batch else front_end(batch['wav'], p)).to(self.device)
+    if not self.frozen: spec = spec_augment(spec, batch['seeds'], p.freq_mask, p.time_mask)
+    with self.autocast(): h = self.audio(spec)
+    return drop_tokens(h, batch['seeds'], p.token_drop) if self.frozen else h
+
+@patch
 def forward(self:Baseline, batch:dict) -> dict: # loss, and its terms where there are several
     "The method's own objective on one batch of `StepLoader`."
-    p = self.profile
-    spec = batch['spec'] if 'spec' in batch else front_end(batch['wav'], p)
-    spec = spec_augment(spec.to(self.device), batch['seeds'], p.freq_mask, p.time_mask)
-    with self.autocast(): out = self.head(self.audio.pool(self.audio(spec)))
+    h = self.listen(batch)
+    with self.autocast(): out = self.head(self.audio.pool(h))
     if self.spec.text != 'none': return self.match_loss(out.float(), list(batch['texts']), batch.get('weight'))
     return dict(loss=classification_loss(out.float(), multi_hot(batch['labels'], self.classes).to(out.device)))
 
@@ -265,10 +285,10 @@ def baseline_profile(
     steps:int|None=None, # of act two; None = the profile's
     seed:int|None=None, # None = the profile's
 ) -> Profile:
-    "The profile that a baseline is trained with: both acts in the proportions of CoLLAT's, with a warm-up of at most a sixth. All methods tune their ears."
+    "The profile that a baseline is trained with: both acts in the proportions of CoLLAT's, with a warm-up of at most a sixth. All methods tune their ears, unless they share published ones."
     p, steps = profile, steps or profile.steps
     part = lambda n: max(1, round(n * steps / p.steps)) if n else 0
-    return dataclasses.replace(p, steps=steps, pretrain_steps=part(p.pretrain_steps), warmup=min(p.warmup, max(1, steps // 6)), seed=p.seed if seed is None else seed, ears='tuned', template=spec.template or p.template,
+    return dataclasses.replace(p, steps=steps, pretrain_steps=part(p.pretrain_steps), warmup=min(p.warmup, max(1, steps // 6)), seed=p.seed if seed is None else seed, ears=p.ears if p.backbone == 'yamnet' else 'tuned', template=spec.template or p.template,
                                eval_every=steps if steps <= 2 * p.eval_every else p.eval_every, checkpoint_every=max(p.checkpoint_every, min(50, steps)))
 
 def data_order(loader:StepLoader) -> str: # 8 hex digits
@@ -289,14 +309,24 @@ class Kept:
 class SpecLoader(StepLoader):
     "StepLoader that hands out spectrograms, from `kept` where another training had the same step."
     kept, key = None, ()
-    def load(self, step:int) -> tuple: # ({spec (b t f), seeds, labels, texts}, step)
+    def load(self, step:int) -> tuple: # ({spec (b t f), or tokens as in `StepLoader`; seeds, labels, texts}, step)
         "The batch of one step."
+        if isinstance(self.scenes, CachedTokens): return super().load(step)
         ids, p = self.sample_ids(step), self.scenes.profile
         make = lambda: front_end(torch.stack([self.scenes[i][0] for _, i in ids]), p)
         out = dict(spec=self.kept.get((*self.key, step), make, lambda x: x.numel() * x.element_size()), seeds=[sample_seed(self.seed, e, i) for e, i in ids],
                    labels=[sorted(self.scenes.labels(i)) for _, i in ids])
         if self.make_prompt: out['texts'], out['labels'] = zip(*map(self.make_prompt, out['labels']))
         return out, step
+
+# %% ../nbs/13_baselines.ipynb #b23f3f46
+def training_clips(p:Profile, data:str|Path) -> Scenes|CachedTokens:
+    "What all methods learn from: scenes, or their audio tokens where the profile's ears are YAMNet's and stay so."
+    clips = Scenes(data, 'train', p)
+    if p.backbone != 'yamnet' or not p.cache_clips: return clips
+    model = CoLLAT(p)
+    load_ears(model.audio, p)
+    return heard_once(model, clips, Path(data).parent/'tokens')
 
 # %% ../nbs/13_baselines.ipynb #6f16d097
 def baseline_evaluator(profile:Profile, data:Path, supervised:bool, kept:Kept):
@@ -323,7 +353,7 @@ def run_act(
         same_profile(folder/'config.json', json.loads((folder/'config.json').read_text())['profile'], p)
         return folder
     make = prompt_maker(model) if model.spec.text != 'none' else None
-    loader = SpecLoader(Scenes(data, 'train', p), batch, steps, p.eval_every, p.seed, make)
+    loader = SpecLoader(training_clips(p, data), batch, steps, p.eval_every, p.seed, make)
     loader.kept, loader.key = kept, (str(data), p.seed, batch)
     model, rows = run_steps(model, loader, groups, p, run_dir, name, evaluate)
     count = lambda ps: sum(x.numel() for x in ps)
@@ -359,7 +389,9 @@ def train_baseline(
     "Both acts of one method, each skipped when done. Raises ValueError as `baseline_spec`, and when a folder belongs to another profile."
     spec, run = baseline_spec(name, text_tuned), Path(run_dir)
     p, data, kept = baseline_profile(profile, spec, steps, seed), Path(data or run/'data'), kept or Kept()
+    if p.backbone == 'yamnet': spec = dataclasses.replace(spec, backbone='yamnet')
     folder, model = baseline_folder(run, name, text_tuned, p.seed, profile.seed), Baseline(p, spec)
+    if spec.backbone == 'yamnet' and p.audio_weights: load_ears(model.audio, p)
     if p.pretrain_steps and not (folder/'model.safetensors').exists():
         first = load_baseline(train_backbone(spec.backbone, p, run, data, f'-seed{p.seed}' if p.seed != profile.seed else '', kept))
         model.audio.load_state_dict(first.audio.state_dict())
@@ -557,5 +589,5 @@ def collat_row(folder:str|Path, name:str, act1_seconds:float|None) -> dict:
     acts = dict(act1_steps=p['pretrain_steps'], act1_clips=p['pretrain_steps'] * p['pretrain_batch'], act1_seconds=act1_seconds, act1_data_order=None,
                 act2_steps=p['steps'], act2_clips=p['steps'] * p['batch'], act2_seconds=round(float(read_log(run)['seconds'].sum()), 1), act2_data_order=None)
     audio = sum(v.numel() for k, v in load_file(Path(folder)/'model.safetensors').items() if k.startswith('audio.'))
-    return dict(name=name, title='CoLLAT', backbone='ast', text='locked', seed=p['seed'], **acts, clips=acts['act1_clips'] + acts['act2_clips'], audio_parameters=audio,
+    return dict(name=name, title='CoLLAT', backbone=p['backbone'], text='locked', seed=p['seed'], **acts, clips=acts['act1_clips'] + acts['act2_clips'], audio_parameters=audio,
                 trained_parameters=r['results']['parameters'], tuned_text_parameters=0, valid=valid, **_last(valid))

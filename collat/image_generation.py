@@ -29,7 +29,7 @@ from .config import Profile, atomic_path, write_results
 from .metrics import bootstrap_ci, paired_bootstrap
 from .model import CoLLAT, as_waveforms, best_device
 from .prompts import TEMPLATES, join_labels
-from .retrieval import GLYPH_OF, PICTURED, glyphs
+from .retrieval import GLYPH_OF, PICTURED, glyphs, glyphs_of
 from .scenes import Scenes
 from .text_encoder import HFCLIPText, LockedTextEncoder, load_text_encoder
 from .training import best_precision, launch, lr_factor, prompt_maker, training_attention
@@ -182,9 +182,9 @@ def compose_picture(
         out.paste(tile, (int(x + 1 + dx), int(y + 1 + dy)), tile)
     return np.array(out)
 
-def write_caption(names, rng:np.random.Generator) -> str:
+def write_caption(names, rng:np.random.Generator, glyph_of:dict=GLYPH_OF) -> str:
     "A caption that names some concepts, by one of their classes or by the glyph, in random order."
-    words = [str(rng.choice(GLYPH_OF[n])) if rng.random() < .9 else n for n in rng.permutation(list(names))]
+    words = [str(rng.choice(glyph_of[n])) if rng.random() < .9 else n for n in rng.permutation(list(names))]
     form = 'paper' if rng.random() < .5 else rng.choice([*FORMS, 'picture'])
     return ('a picture of {}' if form == 'picture' else TEMPLATES[str(form)]).replace('{}', join_labels(words))
 
@@ -200,9 +200,9 @@ def draw_set(rng:np.random.Generator, tests:bool=False, concepts=CONCEPTS) -> tu
         names = tuple(sorted(str(n) for n in rng.choice(concepts, int(rng.integers(2 if tests else 1, 4)), replace=False)))
         if held_out(names) == tests: return names
 
-def multi_hot_sets(sets) -> Tensor: # (b k)
+def multi_hot_sets(sets, concepts=CONCEPTS) -> Tensor: # (b k)
     "Sets of concepts as zeros and ones."
-    return torch.tensor([[float(c in s) for c in CONCEPTS] for s in sets])
+    return torch.tensor([[float(c in s) for c in concepts] for s in sets])
 
 # %% ../nbs/24_image_generation.ipynb #0188d91e
 class Painter(nn.Module):
@@ -251,17 +251,17 @@ def painter_batch(bank:dict, step:int, batch:int, seed:int) -> tuple: # (b c h w
     x = np.stack([compose_picture(bank['sets'][i], rng) for i in ids])
     return torch.from_numpy(x).permute(0, 3, 1, 2).float() / 127.5 - 1, bank['states'][ids].float()
 
-def fitting_caption(names, rng:np.random.Generator, text:LockedTextEncoder, n:int, tries:int=100) -> str:
+def fitting_caption(names, rng:np.random.Generator, text:LockedTextEncoder, n:int, tries:int=100, glyph_of:dict=GLYPH_OF) -> str:
     "The first caption drawn that has room in `n` slots. Raises ValueError when none has."
     for _ in range(tries):
-        if text.count_tokens(caption := write_caption(names, rng)) <= n: return caption
+        if text.count_tokens(caption := write_caption(names, rng, glyph_of)) <= n: return caption
     raise ValueError(f"no caption of {', '.join(names)} fits {n} slots; more n_tokens are needed")
 
 def caption_bank(text:LockedTextEncoder, p:Profile) -> dict: # sets, captions, states (m, n + special, d)
     "Captions for training with their states, encoded once."
-    rng = np.random.default_rng([p.seed, 23])
-    sets = [draw_set(rng) for _ in range(p.diffusion_captions)]
-    captions = [fitting_caption(s, rng, text, p.n_tokens) for s in sets]
+    rng, glyph_of = np.random.default_rng([p.seed, 23]), glyphs_of(p.data)
+    sets = [draw_set(rng, concepts=sorted(glyph_of)) for _ in range(p.diffusion_captions)]
+    captions = [fitting_caption(s, rng, text, p.n_tokens, glyph_of=glyph_of) for s in sets]
     parts = [written_states(text, captions[i:i + 64], p.n_tokens, p.form).half() for i in tqdm(range(0, len(captions), 64), desc='captions', leave=False)]
     return dict(sets=sets, captions=captions, states=torch.cat(parts))
 
@@ -269,7 +269,7 @@ def caption_bank(text:LockedTextEncoder, p:Profile) -> dict: # sets, captions, s
 def painter_settings(text:LockedTextEncoder, p:Profile) -> dict:
     "What a painter depends on."
     return dict(text=text.fingerprint()[:16], n=p.n_tokens, form=p.form, steps=p.diffusion_steps, batch=p.diffusion_batch, lr=p.diffusion_lr, captions=p.diffusion_captions,
-                width=p.diffusion_width, seed=p.seed, concepts=zlib.crc32(' '.join(CONCEPTS).encode()), version=2)
+                width=p.diffusion_width, seed=p.seed, concepts=zlib.crc32(' '.join(sorted(glyphs_of(p.data))).encode()), version=2)
 
 def fit_painter(painter:Painter, bank:dict, p:Profile, work:Path, settings:dict) -> list: # loss of each step
     "Train to `diffusion_steps`, resuming from `work` when it was made with the same settings."
@@ -388,11 +388,12 @@ def imagine_files(
 # %% ../nbs/24_image_generation.ipynb #bd18ef56
 class Reader(nn.Module):
     "Which concepts are in a picture? Four strided convolutions and one logit per concept."
-    def __init__(self, width:int=32, k:int=len(CONCEPTS)):
+    def __init__(self, width:int=32, concepts=CONCEPTS):
         super().__init__()
+        self.concepts = tuple(concepts)
         from timm.layers import ConvNormAct
         w = [3, width, 2 * width, 4 * width, 4 * width]
-        self.blocks, self.head = nn.Sequential(*(ConvNormAct(a, b, 3, stride=2) for a, b in zip(w, w[1:]))), nn.Linear(9 * 4 * width, k)
+        self.blocks, self.head = nn.Sequential(*(ConvNormAct(a, b, 3, stride=2) for a, b in zip(w, w[1:]))), nn.Linear(9 * 4 * width, len(self.concepts))
     def forward(self, x:Tensor) -> Tensor: # (b c h w) in -1..1 -> (b k)
         return self.head(self.blocks(x).flatten(1))
 
@@ -402,26 +403,26 @@ def worn(x:Tensor, g:torch.Generator) -> Tensor: # (b c h w)
     mix, level = torch.rand(len(x), 1, 1, 1, generator=g), .3 * torch.rand(len(x), 1, 1, 1, generator=g)
     return x + mix * (soft - x) + level * torch.randn(x.shape, generator=g)
 
-def reader_batch(rng:np.random.Generator, batch:int, tests:bool=False) -> tuple: # (b c h w), (b k)
+def reader_batch(rng:np.random.Generator, batch:int, tests:bool=False, concepts=CONCEPTS) -> tuple: # (b c h w), (b k)
     "Composed pictures and the concepts in them."
-    sets = [draw_set(rng, tests) for _ in range(batch)]
+    sets = [draw_set(rng, tests, concepts) for _ in range(batch)]
     x = np.stack([compose_picture(s, rng) for s in sets])
-    return torch.from_numpy(x).permute(0, 3, 1, 2).float() / 127.5 - 1, multi_hot_sets(sets)
+    return torch.from_numpy(x).permute(0, 3, 1, 2).float() / 127.5 - 1, multi_hot_sets(sets, concepts)
 
 # %% ../nbs/24_image_generation.ipynb #2a577d24
-def train_reader(folder:str|Path, steps:int, seed:int=0, batch:int=64) -> Reader:
+def train_reader(folder:str|Path, steps:int, seed:int=0, batch:int=64, concepts=CONCEPTS) -> Reader:
     "The classifier of composed pictures: trained once, then loaded from `folder`."
-    folder, settings = Path(folder), dict(steps=steps, seed=seed, batch=batch, concepts=zlib.crc32(' '.join(CONCEPTS).encode()), version=1)
+    folder, settings = Path(folder), dict(steps=steps, seed=seed, batch=batch, concepts=zlib.crc32(' '.join(concepts).encode()), version=1)
     file, note = folder/'model.safetensors', folder/'config.json'
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + 1); reader = Reader()
+        torch.manual_seed(seed + 1); reader = Reader(concepts=concepts)
     if file.exists() and note.exists() and json.loads(note.read_text())['settings'] == settings:
         reader.load_state_dict(load_file(file)); return reader.eval()
     opt = torch.optim.AdamW(reader.parameters(), 3e-3, weight_decay=.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(opt, 3e-3, total_steps=steps)
     rng, g = np.random.default_rng([seed, 25]), torch.Generator().manual_seed(seed + 1)
     for _ in tqdm(range(steps), desc='reader', unit='step'):
-        x, y = reader_batch(rng, batch)
+        x, y = reader_batch(rng, batch, concepts=concepts)
         loss = F.binary_cross_entropy_with_logits(reader(worn(x, g)), y)
         opt.zero_grad(); loss.backward(); opt.step(); schedule.step()
     with atomic_path(file) as tmp: save_file(reader.state_dict(), tmp)
@@ -437,7 +438,7 @@ def concepts_in(reader:Reader, pictures:np.ndarray) -> np.ndarray: # (b h w c) u
 # %% ../nbs/24_image_generation.ipynb #419a8f40
 def reader_check(reader:Reader, n:int=500, seed:int=1) -> dict:
     "Recall, precision and whole-picture accuracy on sets of concepts that it never saw together, clean and worn."
-    x, y = reader_batch(np.random.default_rng([seed, 26]), n, tests=True)
+    x, y = reader_batch(np.random.default_rng([seed, 26]), n, True, reader.concepts)
     out = dict(n=n)
     for name, pictures in (('clean', x), ('worn', worn(x, torch.Generator().manual_seed(seed)))):
         with torch.no_grad(): found = reader(pictures) > 0
@@ -459,20 +460,21 @@ def image_scenes(scenes:Scenes, n:int, look:int=200_000) -> dict: # scene -> its
     if any(room.values()): raise ValueError(f'{scenes.split}: {n - sum(room.values())} of {n} scenes that can be painted among the first {look}')
     return out
 
-def shares(found:np.ndarray, sets:list) -> np.ndarray: # (b k) bool, (b,) sets -> (b,)
+def shares(found:np.ndarray, sets:list, concepts=CONCEPTS) -> np.ndarray: # (b k) bool, (b,) sets -> (b,)
     "Which share of its concepts is found in each picture."
-    y = multi_hot_sets(sets).bool().numpy()
+    y = multi_hot_sets(sets, concepts).bool().numpy()
     return (found & y).sum(1) / y.sum(1)
 
 def coverage_rows(
     found:np.ndarray, # (b k) bool, from `concepts_in`
     sets:list, # (b,) concepts of each scene
     n_boot:int=1000,
+    known=CONCEPTS, # the k concepts
     **more, # what every row shall carry: source, split, …
 ) -> list: # of rows: concepts (0 = all), value, lo, hi, invented, n
     "Mean coverage with interval over scenes, and invented concepts, by number of concepts."
     counts, rows = np.array([len(s) for s in sets]), []
-    share, invented = shares(found, sets), (found & ~multi_hot_sets(sets).bool().numpy()).sum(1)
+    share, invented = shares(found, sets, known), (found & ~multi_hot_sets(sets, known).bool().numpy()).sum(1)
     for k in (0, *sorted(set(counts))):
         at = (counts == k) if k else counts > 0
         lo, hi = bootstrap_ci(np.mean, share[at], n_boot=n_boot) if at.sum() > 1 else (None, None)
@@ -496,13 +498,13 @@ def evaluate_pictures(
     states['written labels'] = written_states(text, [make(sorted(scenes.labels(i)))[0] for i in shown], p.n_tokens, p.form)
     pictures = {k: paint(painter, s, p.seed, p.diffusion_guidance, p.diffusion_sampling) for k, s in states.items()}
     found = {k: concepts_in(reader, x) for k, x in pictures.items()}
-    rows = [r for k, f in found.items() for r in coverage_rows(f, sets, p.n_boot, source=k, split=scenes.split)]
+    rows = [r for k, f in found.items() for r in coverage_rows(f, sets, p.n_boot, reader.concepts, source=k, split=scenes.split)]
     order, first = np.random.default_rng([p.seed, 27]).permutation(len(sets)), next(iter(sources))
-    rows += coverage_rows(found[first][np.roll(order, 1)], [sets[i] for i in order], p.n_boot, source=f'{first}, clips shuffled', split=scenes.split)   # nobody's own picture
+    rows += coverage_rows(found[first][np.roll(order, 1)], [sets[i] for i in order], p.n_boot, reader.concepts, source=f'{first}, clips shuffled', split=scenes.split)   # nobody's own picture
     several, kept = np.array([len(s) > 1 for s in sets]), np.array([held_out(s) for s in sets])
     for painted, at in ((False, kept), (True, several & ~kept)):
-        if at.any(): rows += [r for k, f in found.items() for r in coverage_rows(f[at], [s for s, a in zip(sets, at) if a], p.n_boot, source=k, split=scenes.split, painted=painted)[:1]]
-    share = lambda k: shares(found[k], sets)[several]
+        if at.any(): rows += [r for k, f in found.items() for r in coverage_rows(f[at], [s for s, a in zip(sets, at) if a], p.n_boot, reader.concepts, source=k, split=scenes.split, painted=painted)[:1]]
+    share = lambda k: shares(found[k], sets, reader.concepts)[several]
     *others, last = sources
     return rows, pictures, shown, {k: paired_bootstrap(np.mean, share(k), share(last), n_boot=p.n_boot) for k in others if several.any()}
 

@@ -322,6 +322,7 @@ def architecture_parts(a:dict) -> list: # `a`: results of notebook 31; parts of 
     own = f"; encoders and sizes {a['encoder_steps']} steps after an act one of their own" if a['encoder_steps'] else ''
     out += ['## What the paper finds, and what is found here', f"On `valid`; differences with paired 95 % intervals over clips. *Reproduced*: the whole interval on the paper's side of zero; *not reproduced*: on the other side; *inconclusive*: both. Sweeps and losses {a['sweep_steps']} steps from one pretrained encoder{own}; {a['seeds']} seed(s).", found(here)]
     if filled: out += [f"**Not measured in this run.** What follows on layers, blocks, matchers, encoders and sizes comes from the committed long run `{filled[0]['run']}`: thirty steps of tuned ears, {len({d['seed'] for d in filled})} seeds, early learning.", found(filled)]
+    if lost := a.get('left_out'): out += ['That run heard rendered sound. Left out here: ' + '; '.join(f'{k}, since {why}' for k, why in lost.items()) + '.']
     for group in dict.fromkeys(r['group'] for r in a['rows'] if r['group'] in GROUP_TITLES): out += [titled(group, GROUP_TITLES[group]), table(group)]
     g = a['greedy']; n = len(g['optimal'])
     out += [f"On {n} scenes of `valid` the greedy order of the trained model is optimal in {sum(g['optimal']) / n:.0%}; it costs {sum(g['excess']) / n:.2%} more than the optimal one on average, {max(g['excess']):.2%} at most.", '![What greedy costs](figures/greedy_cost.png)', '![Figure 4a](figures/figure4a.png)',

@@ -4,12 +4,14 @@ A test that needs data which is not in the repository is marked `data(NAME)`; wh
 import pytest
 
 from collat.config import AUDIOCAPS_TEST, find_data
+from collat.recordings import LISTS
 
 FIRST = 'test_smoke.py', 'test_faults.py', 'test_public.py', 'test_listen.py', 'test_streaming.py'
 TOGETHER = FIRST[1:] + ('test_evaluate_data.py', 'test_image_generation.py', 'test_model.py')
 DATA = dict(  # name -> what it may be called below a data folder, how to get it
     audiocaps=(AUDIOCAPS_TEST, '`.venv/bin/collat data get audiocaps` fetches the captions'),
     class_labels=(('class_labels',), "put the folder class_labels of LAION's CLAP (on GitHub, CC0) into data/"),
+    esc50=(LISTS, '`.venv/bin/collat data get esc50` fetches it'),
     yamnet=(('yamnet/yamnet_spectra_in.tflite',), "put Google's quantised YAMNet, its class map, test audio and test spectra into data/yamnet/"),
 )
 
