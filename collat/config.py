@@ -181,8 +181,9 @@ _smoke = dict(gpus=1, clip_seconds=2., phrases=6, phrases_eval=4, n_train=96, n_
 _large = dict(ears='tuned', cache_clips=0, lambda_cross_token=1., counts='all', n_mels=128, stride=10, d_audio=768, depth_audio=12, heads_audio=12, stem='patch', clip_seconds=10., norm_mean=-4.2677393, norm_std=4.5689974,
               freq_mask=48, time_mask=192, n_tokens=75, pad_id=49407, width_interaction=768, heads_interaction=12, depth_interaction=8, audio_weights='hf:MIT/ast-finetuned-audioset-10-10-0.4593', lr=1e-4, lr_audio=1e-5, batch=256,
               warmup=1_000, optimizer='adamw', checkpoint_every=500, eval_every=2_000, pretrain_steps=0, n_valid=2_000, workers=4, micro_batch=32)
-_recorded = dict(data='esc50', backbone='yamnet', audio_weights='yamnet', pretrain_steps=0, norm_mean=0., norm_std=.5, clip_seconds=5., steps=200,
-                 n_train=6_000, cache_clips=2_000, checkpoint_every=100, eval_every=200)
+_recorded = dict(data='esc50', backbone='yamnet', audio_weights='yamnet', pretrain_steps=0, norm_mean=0., norm_std=.5, clip_seconds=5., steps=120,
+                 lambda_cross_token=1., lambda_uni_token=0., n_train=6_000, n_valid=200, cache_clips=2_000, cache_views=1, eval_every=120,
+                 checkpoint_every=60, probe_steps=60)
 PROFILES = dict(
     mini={}, smoke=_smoke,
     mini_long=dict(main_seeds=3, ablation_seeds=3, ablation_groups='losses,lambdas,paper_losses,form,targets', sweeps='layers,blocks,matchers,padding,start,tokens,prompts', baseline_steps=500, baseline_seeds=2, encoder_steps=30, n_test=1_200,
