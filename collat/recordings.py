@@ -65,7 +65,7 @@ can opening: a can being opened, the hiss of a soda can;
 washing machine: a washing machine running, the spin of a laundry drum;
 vacuum cleaner: a vacuum cleaner running, the whirr of a motor cleaning a floor;
 clock alarm: an alarm clock ringing, the beep of an alarm; clock tick: a clock ticking, the tick of a watch;
-glass breaking: glass breaking, the shatter of a window;
+glass breaking: a glass falling to pieces, the shatter of a window;
 helicopter: a helicopter flying, the chop of rotor blades;
 chainsaw: a chainsaw cutting wood, the roar of a motor saw;
 siren: a siren wailing, the wail of an ambulance or a police car;
