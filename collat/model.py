@@ -54,6 +54,7 @@ def make_audio_encoder(p:Profile, n_classes:int|None=None) -> nn.Module: # (b t 
     n_frames = 1 + int((p.clip_seconds * 1000 - p.frame_ms) // p.hop_ms)
     return AST(p.n_mels, n_frames, p.d_audio, p.depth_audio, p.heads_audio, stride=p.stride, stem=p.stem, n_classes=n_classes, pool_frequency=p.pool_frequency)
 
+# %% ../nbs/11_model.ipynb #869041a1
 class CoLLAT(nn.Module, ModelHubMixin):
     "Audio encoder, token interaction module and locked text encoder (Fig. 3)."
     def __init__(self, profile:Profile=Profile()):
