@@ -7,7 +7,7 @@ __all__ = ['VARIANTS', 'RIVALS', 'COLUMNS', 'Method', 'train_method', 'HeardSpli
            'score_method', 'run_method', 'run_methods', 'probe_ears', 'main_table', 'recorded_table', 'plot_methods']
 
 # %% ../nbs/33_recorded_scenes.ipynb #9db4a49c
-import dataclasses, os
+import dataclasses, os, time
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
