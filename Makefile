@@ -57,6 +57,8 @@ recordings: setup
 
 esc50: recordings
 	$(BIN)/collat run --profile esc50 --stages esc50 $(ARGS)
+	mkdir -p figures/esc50
+	cp runs/esc50/results/esc50.json runs/esc50/figures/esc50_*.png figures/esc50/
 
 esc50-long: recordings
 	$(BIN)/collat run --profile esc50_long --jobs $(JOBS) $(ARGS)
