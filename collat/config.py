@@ -183,14 +183,14 @@ _large = dict(ears='tuned', cache_clips=0, lambda_cross_token=1., counts='all', 
               warmup=1_000, optimizer='adamw', checkpoint_every=500, eval_every=2_000, pretrain_steps=0, n_valid=2_000, workers=4, micro_batch=32)
 _recorded = dict(data='esc50', backbone='yamnet', audio_weights='yamnet', pretrain_steps=0, norm_mean=0., norm_std=.5, clip_seconds=5., steps=120,
                  lambda_cross_token=1., lambda_uni_token=0., n_train=6_000, n_valid=200, cache_clips=2_000, cache_views=1, eval_every=120,
-                 checkpoint_every=60, probe_steps=60)
+                 checkpoint_every=60, probe_steps=60, n_test=400, noise_test='0.1')
 PROFILES = dict(
     mini={}, smoke=_smoke,
     mini_long=dict(main_seeds=3, ablation_seeds=3, ablation_groups='losses,lambdas,paper_losses,form,targets', sweeps='layers,blocks,matchers,padding,start,tokens,prompts', baseline_steps=500, baseline_seeds=2, encoder_steps=30, n_test=1_200,
                    compare_scenes=1_500, probe_scenes=6_000, caption_scenes=3_000, caption_steps=600, diffusion_steps=1_600),
     smoke_clip=_smoke | dict(text_encoder='open_clip:tiny-quickgelu', pad_id=49407, n_tokens=20),
     small=_large | dict(data='fsd50k', text_encoder='open_clip:ViT-B-32/openai', steps=5_000, micro_batch=8, width_interaction=512, heads_interaction=8),
-    esc50=_recorded, esc50_long=_recorded | dict(esc50_seeds=3, esc50_splits=5),
+    esc50=_recorded, esc50_long=_recorded | dict(esc50_seeds=3, esc50_splits=5, ablation_seeds=3),
     paper=_large | dict(data='audioset', text_encoder='open_clip:ViT-L-14/openai', lambda_global=.1, steps=24_000))
 
 # %% ../nbs/00_config.ipynb #5a17acc8
