@@ -7,7 +7,7 @@ __all__ = ['PROMPTS', 'GAMMAS', 'Trial', 'new_class_trial', 'trial_clips', 'hear
            'train_trial', 'run_trial', 'run_trials', 'class_texts', 'harmonic', 'generalised', 'choose_gamma',
            'scores_of', 'top1', 'closed_rows', 'asked', 'new_rows', 'yamnet_scores', 'named_rows', 'probe_rows',
            'retrieval_rows', 'plan_trials', 'read_trial', 'evaluate_esc50', 'ears_alone', 'interval', 'summary_row',
-           'esc50_table', 'generalised_table', 'plot_confusions']
+           'esc50_table', 'generalised_table', 'plot_confusions', 'readme_table']
 
 # %% ../nbs/32_esc50.ipynb #bfec5a3b
 import dataclasses, os
@@ -305,7 +305,7 @@ def interval(rows:list, n_boot:int=1_000) -> tuple: # mean, lo, hi over clips; s
 def summary_row(name:str, rows:list, n_boot:int=1_000) -> dict: # a row of the table
     "One line of the table."
     mean, lo, hi, least, most = interval(rows, n_boot)
-    return {'': name, 'top-1': mean, '95 %': f'{lo:.3f} to {hi:.3f}', 'range': f'{least:.3f} to {most:.3f}', 'trainings': len(rows), 'answers': sum(len(r['hits']) for r in rows)}
+    return {'': name, 'top-1': mean, '95 %': f'{lo:.3f} to {hi:.3f}', 'range': f'{least:.3f} to {most:.3f}', 'trainings': sum('seed' in r for r in rows), 'answers': sum(len(r['hits']) for r in rows)}
 
 def esc50_table(results:dict, n_boot:int=1_000) -> list: # of rows
     "The table of notebook 32, from its results."
@@ -345,3 +345,24 @@ def plot_confusions(results:dict, ax, prompts:str='name'):
     ax.vlines(range(0, 51, 10), 0, 50, color='grey', lw=.5)
     ax.tick_params(labelsize=6)
     ax.set(xlabel='answered', ylabel='heard')
+
+# %% ../nbs/32_esc50.ipynb #a5b360a0
+def readme_table(results:dict) -> str: # Markdown
+    "What the README shows of the results of this notebook."
+    rows = {r['']: r for r in esc50_table(results)}
+    line = lambda said, name: f"| {said} | {rows[name]['top-1']:.3f} | {rows[name]['95 %']} | {rows[name]['trainings'] or ''} |"
+    stacked = next(r for r in generalised_table(results) if r['prompts'] == 'name' and not r['γ'].startswith('0.00'))
+    probes = {r['features']: r for r in results['ears'] if r['protocol'] == 'c' and r['folds'].startswith('mean')}
+    probe = lambda said, name: f"| {said} | {probes[name]['value']:.3f} | {probes[name]['lo']:.3f} to {probes[name]['hi']:.3f} | 5 |"
+    return '\n'.join([
+        '| ESC-50, ears of YAMNet | top-1 | 95 % over clips | trainings |',
+        '|---|---|---|---|',
+        line('closed set: official folds, by prompts', '(a) official folds, by name'),
+        line('ten new classes among themselves (chance 0.10)', '(b) ten new classes, by name'),
+        f"| new and trained classes among all 50, harmonic mean | {stacked['harmonic']:.3f} | new {stacked['unseen']:.3f}, trained {stacked['seen']:.3f} | {rows['(b) ten new classes, by name']['trainings']} |",
+        line('ESC-10, closed set', '(e) ESC-10, by name'),
+        line('YAMNet by its own AudioSet names, untrained', 'YAMNet by its own names, ESC-50'),
+        probe('linear probe of YAMNet, mean embedding', 'mean embedding'),
+        probe('the same with the logarithms of its scores', 'mean embedding, log scores'),
+        probe("the paper's decoder probe on YAMNet's tokens", 'tokens'),
+    ])

@@ -1,0 +1,30 @@
+"The README shows what lies in figures/esc50, and the protocols hold on the recordings themselves."
+import re
+from pathlib import Path
+
+import pytest
+
+from collat.config import read_results
+from collat.esc50 import new_class_trial, readme_table, trial_clips
+from collat.recordings import esc50_clips
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_readme_has_the_numbers_of_the_results_file():
+    shown = re.search(r'<!-- esc50:begin -->\n(.*)\n<!-- esc50:end -->', (ROOT/'README.md').read_text(), re.S)[1]
+    assert shown == readme_table(read_results(ROOT/'figures/esc50/esc50.json')['results'])
+
+
+@pytest.mark.data('esc50')
+def test_nobody_is_trained_and_asked(data):
+    esc50_clips.cache_clear()
+    clips = esc50_clips('')
+    assert len(clips) == 2_000
+    for draw in range(5):
+        for choices in (False, True):
+            trial = new_class_trial(draw, choices=choices)
+            rows = trial_clips(trial, clips)
+            asked = {clips[i].path for k in ('seen', 'new') for i in rows[k]}
+            assert asked.isdisjoint(clips[i].path for i in rows['train'])
+            assert {clips[i].label for i in rows['train']}.isdisjoint(trial.classes()[1])
