@@ -56,7 +56,7 @@ recordings: setup
 	set -e; for d in esc50 yamnet; do $(BIN)/collat data get $$d; done
 
 esc50: recordings
-	$(BIN)/collat run --profile esc50 --stages esc50 $(ARGS)
+	$(BIN)/collat run --profile esc50 --stages esc50,a_recording $(ARGS)
 	mkdir -p figures/esc50
 	cp runs/esc50/results/esc50.json runs/esc50/figures/esc50_*.png figures/esc50/
 

@@ -63,6 +63,7 @@ STAGES = (
 # %% ../nbs/51_pipeline.ipynb #41800377
 _ESC50 = Stage('32_esc50', (), ('results/esc50.json',), outside=('[eE][sS][cC]*50*/', 'yamnet/*'), work=('esc50/**/*', 'tokens/*'), alone=True,
                shows='ESC-50: Table 2, and Table 3a on recordings')
+_STORY = Stage('34_a_recording', ('results/esc50.json',), ('results/a_recording.json',), outside=_ESC50.outside)
 _RECORDED = Stage('33_recorded_scenes', ('results/scenes.json',), ('results/recorded_scenes.json',), work=('recorded/**/*', 'tokens/*'), alone=True,
                   shows='Table 3a and the rivals, on recordings')
 _SHARDED = (
@@ -78,7 +79,7 @@ def stages_for(p:Profile) -> tuple:
     "The sequence of a profile: another one for recorded sound, and no file of act one where there is no act one."
     gone = () if p.pretrain_steps else ('checkpoints/pretrain.safetensors', 'results/pretrain.json')
     left = lambda files: tuple(f for f in files if f not in gone)
-    stages = _SHARDED if p.shards or p.data not in SCENE_WORLDS else (_ESC50, *STAGES[:3], _RECORDED, *STAGES[3:]) if p.data == 'esc50' else STAGES
+    stages = _SHARDED if p.shards or p.data not in SCENE_WORLDS else (_ESC50, _STORY, *STAGES[:3], _RECORDED, *STAGES[3:]) if p.data == 'esc50' else STAGES
     return tuple(dataclasses.replace(s, inputs=left(s.inputs), outputs=left(s.outputs)) for s in stages)
 
 # %% ../nbs/51_pipeline.ipynb #e0db0359
