@@ -2,11 +2,15 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile as sf
 
-from collat.config import read_results
+from collat.cached_tokens import CachedTokens, cache_tokens
+from collat.config import load_profile, read_results
 from collat.esc50 import new_class_trial, readme_table, trial_clips
-from collat.recordings import esc50_clips
+from collat.model import CoLLAT
+from collat.recordings import Recording, WholeClips, esc50_clips
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,3 +32,13 @@ def test_nobody_is_trained_and_asked(data):
             asked = {clips[i].path for k in ('seen', 'new') for i in rows[k]}
             assert asked.isdisjoint(clips[i].path for i in rows['train'])
             assert {clips[i].label for i in rows['train']}.isdisjoint(trial.classes()[1])
+
+
+def test_an_unreadable_clip_is_left_out_and_named(tmp_path):
+    for k in range(3): sf.write(tmp_path/f'{k}.wav', np.random.default_rng(k).normal(size=16_000) * .1, 16_000)
+    (tmp_path/'1.wav').write_text('no sound')
+    p = load_profile('smoke', dict(ears='frozen', cache_clips=3))
+    clips = [Recording(tmp_path/f'{k}.wav', 'dog', 1, '') for k in range(3)]
+    tokens = CachedTokens(cache_tokens(CoLLAT(p), WholeClips(clips, p), tmp_path/'tokens'))
+    assert tokens.rows == [0, 2]
+    assert '1.wav' in tokens.left_out[1]
