@@ -62,18 +62,20 @@ def new_class_trial(split:int, seed:int=0, choices:bool=False) -> Trial:
 
 # %% ../nbs/32_esc50.ipynb #5e019a04
 def trial_clips(trial:Trial, clips) -> dict: # train, seen, new: (n,) numbers of clips
-    "Who is trained on, and who is asked about trained and new classes. Raises ValueError where a fold or class is missing."
+    "Who is trained on, and who is asked. Raises ValueError where a fold or a class is missing."
     label, fold = np.array([c.label for c in clips]), np.array([c.fold for c in clips])
     trained, new = (np.isin(label, names) for names in trial.classes())
     asked = trial.fold % 5 + 1 if trial.choices else trial.fold
     away = np.isin(fold, [trial.fold, asked])
-    rows = dict(train=trained & ~away, seen=trained & (fold == asked), new=new & (fold != trial.fold) if trial.choices else new)
-    if lost := sorted(set(trial.classes()[0]) - set(label[rows['train']])): raise ValueError(f"'{lost[0]}' has no clip to train on: ESC-50 isn't whole")
+    if trial.choices: new = new & (fold != trial.fold)
+    rows = dict(train=trained & ~away, seen=trained & (fold == asked), new=new)
+    if lost := sorted(set(trial.classes()[0]) - set(label[rows['train']])):
+        raise ValueError(f"'{lost[0]}' has no clip to train on: ESC-50 isn't whole")
     if not rows['seen'].any(): raise ValueError(f"no clip of fold {asked}: ESC-50 isn't whole")
     return {k: np.flatnonzero(v) for k, v in rows.items()}
 
 # %% ../nbs/32_esc50.ipynb #09a101fe
-def hear_all(profile:Profile, run_dir:str|Path) -> tuple: # clips (n,) that could be read, their `CachedTokens`, the model
+def hear_all(profile:Profile, run_dir:str|Path) -> tuple: # readable clips (n,), their `CachedTokens`, the model
     "ESC-50 through the profile's ears. Raises FileNotFoundError where sound or weights are missing."
     clips = esc50_clips(profile.data_root)
     p = dataclasses.replace(profile, cache_clips=len(clips), ears='frozen')
@@ -97,7 +99,8 @@ def by_hundred(n:int) -> list: # of ranges
 def embed_tokens(model:CoLLAT, tokens:CachedTokens, view:int=0) -> Tensor: # (n d) unit norm
     "z of every cached clip."
     with evaluating(model):
-        z = [model.embed(model.interaction(view_of(tokens, ids, view).to(best_device()))) for ids in by_hundred(len(tokens))]
+        heard = (view_of(tokens, ids, view).to(best_device()) for ids in by_hundred(len(tokens)))
+        z = [model.embed(model.interaction(h_a)) for h_a in heard]
     return F.normalize(torch.cat(z).float(), dim=-1).cpu()
 
 def train_trial(
@@ -125,21 +128,24 @@ def run_trial(profile:Profile, tokens:CachedTokens, clips, trial:Trial, run_dir:
     if path.exists(): return path
     model = train_trial(profile, tokens, clips, trial, run_dir)
     z = {name: embed_tokens(model, tokens, view).contiguous() for view, name in enumerate(('clean', 'noisy'))}
-    with atomic_path(path) as tmp: save_file(z | {f'model.{k}': v.cpu().contiguous() for k, v in model.interaction.state_dict().items()}, tmp)
+    kept = {f'model.{k}': v.cpu().contiguous() for k, v in model.interaction.state_dict().items()}
+    with atomic_path(path) as tmp: save_file(z | kept, tmp)
     for f in (folder/'checkpoints/work').glob(f'{trial.name}.*'): f.unlink()
     return path
 
 def run_trials(profile:Profile, tokens:CachedTokens, clips, trials, run_dir:str|Path) -> dict: # trial -> file
     "All trials; on a CPU as many at a time as it has cores, one thread each, their own words in `logs`."
     jobs = 1 if torch.cuda.is_available() else os.cpu_count()
-    done = tqdm(Parallel(jobs, return_as='generator')(delayed(_quiet_trial)(profile, tokens, clips, t, run_dir, jobs) for t in trials), total=len(trials), desc='trainings', unit='training')
+    work = (delayed(_quiet_trial)(profile, tokens, clips, t, run_dir, jobs) for t in trials)
+    done = tqdm(Parallel(jobs, return_as='generator')(work), total=len(trials), desc='trainings', unit='training')
     return dict(zip(trials, done))
 
 def _quiet_trial(profile, tokens, clips, trial, run_dir, jobs):
     if jobs > 1: torch.set_num_threads(1)
     log = Path(run_dir)/f'esc50/logs/{trial.name}.txt'
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open('a') as f, redirect_stdout(f), redirect_stderr(f): return run_trial(profile, tokens, clips, trial, run_dir)
+    with log.open('a') as f, redirect_stdout(f), redirect_stderr(f):
+        return run_trial(profile, tokens, clips, trial, run_dir)
 
 # %% ../nbs/32_esc50.ipynb #c8ad8da2
 PROMPTS = 'name', 'described'
@@ -189,7 +195,8 @@ def closed_rows(z:dict, model:CoLLAT, clips, trial:Trial) -> list: # of rows
     for prompts in PROMPTS:
         for view in ('clean', 'noisy'):
             s, y = scores_of(z[view], class_texts(model, ESC50, prompts), rows, ESC50, label)
-            out.append(about | dict(protocol='a', prompts=prompts, view=view, truth=y.tolist(), answers=s.argmax(1).tolist()) | top1(s, y, rows))
+            more = dict(truth=y.tolist(), answers=s.argmax(1).tolist())
+            out.append(about | dict(protocol='a', prompts=prompts, view=view) | more | top1(s, y, rows))
         s, y = scores_of(z['clean'], class_texts(model, ESC10, prompts), ten, ESC10, label)
         out.append(about | dict(protocol='e', prompts=prompts, view='clean') | top1(s, y, ten))
     return out
@@ -203,7 +210,11 @@ def asked(z:Tensor, model:CoLLAT, clips, trial:Trial, prompts:str) -> tuple: # n
     trained = np.arange(len(names)) < len(old)
     return scores_of(z, texts, rows['new'], names, label), scores_of(z, texts, rows['seen'], names, label), trained
 
-def new_rows(z:dict, chosen:dict, model:CoLLAT, clips, trial:Trial) -> list: # of rows; `z`, `chosen`: of the trial and of the one for choices
+def new_rows(
+    z:dict, # embeddings after the trial
+    chosen:dict, # those after the one for choices
+    model:CoLLAT, clips, trial:Trial,
+) -> list: # of rows
     "Protocol (b): top-1 of new classes among themselves and among all, with and without γ."
     out, about = [], dict(protocol='b', split=trial.split, fold=trial.fold, seed=trial.seed)
     for prompts in PROMPTS:
@@ -219,7 +230,8 @@ def new_rows(z:dict, chosen:dict, model:CoLLAT, clips, trial:Trial) -> list: # o
 def yamnet_scores(ears, tokens:CachedTokens) -> Tensor: # (n 521), 0 to 1
     "Mean score of each AudioSet class over the patches of each cached clip, from its tokens."
     patches = lambda ids: view_of(tokens, ids).unflatten(1, (-1, 6)).mean(2)
-    with torch.no_grad(): return torch.cat([ears.head(patches(ids)).sigmoid().mean(1) for ids in by_hundred(len(tokens))])
+    with torch.no_grad():
+        return torch.cat([ears.head(patches(ids)).sigmoid().mean(1) for ids in by_hundred(len(tokens))])
 
 def named_rows(scores:Tensor, names:list, clips) -> list: # of rows
     "YAMNet by its own class names, on each official fold."
@@ -233,7 +245,10 @@ def named_rows(scores:Tensor, names:list, clips) -> list: # of rows
         out.append(dict(protocol='e', fold=k) | top1(s[small][:, ten], np.cumsum(ten)[y[small]] - 1, small))
     return out
 
-def probe_rows(features:dict, clips, profile:Profile) -> list: # of rows; `features`: name -> ((n d) or n (m d), kind of probe)
+def probe_rows(
+    features:dict, # name -> (n d) or n (m d), and the kind of probe
+    clips, profile:Profile,
+) -> list: # of rows
     "Protocol (c): probes on the official folds."
     p, out = profile, []
     y, fold = np.array([ESC50.index(c.label) for c in clips]), np.array([c.fold for c in clips])
@@ -244,7 +259,11 @@ def probe_rows(features:dict, clips, profile:Profile) -> list: # of rows; `featu
     return out
 
 # %% ../nbs/32_esc50.ipynb #883a1dd2
-def retrieval_rows(z:Tensor, texts:Tensor|None, clips, fold:int) -> list: # of rows; `z` (n d), `texts` (50 d) in ESC-50's order
+def retrieval_rows(
+    z:Tensor, # (n d)
+    texts:Tensor|None, # (50 d) in ESC-50's order; None: sound alone
+    clips, fold:int,
+) -> list: # of rows
     "Protocol (d) on one fold."
     rows = [i for i, c in enumerate(clips) if c.fold == fold]
     y, z = np.array([ESC50.index(clips[i].label) for i in rows]), F.normalize(z[rows].float(), dim=-1)
@@ -256,7 +275,8 @@ def retrieval_rows(z:Tensor, texts:Tensor|None, clips, fold:int) -> list: # of r
     if texts is not None:
         s, hit = (z @ texts.T).numpy(), y[:, None] == np.arange(len(texts))
         asked |= {'sound to text': (s, hit), 'text to sound': (s.T, hit.T)}
-    return [dict(protocol='d', fold=fold, task=k, recall_at_1=recall_at_k(*x, k=1), map_at_10=average_precision_at_k(*x, k=10)) for k, x in asked.items()]
+    measures = lambda x: dict(recall_at_1=recall_at_k(*x, k=1), map_at_10=average_precision_at_k(*x, k=10))
+    return [dict(protocol='d', fold=fold, task=k) | measures(x) for k, x in asked.items()]
 
 # %% ../nbs/32_esc50.ipynb #2d823b7b
 def plan_trials(profile:Profile) -> tuple: # of protocol (a), of protocol (b)
@@ -297,7 +317,7 @@ def ears_alone(profile:Profile, model:CoLLAT, tokens:CachedTokens, clips) -> lis
 
 # %% ../nbs/32_esc50.ipynb #82fb331b
 def interval(rows:list, n_boot:int=1_000) -> tuple: # mean, lo, hi over clips; smallest and largest row
-    "The mean of some rows, with a bootstrap interval over their clips; a clip that was asked several times counts as one."
+    "The mean of some rows, with a bootstrap interval over their clips, each of which counts once."
     values, join = [r['value'] for r in rows], lambda key: np.concatenate([np.asarray(r[key]) for r in rows])
     lo, hi = bootstrap_ci(np.mean, join('hits').astype(float), n_boot=n_boot, groups=join('clips'))
     return float(np.mean(values)), lo, hi, min(values), max(values)
@@ -305,17 +325,24 @@ def interval(rows:list, n_boot:int=1_000) -> tuple: # mean, lo, hi over clips; s
 def summary_row(name:str, rows:list, n_boot:int=1_000) -> dict: # a row of the table
     "One line of the table."
     mean, lo, hi, least, most = interval(rows, n_boot)
-    return {'': name, 'top-1': mean, '95 %': f'{lo:.3f} to {hi:.3f}', 'range': f'{least:.3f} to {most:.3f}', 'trainings': sum('seed' in r for r in rows), 'answers': sum(len(r['hits']) for r in rows)}
+    spread = {'95 %': f'{lo:.3f} to {hi:.3f}', 'range': f'{least:.3f} to {most:.3f}'}
+    counts = dict(trainings=sum('seed' in r for r in rows), answers=sum(len(r['hits']) for r in rows))
+    return {'': name, 'top-1': mean} | spread | counts
 
 def esc50_table(results:dict, n_boot:int=1_000) -> list: # of rows
     "The table of notebook 32, from its results."
     rows, ears, out = results['rows'], results['ears'], []
     pick = lambda rows, **want: [r for r in rows if all(r.get(k) == v for k, v in want.items())]
     ways = dict(name='by name', described='by described sounds')
-    for way, said in ways.items(): out.append(summary_row(f'(a) official folds, {said}', pick(rows, protocol='a', prompts=way, view='clean'), n_boot))
-    for way, said in ways.items(): out.append(summary_row(f'(a) the same, noisy, {said}', pick(rows, protocol='a', prompts=way, view='noisy'), n_boot))
-    for way, said in ways.items(): out.append(summary_row(f'(b) ten new classes, {said}', pick(rows, protocol='b', prompts=way), n_boot))
-    for way, said in ways.items(): out.append(summary_row(f'(e) ESC-10, {said}', pick(rows, protocol='e', prompts=way), n_boot))
+    asked = {
+        '(a) official folds': dict(protocol='a', view='clean'),
+        '(a) the same, noisy': dict(protocol='a', view='noisy'),
+        '(b) ten new classes': dict(protocol='b'),
+        '(e) ESC-10': dict(protocol='e'),
+    }
+    for name, want in asked.items():
+        for way, said in ways.items():
+            out.append(summary_row(f'{name}, {said}', pick(rows, prompts=way, **want), n_boot))
     for k, said in (('a', 'ESC-50'), ('e', 'ESC-10')):
         if named := pick(ears, protocol=k): out.append(summary_row(f'YAMNet by its own names, {said}', named, n_boot))
     return out
@@ -340,7 +367,8 @@ def plot_confusions(results:dict, ax, prompts:str='name'):
     for r in rows:
         np.add.at(table, (r['truth'], r['answers']), 1)
     share = table / table.sum(1, keepdims=True)
-    sns.heatmap(share, ax=ax, cmap='rocket_r', xticklabels=ESC50, yticklabels=ESC50, square=True, cbar_kws=dict(label='share of the clips of a class'))
+    bar = dict(label='share of the clips of a class')
+    sns.heatmap(share, ax=ax, cmap='rocket_r', xticklabels=ESC50, yticklabels=ESC50, square=True, cbar_kws=bar)
     ax.hlines(range(0, 51, 10), 0, 50, color='grey', lw=.5)
     ax.vlines(range(0, 51, 10), 0, 50, color='grey', lw=.5)
     ax.tick_params(labelsize=6)
@@ -350,16 +378,22 @@ def plot_confusions(results:dict, ax, prompts:str='name'):
 def readme_table(results:dict) -> str: # Markdown
     "What the README shows of the results of this notebook."
     rows = {r['']: r for r in esc50_table(results)}
-    line = lambda said, name: f"| {said} | {rows[name]['top-1']:.3f} | {rows[name]['95 %']} | {rows[name]['trainings'] or ''} |"
+    def line(said, name):
+        r = rows[name]
+        return f"| {said} | {r['top-1']:.3f} | {r['95 %']} | {r['trainings'] or ''} |"
     stacked = next(r for r in generalised_table(results) if r['prompts'] == 'name' and not r['γ'].startswith('0.00'))
     probes = {r['features']: r for r in results['ears'] if r['protocol'] == 'c' and r['folds'].startswith('mean')}
-    probe = lambda said, name: f"| {said} | {probes[name]['value']:.3f} | {probes[name]['lo']:.3f} to {probes[name]['hi']:.3f} | 5 |"
+    def probe(said, name):
+        r = probes[name]
+        return f"| {said} | {r['value']:.3f} | {r['lo']:.3f} to {r['hi']:.3f} | 5 |"
+    among = f"new {stacked['unseen']:.3f}, trained {stacked['seen']:.3f}"
+    draws = rows['(b) ten new classes, by name']['trainings']
     return '\n'.join([
         '| ESC-50, ears of YAMNet | top-1 | 95 % over clips | trainings |',
         '|---|---|---|---|',
         line('closed set: official folds, by prompts', '(a) official folds, by name'),
         line('ten new classes among themselves (chance 0.10)', '(b) ten new classes, by name'),
-        f"| new and trained classes among all 50, harmonic mean | {stacked['harmonic']:.3f} | new {stacked['unseen']:.3f}, trained {stacked['seen']:.3f} | {rows['(b) ten new classes, by name']['trainings']} |",
+        f"| new and trained classes among all 50, harmonic mean | {stacked['harmonic']:.3f} | {among} | {draws} |",
         line('ESC-10, closed set', '(e) ESC-10, by name'),
         line('YAMNet by its own AudioSet names, untrained', 'YAMNet by its own names, ESC-50'),
         probe('linear probe of YAMNet, mean embedding', 'mean embedding'),

@@ -33,7 +33,8 @@ _GROUPS = {
 }
 GROUPS = {group: tuple(names.split(', ')) for group, names in _GROUPS.items()}
 ESC50 = tuple(name for names in GROUPS.values() for name in names)
-ESC10 = tuple('dog, rooster, rain, sea waves, crackling fire, crying baby, sneezing, clock tick, helicopter, chainsaw'.split(', '))
+_TEN = 'dog, rooster, rain, sea waves, crackling fire, crying baby, sneezing, clock tick, helicopter, chainsaw'
+ESC10 = tuple(_TEN.split(', '))
 
 # %% ../nbs/03a_recordings.ipynb #1b6a90d8
 _DESCRIBED = '''
