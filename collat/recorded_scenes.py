@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['VARIANTS', 'RIVALS', 'COLUMNS', 'Method', 'train_method', 'HeardSplit', 'ears_of', 'hear_split', 'embed_heard',
-           'score_method', 'run_method', 'run_methods', 'probe_ears', 'main_table', 'recorded_table', 'plot_methods']
+           'score_method', 'run_method', 'run_methods', 'probe_ears', 'main_table', 'recorded_table', 'readme_recorded',
+           'plot_methods']
 
 # %% ../nbs/33_recorded_scenes.ipynb #9db4a49c
 import dataclasses, os, time
@@ -52,10 +53,11 @@ class Method:
         return Path(run)/'recorded'/f"{self.name.replace(' ', '_')}-seed{self.seed}"
 
 def train_method(method:Method, profile:Profile, run:Path) -> Path: # folder for `load_baseline`
-    "A variant of CoLLAT or a rival, all with the same clips in the same order and for the same number of steps; done already when its model is there."
+    "A variant of CoLLAT or a rival: the same clips, in one order, for as many steps. Done when its model is there."
     p = dataclasses.replace(profile, seed=method.seed)
     if method.name in RIVALS: return train_baseline(RIVALS[method.name], p, method.folder(run), Path(run)/'data')
-    return train(dataclasses.replace(p, **VARIANTS[method.name]), method.folder(run), None, Path(run)/'data', validate=False)
+    p = dataclasses.replace(p, **VARIANTS[method.name])
+    return train(p, method.folder(run), None, Path(run)/'data', validate=False)
 
 # %% ../nbs/33_recorded_scenes.ipynb #834666ee
 @dataclass
@@ -75,9 +77,9 @@ def ears_of(profile:Profile) -> CoLLAT:
     return model.to(best_device()).eval()
 
 @torch.no_grad()
-def hear_split(ears:CoLLAT, data:Path, split:str, noise:float=0., purpose:str='33_recorded_scenes: main table') -> HeardSplit:
+def hear_split(ears:CoLLAT, data:Path, split:str, noise:float=0.) -> HeardSplit:
     "A split through the ears; the noise of a scene is that of notebook 20."
-    scenes, parts = Scenes(data, split, ears.profile, purpose=purpose), []
+    scenes, parts = Scenes(data, split, ears.profile, purpose='33_recorded_scenes: main table'), []
     for at in tqdm(range(0, len(scenes), 50), desc=f'{split}, noise {noise:g}', unit='batch'):
         ids = range(at, min(at + 50, len(scenes)))
         wav = torch.stack([scenes.waveform(i) for i in ids])
@@ -100,7 +102,8 @@ def score_method(method:Method, folder:Path, heard:list, n_boot:int) -> list: # 
     model, rows = load_baseline(folder), []
     for h in heard:
         e = Embedded(h.split, embed_heard(model, h), h.y, h.classes)
-        for r in score_split(model, e, model.profile.template, n_boot=n_boot): rows.append(r | dict(method=method.name, seed=method.seed, noise=h.noise))
+        about = dict(method=method.name, seed=method.seed, noise=h.noise)
+        rows += [r | about for r in score_split(model, e, model.profile.template, n_boot=n_boot)]
     return rows
 
 def run_method(method:Method, profile:Profile, run:Path, heard:list, threads:int=0) -> list: # of rows
@@ -124,8 +127,8 @@ def run_methods(methods:list, profile:Profile, run:Path, heard:list) -> list: # 
     return [r for rows in done for r in rows]
 
 def probe_ears(tokens:CachedTokens, valid:HeardSplit, tests:list, n_boot:int) -> list: # of rows
-    "A linear probe of the ears' mean token, fitted to the cached training scenes, chosen on valid, asked about the tests of the same classes."
-    train = torch.cat([torch.from_numpy(np.stack([tokens.tokens[tokens.rows[i], 0] for i in range(at, min(at + 200, len(tokens)))])).float().mean(1) for at in range(0, len(tokens), 200)])
+    "A linear probe of the ears' mean token: fitted to the cached training scenes, chosen on valid, asked on test."
+    train = torch.stack([torch.from_numpy(tokens.tokens[i, 0]).float().mean(0) for i in tokens.rows])
     heard = [valid, *tests]
     x = torch.cat([train, *(h.tokens.float().mean(1) for h in heard)])
     y = torch.cat([multi_hot(tokens.labels, valid.classes), *(h.y for h in heard)])
@@ -135,16 +138,19 @@ def probe_ears(tokens:CachedTokens, valid:HeardSplit, tests:list, n_boot:int) ->
 
 # %% ../nbs/33_recorded_scenes.ipynb #9555c1de
 def main_table(profile:Profile, run_dir:str|Path) -> dict: # rows, probe, seconds per step
-    "Every method under every seed of `ablation_seeds`, on test and on new classes, clean and under noise. Raises ValueError for a world without recordings."
-    if profile.data != 'esc50': raise ValueError(f"data='{profile.data}': the table is about scenes from recordings; data=esc50 is accepted")
-    p, run = dataclasses.replace(profile, steps=profile.ablation_steps, batch=profile.ablation_batch or profile.batch, warmup=profile.ablation_steps // 6), Path(run_dir)
+    "Every method under every seed of `ablation_seeds`, on test and on new classes. Raises ValueError for another world."
+    if profile.data != 'esc50':
+        raise ValueError(f"data='{profile.data}': the table is about scenes from recordings; data=esc50 is accepted")
+    steps, batch = profile.ablation_steps, profile.ablation_batch or profile.batch
+    p, run = dataclasses.replace(profile, steps=steps, batch=batch, warmup=steps // 6), Path(run_dir)
     ears = ears_of(p)
     tokens = heard_once(ears, Scenes(run/'data', 'train', p), run/'tokens')
     heard = [hear_split(ears, run/'data', split, noise) for split in ('test', 'unseen') for noise in noise_levels(p)]
     valid = hear_split(ears, run/'data', 'valid')
     methods = [Method(name, seed) for seed in range(p.ablation_seeds) for name in (*VARIANTS, *RIVALS)]
     rows = run_methods(methods, p, run, heard)
-    return dict(rows=rows, probe=probe_ears(tokens, valid, [h for h in heard if h.split == 'test'], p.n_boot), steps=p.steps, batch=p.batch)
+    probed = probe_ears(tokens, valid, [h for h in heard if h.split == 'test'], p.n_boot)
+    return dict(rows=rows, probe=probed, steps=steps, batch=batch)
 
 # %% ../nbs/33_recorded_scenes.ipynb #af40bda8
 COLUMNS = {
@@ -156,25 +162,35 @@ COLUMNS = {
 def recorded_table(results:dict) -> pd.DataFrame: # methods x COLUMNS, as text
     "The main table: top-1 of clips with one sound, mAP of scenes, on test and on new classes."
     rows = [*results['rows'], *results['probe']]
-    def cell(method, split, metric, noise):
-        x = [r['value'] for r in rows if (r['method'], r['split'], r['metric'], r['noise']) == (method, split, metric, noise)]
+    def cell(method, *where):
+        x = [r['value'] for r in rows if (r['method'], r['split'], r['metric'], r['noise']) == (method, *where)]
         if not x: return ''
         return f'{np.mean(x):.3f}' + (f' [{min(x):.3f} {max(x):.3f}]' if len(x) > 1 else '')
-    return pd.DataFrame({c: {m: cell(m, *where) for m in dict.fromkeys(r['method'] for r in rows)} for c, where in COLUMNS.items()})
+    methods = dict.fromkeys(r['method'] for r in rows)
+    return pd.DataFrame({c: {m: cell(m, *where) for m in methods} for c, where in COLUMNS.items()})
+
+def readme_recorded(results:dict) -> str: # Markdown
+    "The table as the README shows it."
+    table = recorded_table(results)
+    lines = [['method', *table.columns], ['---'] * (len(table.columns) + 1), *([m, *row] for m, row in zip(table.index, table.to_numpy()))]
+    return '\n'.join(f"| {' | '.join(line)} |" for line in lines)
 
 # %% ../nbs/33_recorded_scenes.ipynb #efa4be7e
 def plot_methods(results:dict):
     "One panel for each column of the table, a dot for each seed. Returns the figure."
     import matplotlib.pyplot as plt, seaborn as sns
-    rows, names = pd.DataFrame([*results['rows'], *results['probe']]), list(dict.fromkeys(r['method'] for r in [*results['rows'], *results['probe']]))
+    rows = pd.DataFrame([*results['rows'], *results['probe']])
+    names = rows.method.drop_duplicates().tolist()
     fig, axes = plt.subplots(1, len(COLUMNS), figsize=(11, .32 * len(names) + .9), sharey=True)
     for ax, (title, (split, metric, noise)) in zip(axes, COLUMNS.items()):
         part = rows[(rows.split == split) & (rows.metric == metric) & (rows.noise == noise)]
-        sns.stripplot(part, x='value', y='method', order=names, hue='method', hue_order=names, palette='colorblind', legend=False, size=5, jitter=False, ax=ax)
+        colours = dict(hue='method', hue_order=names, palette='colorblind', legend=False)
+        sns.stripplot(part, x='value', y='method', order=names, size=5, jitter=False, ax=ax, **colours)
         means = part.groupby('method').value.mean()
         ax.scatter(means, [names.index(m) for m in means.index], marker='|', s=160, color='k', lw=1)
         ax.set(title=title, xlabel=metric, ylabel='')
         ax.grid(axis='y', lw=.4)
+        ax.xaxis.set_major_locator(plt.MaxNLocator(3))
     sns.despine(fig)
     fig.tight_layout()
     return fig

@@ -10,6 +10,7 @@ from collat.cached_tokens import CachedTokens, cache_tokens
 from collat.config import load_profile, read_results
 from collat.esc50 import new_class_trial, readme_table, trial_clips
 from collat.model import CoLLAT
+from collat.recorded_scenes import readme_recorded
 from collat.recordings import Recording, WholeClips, esc50_clips
 
 ROOT = Path(__file__).parent.parent
@@ -18,6 +19,11 @@ ROOT = Path(__file__).parent.parent
 def test_the_readme_has_the_numbers_of_the_results_file():
     shown = re.search(r'<!-- esc50:begin -->\n(.*)\n<!-- esc50:end -->', (ROOT/'README.md').read_text(), re.S)[1]
     assert shown == readme_table(read_results(ROOT/'figures/esc50/esc50.json')['results'])
+
+
+def test_the_readme_has_the_main_table_of_its_file():
+    shown = re.search(r'<!-- recorded:begin -->\n(.*)\n<!-- recorded:end -->', (ROOT/'README.md').read_text(), re.S)[1]
+    assert shown == readme_recorded(read_results(ROOT/'figures/esc50_long/recorded_scenes.json')['results'])
 
 
 @pytest.mark.data('esc50')
