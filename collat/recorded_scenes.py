@@ -138,7 +138,7 @@ def probe_ears(tokens:CachedTokens, valid:HeardSplit, tests:list, n_boot:int) ->
 
 # %% ../nbs/33_recorded_scenes.ipynb #9555c1de
 def main_table(profile:Profile, run_dir:str|Path) -> dict: # rows, probe, seconds per step
-    "Every method under every seed of `ablation_seeds`, on test and on new classes. Raises ValueError for another world."
+    "All methods under `ablation_seeds` seeds, on test and on new classes. Raises ValueError for another world."
     if profile.data != 'esc50':
         raise ValueError(f"data='{profile.data}': the table is about scenes from recordings; data=esc50 is accepted")
     steps, batch = profile.ablation_steps, profile.ablation_batch or profile.batch
@@ -172,7 +172,8 @@ def recorded_table(results:dict) -> pd.DataFrame: # methods x COLUMNS, as text
 def readme_recorded(results:dict) -> str: # Markdown
     "The table as the README shows it."
     table = recorded_table(results)
-    lines = [['method', *table.columns], ['---'] * (len(table.columns) + 1), *([m, *row] for m, row in zip(table.index, table.to_numpy()))]
+    body = [[m, *row] for m, row in zip(table.index, table.to_numpy())]
+    lines = [['method', *table.columns], ['---'] * (len(table.columns) + 1), *body]
     return '\n'.join(f"| {' | '.join(line)} |" for line in lines)
 
 # %% ../nbs/33_recorded_scenes.ipynb #efa4be7e
