@@ -78,8 +78,10 @@ test: setup gates
 test-data: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m data
 
-# cleaned, exported and tested notebooks: the first two must find nothing to change
+# formatted, cleaned, exported and tested notebooks: the first three must find nothing to change
 gates: setup
+	$(BIN)/ruff format --check nbs tests
+	$(BIN)/ruff check nbs tests
 	@$(SUMS) > $(VENV)/.before
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_export

@@ -20,10 +20,11 @@ from .prompts import class_prompts
 from .recordings import ESC50, GROUPS, esc50_clips
 
 # %% ../nbs/34_a_recording.ipynb #5537ba75
-def trial_model(profile:Profile, path:str|Path) -> CoLLAT: # in evaluation mode
+def trial_model(profile: Profile, path: str | Path) -> CoLLAT:  # in evaluation mode
     "The model that wrote a file of notebook 32. Raises FileNotFoundError where the file or the ears are missing."
     path = Path(path)
-    if not path.exists(): raise FileNotFoundError(f'{path}: no such trial; `make esc50` trains it')
+    if not path.exists():
+        raise FileNotFoundError(f'{path}: no such trial; `make esc50` trains it')
     model = CoLLAT(profile)
     load_published(model.audio, profile)
     kept = {k.removeprefix('model.'): v for k, v in load_file(path).items() if k.startswith('model.')}
@@ -31,21 +32,23 @@ def trial_model(profile:Profile, path:str|Path) -> CoLLAT: # in evaluation mode
     return model.to(best_device()).eval()
 
 # %% ../nbs/34_a_recording.ipynb #12988f36
-def drawn_clips(profile:Profile, fold:int=1, seed:int=2026) -> list: # of Recording
+def drawn_clips(profile: Profile, fold: int = 1, seed: int = 2026) -> list:  # of Recording
     "One clip of each group, from one fold."
     rng = np.random.default_rng(seed)
     asked = [c for c in esc50_clips(profile.data_root) if c.fold == fold]
     groups = [[c for c in asked if c.label in names] for names in GROUPS.values()]
     return [g[rng.integers(len(g))] for g in groups]
 
-def named_wrongly(model:CoLLAT, path:str|Path, fold:int=1): # Recording
+
+def named_wrongly(model: CoLLAT, path: str | Path, fold: int = 1):  # Recording
     "The first clip of a fold whose embedding in the trial's file is nearest to another class."
     z, texts = load_file(path)['clean'], model.encode_text(class_prompts(ESC50)).cpu()
     answers = (z @ texts.T).argmax(1).tolist()
     clips = esc50_clips(model.profile.data_root)
     return next(c for c, i in zip(clips, answers) if c.fold == fold and ESC50[i] != c.label)
 
-def heard_row(model:CoLLAT, clip) -> dict: # clip, label, answers, words, tokens
+
+def heard_row(model: CoLLAT, clip) -> dict:  # clip, label, answers, words, tokens
     "A clip by prompts of all fifty names, and as words."
     scores = model.classify(str(clip.path), ESC50)[0].cpu()
     best = scores.topk(3)
@@ -56,9 +59,9 @@ def heard_row(model:CoLLAT, clip) -> dict: # clip, label, answers, words, tokens
     return dict(clip=clip.path.name, label=clip.label, answers=answers, words=words, tokens=tokens)
 
 # %% ../nbs/34_a_recording.ipynb #0797820d
-def draw_recordings(model:CoLLAT, rows:list, clips:list, method:str='rollout × gradient'): # -> Figure
+def draw_recordings(model: CoLLAT, rows: list, clips: list, method: str = 'rollout × gradient'):  # -> Figure
     "Spectrogram of each clip, and the map of its first answer beside it."
-    import matplotlib.pyplot as plt
+
     p, z_t = model.profile, prompts_of(model, list(ESC50))
     fig, axes = plt.subplots(len(clips), 2, figsize=(9, 1.35 * len(clips)), sharex=True, squeeze=False)
     for (left, right), row, clip in zip(axes, rows, clips):
@@ -69,6 +72,7 @@ def draw_recordings(model:CoLLAT, rows:list, clips:list, method:str='rollout × 
         overlay(left, spec, None, p, f'recorded: {clip.label}')
         overlay(right, spec, where, p, f'heard: {answer}')
         left.set_ylabel('mel bin', fontsize=8)
-    for ax in axes[-1]: ax.set_xlabel('time, s', fontsize=8)
+    for ax in axes[-1]:
+        ax.set_xlabel('time, s', fontsize=8)
     fig.tight_layout()
     return fig

@@ -6,7 +6,8 @@
 __all__ = ['GROUPS', 'lambdas', 'variants', 'variant_scores', 'run_variant', 'variant_jobs', 'ablate', 'summary', 'main_rows']
 
 # %% ../nbs/30_ablations.ipynb #384c3883
-import dataclasses, time
+import dataclasses
+import time
 from pathlib import Path
 
 from .config import Profile, nearest_name, read_results, write_results
@@ -16,11 +17,23 @@ from .training import block_distances, launch, pretrain, read_log, train
 from .zero_shot import embed_split, noise_levels, score_split
 
 # %% ../nbs/30_ablations.ipynb #c540d198
-def lambdas(*l): return dict(zip(('lambda_cross_token', 'lambda_global', 'lambda_uni_token'), l))
+def lambdas(*l):
+    return dict(zip(('lambda_cross_token', 'lambda_global', 'lambda_uni_token'), l))
+
 
 GROUPS = dict(
-    losses={'all losses': {}, '− cross-token': dict(lambda_cross_token=0.), '− uni-token': dict(lambda_uni_token=0.), '− cross-global': dict(lambda_global=0.)},
-    lambdas={'λ = (1, 0.1, 0.01)': lambdas(1., .1, .01), 'λ = (6, 1, 0.01)': lambdas(6., 1., .01), 'λ = (1, 1, 0.01)': lambdas(1., 1., .01), 'λ = (0, 1, 0.01)': lambdas(0., 1., .01)},
+    losses={
+        'all losses': {},
+        '− cross-token': dict(lambda_cross_token=0.0),
+        '− uni-token': dict(lambda_uni_token=0.0),
+        '− cross-global': dict(lambda_global=0.0),
+    },
+    lambdas={
+        'λ = (1, 0.1, 0.01)': lambdas(1.0, 0.1, 0.01),
+        'λ = (6, 1, 0.01)': lambdas(6.0, 1.0, 0.01),
+        'λ = (1, 1, 0.01)': lambdas(1.0, 1.0, 0.01),
+        'λ = (0, 1, 0.01)': lambdas(0.0, 1.0, 0.01),
+    },
     form={'slots': dict(form='slots'), 'raw': dict(form='raw')},
     targets={'same text': dict(targets='same_text'), 'diagonal': dict(targets='diagonal')},
     layers={f'layer {l}': dict(token_layer=l) for l in (0, 2, 4, 6)},
@@ -30,88 +43,151 @@ GROUPS = dict(
     start={f'start {s}': dict(start=s) for s in ('fixed', 'resample', 'learned')},
     tokens={f'n = {n}': dict(n_tokens=n) for n in (12, 18, 24)},
     prompts={f'prompt {t}': dict(template=t) for t in ('paper', 'bare', 'concat', 'wavcaps')},
-    paper_losses={'all losses, paper λ': lambdas(1., .1, .01), '− cross-token, paper λ': lambdas(0., .1, .01), '− uni-token, paper λ': lambdas(1., .1, 0.), '− cross-global, paper λ': lambdas(1., 0., .01)})
+    paper_losses={
+        'all losses, paper λ': lambdas(1.0, 0.1, 0.01),
+        '− cross-token, paper λ': lambdas(0.0, 0.1, 0.01),
+        '− uni-token, paper λ': lambdas(1.0, 0.1, 0.0),
+        '− cross-global, paper λ': lambdas(1.0, 0.0, 0.01),
+    },
+)
 
-def variants(profile:Profile, groups) -> dict: # profile of the variant -> its names [(group, name)]
+
+def variants(profile: Profile, groups) -> dict:  # profile of the variant -> its names [(group, name)]
     "The distinct variants of some groups: equal profiles are trained once. Raises ValueError on an unknown group."
     out = {}
     for g in groups:
-        if g not in GROUPS: raise ValueError(f"'{g}' is not a group of ablations: {', '.join(GROUPS)}.{nearest_name(g, GROUPS)}")
-        for name, o in GROUPS[g].items(): out.setdefault(dataclasses.replace(profile, **o), []).append((g, name))
+        if g not in GROUPS:
+            raise ValueError(f"'{g}' is not a group of ablations: {', '.join(GROUPS)}.{nearest_name(g, GROUPS)}")
+        for name, o in GROUPS[g].items():
+            out.setdefault(dataclasses.replace(profile, **o), []).append((g, name))
     return out
 
 # %% ../nbs/30_ablations.ipynb #7f665c24
-def variant_scores(model:CoLLAT, p:Profile, data:Path) -> dict:
+def variant_scores(model: CoLLAT, p: Profile, data: Path) -> dict:
     "Zero-shot numbers on the validation splits, and label-token distances before and after the interaction module."
     out = dict(snr_db={})
-    for split, noise, tag in [('valid', s, f'_noise_{s:g}' if s else '') for s in noise_levels(p)] + [('valid_unseen', 0., '_unseen')]:
+    for split, noise, tag in [('valid', s, f'_noise_{s:g}' if s else '') for s in noise_levels(p)] + [
+        ('valid_unseen', 0.0, '_unseen')
+    ]:
         e = embed_split(model, data, split, noise_std=noise)
-        if noise: out['snr_db'][f'{noise:g}'] = e.snr
+        if noise:
+            out['snr_db'][f'{noise:g}'] = e.snr
         for r in score_split(model, e, p.template, n_boot=2):
-            if r['metric'] in ('top-1', 'mAP'): out[dict([('top-1', 'top1'), ('mAP', 'map')])[r['metric']] + tag] = r['value']
+            if r['metric'] in ('top-1', 'mAP'):
+                out[dict([('top-1', 'top1'), ('mAP', 'map')])[r['metric']] + tag] = r['value']
     steps = block_distances(model, Scenes(data, 'valid', p), 200)
-    return out | dict(label_distance=float(steps[-1, 0]), label_distance_start=float(steps[0, 0]), template_distance=float(steps[-1, 1]))
+    return out | dict(
+        label_distance=float(steps[-1, 0]),
+        label_distance_start=float(steps[0, 0]),
+        template_distance=float(steps[-1, 1]),
+    )
+
 
 def run_variant(
-    p:Profile, # of the variant, seed included
-    folder:Path, # of the variant
-    data:Path, # rendered data, shared
-    pretrained:Path|None, # audio encoder, shared
-) -> dict: # its numbers
+    p: Profile,  # of the variant, seed included
+    folder: Path,  # of the variant
+    data: Path,  # rendered data, shared
+    pretrained: Path | None,  # audio encoder, shared
+) -> dict:  # its numbers
     "Train and score a variant, unless its result lies there. Without Eq. 1 and 2 nothing ties sound to text; such a variant is scored all the same."
-    path, started = Path(folder)/'results/variant.json', time.time()
-    if path.exists(): return read_results(path)['results']
+    path, started = Path(folder) / 'results/variant.json', time.time()
+    if path.exists():
+        return read_results(path)['results']
     model = CoLLAT.from_pretrained(train(p, folder, pretrained, data, validate=False))
-    write_results(path, variant_scores(model, p, data) | dict(seconds_per_step=float(read_log(folder)['seconds'].median())), p, started)
+    write_results(
+        path,
+        variant_scores(model, p, data) | dict(seconds_per_step=float(read_log(folder)['seconds'].median())),
+        p,
+        started,
+    )
     return read_results(path)['results']
 
 # %% ../nbs/30_ablations.ipynb #43911ce1
-def variant_jobs(profile:Profile, run_dir:str|Path, groups, steps:int, seeds:int=1, within:str='ablations') -> list: # of (profile, names, folder)
+def variant_jobs(
+    profile: Profile, run_dir: str | Path, groups, steps: int, seeds: int = 1, within: str = 'ablations'
+) -> list:  # of (profile, names, folder)
     "Every training that some groups ask for. The profile itself is `all losses`, and lies in `ablations` whoever asks for it."
     out = []
     for seed in range(profile.seed, profile.seed + seeds):
         for q, names in variants(profile, groups).items():
-            own = q == profile; name = 'all losses' if own else names[0][1]
-            p = dataclasses.replace(q, seed=seed, steps=steps, batch=q.ablation_batch or q.batch, warmup=max(1, steps // 6), checkpoint_every=max(1, steps // 2))
-            out.append((p, names, Path(run_dir)/('ablations' if own else within)/f'{steps}-steps'/f"{name.replace(' ', '_').replace('/', '_')}-seed{seed}"))
+            own = q == profile
+            name = 'all losses' if own else names[0][1]
+            p = dataclasses.replace(
+                q,
+                seed=seed,
+                steps=steps,
+                batch=q.ablation_batch or q.batch,
+                warmup=max(1, steps // 6),
+                checkpoint_every=max(1, steps // 2),
+            )
+            out.append(
+                (
+                    p,
+                    names,
+                    Path(run_dir)
+                    / ('ablations' if own else within)
+                    / f'{steps}-steps'
+                    / f'{name.replace(" ", "_").replace("/", "_")}-seed{seed}',
+                )
+            )
     return out
 
+
 def ablate(
-    profile:Profile,
-    run_dir:str|Path,
-    groups, # names of `GROUPS`
-    steps:int, # of each variant
-    seeds:int=1, # of each variant
-) -> list: # of rows: group, variant, seed, numbers
+    profile: Profile,
+    run_dir: str | Path,
+    groups,  # names of `GROUPS`
+    steps: int,  # of each variant
+    seeds: int = 1,  # of each variant
+) -> list:  # of rows: group, variant, seed, numbers
     "All variants of some groups, each seed of each once, one after the other."
     run, rows = Path(run_dir), []
-    pretrained, jobs = pretrain(profile, run) if profile.pretrain_steps else None, variant_jobs(profile, run, groups, steps, seeds)
+    pretrained, jobs = (
+        pretrain(profile, run) if profile.pretrain_steps else None,
+        variant_jobs(profile, run, groups, steps, seeds),
+    )
     for i, (p, names, folder) in enumerate(jobs):
         print(f'variant {i + 1} of {len(jobs)}: {names[0][1]}, seed {p.seed}')
-        numbers = run_variant(p, folder, run/'data', pretrained)
+        numbers = run_variant(p, folder, run / 'data', pretrained)
         rows += [dict(group=g, variant=n, seed=p.seed, steps=steps) | numbers for g, n in names]
     return rows
 
-def summary(rows:list):
+
+def summary(rows: list):
     "Mean and spread (max - min) over seeds of each variant."
     import pandas as pd
+
     d = pd.DataFrame(rows)
     keys = [k for k in d if k not in ('group', 'variant', 'seed', 'steps', 'snr_db')]
     by = d.groupby(['group', 'variant'], sort=False)[keys]
     return by.mean().join((by.max() - by.min()).add_suffix(' spread')).assign(seeds=by.size())
 
 # %% ../nbs/30_ablations.ipynb #f8ddc798
-def main_rows(profile:Profile, run_dir:str|Path, seeds:int) -> list: # of rows: seed, split, metric, noise, value
+def main_rows(profile: Profile, run_dir: str | Path, seeds: int) -> list:  # of rows: seed, split, metric, noise, value
     "The main row of the zero-shot table for `seeds` trainings; seed 0 of the profile is the main model of the run."
     run, rows = Path(run_dir), []
     for s in range(seeds):
         p = dataclasses.replace(profile, seed=profile.seed + s)
         print(f'main model, seed {p.seed}')
-        folder = launch(p, run) if s == 0 else train(p, run/f'seeds/{p.seed}', run/'checkpoints/pretrain.safetensors' if p.pretrain_steps else None, run/'data')
+        folder = (
+            launch(p, run)
+            if s == 0
+            else train(
+                p,
+                run / f'seeds/{p.seed}',
+                run / 'checkpoints/pretrain.safetensors' if p.pretrain_steps else None,
+                run / 'data',
+            )
+        )
         model = CoLLAT.from_pretrained(folder)
         for split in ('test', 'unseen', 'other'):
             for noise in noise_levels(p):
-                try: e = embed_split(model, run/'data', split, f'30_ablations: main row, seed {p.seed}', noise)
-                except FileNotFoundError: continue
-                rows += [dict(seed=p.seed, noise=noise, split=split, metric=r['metric'], value=r['value']) for r in score_split(model, e, p.template, n_boot=2)]
+                try:
+                    e = embed_split(model, run / 'data', split, f'30_ablations: main row, seed {p.seed}', noise)
+                except FileNotFoundError:
+                    continue
+                rows += [
+                    dict(seed=p.seed, noise=noise, split=split, metric=r['metric'], value=r['value'])
+                    for r in score_split(model, e, p.template, n_boot=2)
+                ]
     return rows

@@ -9,7 +9,8 @@ __all__ = ['MEASURES', 'ENCODERS', 'FACTORS', 'CLAIMS', 'LOSS_CLAIMS', 'valid_sc
            'over_seeds']
 
 # %% ../nbs/31_architecture.ipynb #121d7463
-import dataclasses, sys
+import dataclasses
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -28,206 +29,342 @@ from .zero_shot import checkpoint_id, class_scores, embed_split, noise_levels
 
 # %% ../nbs/31_architecture.ipynb #e5ca382f
 def valid_scores(
-    folder:str|Path, # of a trained model
-    data:Path, # rendered data
-    noise:float=0., # standard deviation of Gaussian noise on the waveform
-) -> dict: # split -> (scores (b k), truth (b k)), numpy
+    folder: str | Path,  # of a trained model
+    data: Path,  # rendered data
+    noise: float = 0.0,  # standard deviation of Gaussian noise on the waveform
+) -> dict:  # split -> (scores (b k), truth (b k)), numpy
     "Zero-shot scores on `valid` and `valid_unseen`, computed once and kept beside the weights."
-    path, splits = Path(folder)/f"valid_scores-{checkpoint_id(folder)}{f'-noise{noise:g}' if noise else ''}.safetensors", ('valid', 'valid_unseen')
+    path, splits = (
+        Path(folder) / f'valid_scores-{checkpoint_id(folder)}{f"-noise{noise:g}" if noise else ""}.safetensors',
+        ('valid', 'valid_unseen'),
+    )
     if not path.exists():
         model, out = load_baseline(folder), {}
         for s in splits:
             e = embed_split(model, data, s, noise_std=noise)
             out |= {f'{s}.scores': class_scores(model, e.z, e.classes, model.profile.template), f'{s}.truth': e.y}
-        with atomic_path(path) as tmp: save_file({k: v.float().contiguous() for k, v in out.items()}, tmp)
+        with atomic_path(path) as tmp:
+            save_file({k: v.float().contiguous() for k, v in out.items()}, tmp)
     x = load_file(path)
     return {s: (x[f'{s}.scores'].numpy(), x[f'{s}.truth'].numpy()) for s in splits}
 
-MEASURES = dict(top1=('valid', 'top-1, one event'), map=('valid', 'mAP, scenes'), top1_unseen=('valid_unseen', 'top-1, new classes'))
 
-def measured(scores:dict, key:str) -> tuple: # metric, scores (b k), truth
+MEASURES = dict(
+    top1=('valid', 'top-1, one event'), map=('valid', 'mAP, scenes'), top1_unseen=('valid_unseen', 'top-1, new classes')
+)
+
+
+def measured(scores: dict, key: str) -> tuple:  # metric, scores (b k), truth
     "What a key of `MEASURES` is computed from: single events for top-1, scenes for mAP."
     x, y = scores[MEASURES[key][0]]
     one = y.sum(1) == 1
     return (mean_average_precision, x[~one], y[~one]) if key == 'map' else (accuracy, x[one], y[one].argmax(1))
 
-def measures(scores:dict) -> dict: # key of `MEASURES` -> value
+
+def measures(scores: dict) -> dict:  # key of `MEASURES` -> value
     "The three numbers of a model."
     out = {k: measured(scores, k) for k in MEASURES}
     return {k: float(f(*x)) for k, (f, *x) in out.items()}
 
-def against(a:dict, b:dict, key:str, n_boot:int) -> dict: # difference, lo, hi, share_above
+
+def against(a: dict, b: dict, key: str, n_boot: int) -> dict:  # difference, lo, hi, share_above
     "Model `a` minus model `b`, with a paired interval over clips."
     (f, x, y), (_, x2, _) = measured(a, key), measured(b, key)
     return paired_bootstrap(f, x, x2, y, n_boot=n_boot)
 
 # %% ../nbs/31_architecture.ipynb #a2c85b9b
-def compared(rows:list, n_boot:int) -> list: # the same rows
+def compared(rows: list, n_boot: int) -> list:  # the same rows
     "Puts beside each row its paired difference to the row of its seed that is the profile itself (`own`), where there is one."
     for r in rows:
         base = next((b for b in rows if b['seed'] == r['seed'] and b['own']), r)
-        r['difference'] = None if r['own'] or base is r else {k: against(r['scores'], base['scores'], k, n_boot) for k in MEASURES}
+        r['difference'] = (
+            None if r['own'] or base is r else {k: against(r['scores'], base['scores'], k, n_boot) for k in MEASURES}
+        )
     return rows
 
-def model_row(group:str, variant:str, folder:Path, data:Path, seed:int, **more) -> dict:
-    "Numbers of one trained model, its class scores, and the weights of its audio encoder without batch statistics."
-    scores, weights = valid_scores(folder, data), load_file(Path(folder)/'model.safetensors')
-    audio = sum(v.numel() for k, v in weights.items() if k.startswith('audio.') and v.ndim and 'running_' not in k)
-    return dict(group=group, variant=variant, seed=seed, scores=scores, audio_parameters=audio) | measures(scores) | more
 
-def sweep_rows(profile:Profile, run_dir:str|Path, groups:list, steps:int, seeds:int) -> list: # of rows
+def model_row(group: str, variant: str, folder: Path, data: Path, seed: int, **more) -> dict:
+    "Numbers of one trained model, its class scores, and the weights of its audio encoder without batch statistics."
+    scores, weights = valid_scores(folder, data), load_file(Path(folder) / 'model.safetensors')
+    audio = sum(v.numel() for k, v in weights.items() if k.startswith('audio.') and v.ndim and 'running_' not in k)
+    return (
+        dict(group=group, variant=variant, seed=seed, scores=scores, audio_parameters=audio) | measures(scores) | more
+    )
+
+
+def sweep_rows(profile: Profile, run_dir: str | Path, groups: list, steps: int, seeds: int) -> list:  # of rows
     "Every variant of the groups, trained from the shared audio encoder and compared with the profile itself. Raises ValueError on an unknown group."
     run, out = Path(run_dir), []
-    start, depth = pretrain(profile, run) if profile.pretrain_steps else None, load_text_encoder(profile.text_encoder).n_layers
-    jobs = [j for j in variant_jobs(profile, run, groups, steps, seeds, 'architecture') if j[0].token_layer <= depth]   # a tower has no more layers than that
+    start, depth = (
+        pretrain(profile, run) if profile.pretrain_steps else None,
+        load_text_encoder(profile.text_encoder).n_layers,
+    )
+    jobs = [
+        j for j in variant_jobs(profile, run, groups, steps, seeds, 'architecture') if j[0].token_layer <= depth
+    ]  # a tower has no more layers than that
     for i, (p, names, folder) in enumerate(jobs):
         print(f'variant {i + 1} of {len(jobs)}: {names[0][1]}, seed {p.seed}')
-        model = train(p, folder, start, run/'data', validate=False)
+        model = train(p, folder, start, run / 'data', validate=False)
         step = float(read_log(folder)['seconds'].median())
-        out += [model_row(g, n, model, run/'data', p.seed, layer=p.token_layer, blocks=p.depth_interaction, seconds_per_step=step, own=folder.parts[-3] == 'ablations') for g, n in names]
+        out += [
+            model_row(
+                g,
+                n,
+                model,
+                run / 'data',
+                p.seed,
+                layer=p.token_layer,
+                blocks=p.depth_interaction,
+                seconds_per_step=step,
+                own=folder.parts[-3] == 'ablations',
+            )
+            for g, n in names
+        ]
     return compared(out, profile.n_boot)
 
 # %% ../nbs/31_architecture.ipynb #df266846
-ENCODERS = {'AST, pretrained': {}, 'AST, from scratch': dict(pretrain_steps=0, audio_weights=''), 'CNN14': dict(backbone='cnn14'), 'ResNet': dict(backbone='resnet'),
-            'ESResNeXt-like': dict(backbone='resnext'), 'MobileNet-like': dict(backbone='mobilenet')}
-FACTORS = .5, 1., 1.5
+ENCODERS = {
+    'AST, pretrained': {},
+    'AST, from scratch': dict(pretrain_steps=0, audio_weights=''),
+    'CNN14': dict(backbone='cnn14'),
+    'ResNet': dict(backbone='resnet'),
+    'ESResNeXt-like': dict(backbone='resnext'),
+    'MobileNet-like': dict(backbone='mobilenet'),
+}
+FACTORS = 0.5, 1.0, 1.5
 
-def not_asked(p:Profile) -> dict: # group of variants -> why
+
+def not_asked(p: Profile) -> dict:  # group of variants -> why
     "What the profile's ears leave open."
-    if p.backbone != 'yamnet': return {}
-    return dict(encoders='the ears are published (YAMNet), and the other encoders would have to start from nothing, without an act one',
-                sizes='YAMNet is published in one size')
+    if p.backbone != 'yamnet':
+        return {}
+    return dict(
+        encoders='the ears are published (YAMNet), and the other encoders would have to start from nothing, without an act one',
+        sizes='YAMNet is published in one size',
+    )
 
-def scaled(p:Profile, factor:float) -> Profile:
+
+def scaled(p: Profile, factor: float) -> Profile:
     "The profile with an audio encoder of another size: width, depth and heads times `factor`."
     times = lambda n: max(1, round(n * factor))
-    return dataclasses.replace(p, d_audio=int(p.d_audio * factor), depth_audio=times(p.depth_audio), heads_audio=times(p.heads_audio))
+    return dataclasses.replace(
+        p, d_audio=int(p.d_audio * factor), depth_audio=times(p.depth_audio), heads_audio=times(p.heads_audio)
+    )
 
-def home_of(profile:Profile, run_dir:str|Path) -> Path:
+
+def home_of(profile: Profile, run_dir: str | Path) -> Path:
     "Where encoders and sizes are trained: in the run, beside the baselines whose schedule they share, else in a folder of their own."
-    return Path(run_dir) if profile.encoder_steps == profile.baseline_steps else Path(run_dir)/'architecture/short'
+    return Path(run_dir) if profile.encoder_steps == profile.baseline_steps else Path(run_dir) / 'architecture/short'
 
-def encoder_rows(profile:Profile, run_dir:str|Path, steps:int, seeds:int) -> list: # of rows, each with its learning curve
+
+def encoder_rows(
+    profile: Profile, run_dir: str | Path, steps: int, seeds: int
+) -> list:  # of rows, each with its learning curve
     "CoLLAT on every encoder of `ENCODERS` (Fig. 4b); the first is the reference."
     run, home, out = Path(run_dir), home_of(profile, run_dir), []
     for seed in range(profile.seed, profile.seed + seeds):
         for name, o in ENCODERS.items():
             print(f'backbone: {name}, seed {seed}')
-            sub = f"architecture/encoders/{name.replace(', ', '-').replace(' ', '_')}" if o else 'baselines/collat'
-            folder = train_equal(dataclasses.replace(profile, **o), home, run/'data', steps, seed=seed, sub=sub, validate=False)
+            sub = f'architecture/encoders/{name.replace(", ", "-").replace(" ", "_")}' if o else 'baselines/collat'
+            folder = train_equal(
+                dataclasses.replace(profile, **o), home, run / 'data', steps, seed=seed, sub=sub, validate=False
+            )
             curve = read_log(folder.parents[1])['global']
-            out.append(model_row('encoders', name, folder, run/'data', seed, curve=[float(x) for x in curve], own=not o))
+            out.append(
+                model_row('encoders', name, folder, run / 'data', seed, curve=[float(x) for x in curve], own=not o)
+            )
     return compared(out, profile.n_boot)
 
 # %% ../nbs/31_architecture.ipynb #da22cfec
-def size_rows(profile:Profile, run_dir:str|Path, steps:int, seeds:int) -> list: # of rows
+def size_rows(profile: Profile, run_dir: str | Path, steps: int, seeds: int) -> list:  # of rows
     "CLAP and CoLLAT with the audio encoder scaled by `FACTORS` and the text encoder as it is (Fig. 2b); CoLLAT in the profile's own size is the reference."
     run, home, out = Path(run_dir), home_of(profile, run_dir), []
     for seed in range(profile.seed, profile.seed + seeds):
         for f in FACTORS:
-            p, at = scaled(profile, f), home if f == 1 else home/f'architecture/sizes/{f:g}'
+            p, at = scaled(profile, f), home if f == 1 else home / f'architecture/sizes/{f:g}'
             for title in ('CLAP', 'CoLLAT'):
                 print(f'size {f:g}: {title}, seed {seed}')
-                folder = train_equal(p, at, run/'data', steps, seed, validate=False) if title == 'CoLLAT' else train_baseline('clap', p, at, run/'data', steps, seed)
-                out.append(model_row('sizes', f'{title}, size {f:g}', folder, run/'data', seed, title=title, factor=f, own=(title, f) == ('CoLLAT', 1)))
+                folder = (
+                    train_equal(p, at, run / 'data', steps, seed, validate=False)
+                    if title == 'CoLLAT'
+                    else train_baseline('clap', p, at, run / 'data', steps, seed)
+                )
+                out.append(
+                    model_row(
+                        'sizes',
+                        f'{title}, size {f:g}',
+                        folder,
+                        run / 'data',
+                        seed,
+                        title=title,
+                        factor=f,
+                        own=(title, f) == ('CoLLAT', 1),
+                    )
+                )
     return compared(out, profile.n_boot)
 
 # %% ../nbs/31_architecture.ipynb #9dcdb4a5
 @torch.no_grad()
 def greedy_optimality(
-    model, # CoLLAT
-    scenes:Scenes, # clips with several events are read
-    n:int=200, # clips
-) -> dict: # optimal (b,) bool, excess (b,), similarity (b,): of the two most alike labels
+    model,  # CoLLAT
+    scenes: Scenes,  # clips with several events are read
+    n: int = 200,  # clips
+) -> dict:  # optimal (b,) bool, excess (b,), similarity (b,): of the two most alike labels
     "Whether the greedy order of Eq. 1 costs no more than the optimal one over the text tokens that count, by how much it does (share of the optimal cost), and how alike the labels are."
     make, ids = prompt_maker(model), [i for i in range(len(scenes)) if len(scenes.labels(i)) > 1][:n]
     optimal, excess, alike = [], [], []
     for at in range(0, len(ids), 64):
-        wavs = torch.stack([scenes[i][0] for i in ids[at:at + 64]])
-        texts, labels = zip(*(make(sorted(scenes.labels(i))) for i in ids[at:at + 64]))
+        wavs = torch.stack([scenes[i][0] for i in ids[at : at + 64]])
+        texts, labels = zip(*(make(sorted(scenes.labels(i))) for i in ids[at : at + 64]))
         h_t, kind, _ = model.text_targets(texts, labels)
         h_at = model.audio_tokens(wavs)
         D, mask = pairwise_distance(h_at, h_t), model.loss.align(h_at, h_t, kind)[1]
         greedy, best = (match_cost(D, f(D, mask), mask) for f in (greedy_match, hungarian_match))
-        optimal += (greedy <= best * (1 + 1e-6)).tolist(); excess += (greedy / best - 1).tolist(); alike += [label_similarity(model.text, ls) for ls in labels]
+        optimal += (greedy <= best * (1 + 1e-6)).tolist()
+        excess += (greedy / best - 1).tolist()
+        alike += [label_similarity(model.text, ls) for ls in labels]
     return dict(optimal=optimal, excess=excess, similarity=alike)
 
-def label_similarity(text, labels) -> float: # -1 to 1
+
+def label_similarity(text, labels) -> float:  # -1 to 1
     "Cosine of the two most alike labels, each the mean of its static token embeddings. 0 for a single label."
-    if len(labels) < 2: return 0.
+    if len(labels) < 2:
+        return 0.0
     t = text.tokenize(list(labels))
     z = text.static_embeddings(t.ids) * t.content[..., None]
     z = torch.nn.functional.normalize(z.sum(1), dim=-1)
     return float((z @ z.T - 2 * torch.eye(len(z), device=z.device)).max())
 
 # %% ../nbs/31_architecture.ipynb #d0a8bbff
-def verdict(d:dict, expects:str='more') -> str:
+def verdict(d: dict, expects: str = 'more') -> str:
     "Which side of zero an interval lies on, and whether the paper expects it there: more | no more."
-    if expects == 'no more': return 'reproduced' if d['lo'] <= 0 else 'not reproduced'
+    if expects == 'no more':
+        return 'reproduced' if d['lo'] <= 0 else 'not reproduced'
     return 'reproduced' if d['lo'] > 0 else 'not reproduced' if d['hi'] < 0 else 'inconclusive'
 
-CLAIMS = [ # what, where, (group, variant), the other one or None for the strongest of the rest, what the paper expects of the difference
+
+CLAIMS = [  # what, where, (group, variant), the other one or None for the strongest of the rest, what the paper expects of the difference
     ('the tokens should agree at the initial layer', 'Fig. 4a', ('layers', 'layer 0'), None, 'more'),
     ('eight cross-attention blocks are better than one', 'Fig. 4a', ('blocks', '8 blocks'), '1 block', 'more'),
     ('a pretrained AST is the best audio encoder', 'Fig. 4b', ('encoders', 'AST, pretrained'), None, 'more'),
-    ('a larger audio encoder does not help CLAP', 'Fig. 2b', ('sizes', f'CLAP, size {FACTORS[-1]:g}'), f'CLAP, size {1:g}', 'no more'),
-    ('and does not close the gap to CoLLAT', 'Fig. 2b', ('sizes', 'CoLLAT, size 1'), f'CLAP, size {FACTORS[-1]:g}', 'more'),
-    ('an optimal order is hardly better than the greedy one', '§3.2', ('matchers', 'hungarian'), 'greedy', 'no more')]
+    (
+        'a larger audio encoder does not help CLAP',
+        'Fig. 2b',
+        ('sizes', f'CLAP, size {FACTORS[-1]:g}'),
+        f'CLAP, size {1:g}',
+        'no more',
+    ),
+    (
+        'and does not close the gap to CoLLAT',
+        'Fig. 2b',
+        ('sizes', 'CoLLAT, size 1'),
+        f'CLAP, size {FACTORS[-1]:g}',
+        'more',
+    ),
+    ('an optimal order is hardly better than the greedy one', '§3.2', ('matchers', 'hungarian'), 'greedy', 'no more'),
+]
 
-def claims(rows:list) -> list: # of (claim, where, expects, key of `MEASURES`, row, rival)
+
+def claims(rows: list) -> list:  # of (claim, where, expects, key of `MEASURES`, row, rival)
     "The paper's findings about the architecture, as pairs of rows of one seed; those whose rows are not there are left out."
     at, out = {(r['group'], r['variant']): r for r in rows}, []
     for what, where, (group, name), other, expects in CLAIMS:
         for key in ('top1', 'map'):
             rest = [r for r in rows if r['group'] == group and r['variant'] != name]
             rival = at.get((group, other)) if other else max(rest, key=lambda r: r[key], default=None)
-            if (group, name) in at and rival: out.append((what, where, expects, key, at[group, name], rival))
+            if (group, name) in at and rival:
+                out.append((what, where, expects, key, at[group, name], rival))
     return out
 
 # %% ../nbs/31_architecture.ipynb #74d43c83
-def long_run() -> dict: # results of this notebook in the run `mini_long`
+def long_run() -> dict:  # results of this notebook in the run `mini_long`
     "The committed long run."
-    path = Path(sys.modules['collat'].__file__).parent.parent/'figures/mini_long/architecture.json'
+    path = Path(sys.modules['collat'].__file__).parent.parent / 'figures/mini_long/architecture.json'
     return read_results(path)['results']
 
+
 def fill_in(
-    rows:list, # of this run
-    found:list, # its `directions`
-    long:dict, # `long_run`
-) -> tuple: # rows, directions
+    rows: list,  # of this run
+    found: list,  # its `directions`
+    long: dict,  # `long_run`
+) -> tuple:  # rows, directions
     "Rows and directions of groups that this run has not trained, from the long run and marked with its name."
     trained, group_of = {r['group'] for r in rows}, {c[0]: c[2][0] for c in CLAIMS}
     mark = lambda x: x | dict(run='mini_long')
     more = [mark(r) for r in long['rows'] if r['group'] not in trained]
-    return rows + more, found + [mark(d) for d in long['directions'] if group_of.get(d['claim'], 'losses') not in trained | {'losses'}]
+    return rows + more, found + [
+        mark(d) for d in long['directions'] if group_of.get(d['claim'], 'losses') not in trained | {'losses'}
+    ]
 
 # %% ../nbs/31_architecture.ipynb #84797a87
-LOSS_CLAIMS = [ # what, the variant of notebook 30 without that loss, measured on, noisy
-    ('the cross-token loss helps', '− cross-token', ('map', 'top1'), False), ('the contrastive loss helps (the paper: by 0.02)', '− cross-global', ('map', 'top1'), False),
-    ('the uni-token loss helps under noise', '− uni-token', ('map', 'top1'), True)]
+LOSS_CLAIMS = [  # what, the variant of notebook 30 without that loss, measured on, noisy
+    ('the cross-token loss helps', '− cross-token', ('map', 'top1'), False),
+    ('the contrastive loss helps (the paper: by 0.02)', '− cross-global', ('map', 'top1'), False),
+    ('the uni-token loss helps under noise', '− uni-token', ('map', 'top1'), True),
+]
 
-def directions(rows:list, profile:Profile, run_dir:str|Path, steps:int, seeds:int=1) -> list: # of dicts: claim, where, seed, measure, compared, difference, lo, hi, n, verdict
+
+def directions(
+    rows: list, profile: Profile, run_dir: str | Path, steps: int, seeds: int = 1
+) -> list:  # of dicts: claim, where, seed, measure, compared, difference, lo, hi, n, verdict
     "Every finding of the paper's ablations with the interval of its difference; the losses (Table 3a) from the models of notebook 30, where they lie."
     run, out = Path(run_dir), []
+
     def add(claim, where, seed, key, a, b, compared, expects='more', note=''):
         d = against(a, b, key, profile.n_boot)
-        out.append(dict(claim=claim, where=where, seed=seed, measure=MEASURES[key][1] + note, compared=compared, n=len(measured(a, key)[1]), verdict=verdict(d, expects)) | d)
+        out.append(
+            dict(
+                claim=claim,
+                where=where,
+                seed=seed,
+                measure=MEASURES[key][1] + note,
+                compared=compared,
+                n=len(measured(a, key)[1]),
+                verdict=verdict(d, expects),
+            )
+            | d
+        )
+
     for seed in sorted({r['seed'] for r in rows}):
-        for claim, where, expects, key, a, b in claims([r for r in rows if r['seed'] == seed]): add(claim, where, seed, key, a['scores'], b['scores'], f"{a['variant']} minus {b['variant']}", expects)
+        for claim, where, expects, key, a, b in claims([r for r in rows if r['seed'] == seed]):
+            add(claim, where, seed, key, a['scores'], b['scores'], f'{a["variant"]} minus {b["variant"]}', expects)
     for seed in range(profile.seed, profile.seed + seeds):
-        folder = lambda name: run/f"ablations/{steps}-steps/{name.replace(' ', '_')}-seed{seed}/checkpoints/model"
+        folder = lambda name: run / f'ablations/{steps}-steps/{name.replace(" ", "_")}-seed{seed}/checkpoints/model'
         for claim, name, keys, noisy in LOSS_CLAIMS:
-            if not (folder(name)/'model.safetensors').exists(): continue
-            for noise in noise_levels(profile)[1:] if noisy else [0.]:
-                both = [valid_scores(folder(n), run/'data', noise) for n in ('all losses', name)]
-                for key in keys: add(claim, 'Table 3a', seed, key, *both, f'all losses minus {name}', note=f', noise {noise:g}' if noise else '')
+            if not (folder(name) / 'model.safetensors').exists():
+                continue
+            for noise in noise_levels(profile)[1:] if noisy else [0.0]:
+                both = [valid_scores(folder(n), run / 'data', noise) for n in ('all losses', name)]
+                for key in keys:
+                    add(
+                        claim,
+                        'Table 3a',
+                        seed,
+                        key,
+                        *both,
+                        f'all losses minus {name}',
+                        note=f', noise {noise:g}' if noise else '',
+                    )
     return out
 
-def over_seeds(found:list) -> list: # of dicts: claim, where, measure, compared, seeds, difference (mean), lowest, highest, verdict (how many seeds say what)
+
+def over_seeds(
+    found: list,
+) -> list:  # of dicts: claim, where, measure, compared, seeds, difference (mean), lowest, highest, verdict (how many seeds say what)
     "The findings of `directions`, one row for all seeds."
     out, same = [], lambda d: (d['claim'], d['where'], d['measure'])
     for key in dict.fromkeys(map(same, found)):
-        mine = [d for d in found if same(d) == key]; ds = [d['difference'] for d in mine]
-        out.append(dict(zip(('claim', 'where', 'measure'), key), compared='; '.join(dict.fromkeys(d['compared'] for d in mine)), seeds=len(mine), difference=sum(ds) / len(ds), lowest=min(ds), highest=max(ds),
-                        verdict=', '.join(f'{n} {v}' for v, n in Counter(d['verdict'] for d in mine).most_common())))
+        mine = [d for d in found if same(d) == key]
+        ds = [d['difference'] for d in mine]
+        out.append(
+            dict(
+                zip(('claim', 'where', 'measure'), key),
+                compared='; '.join(dict.fromkeys(d['compared'] for d in mine)),
+                seeds=len(mine),
+                difference=sum(ds) / len(ds),
+                lowest=min(ds),
+                highest=max(ds),
+                verdict=', '.join(f'{n} {v}' for v, n in Counter(d['verdict'] for d in mine).most_common()),
+            )
+        )
     return out

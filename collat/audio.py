@@ -8,13 +8,19 @@ __all__ = ['BLOCK', 'WINDOWS', 'FLOOR', 'AUDIOSET_MEAN', 'AUDIOSET_STD', 'AudioE
            'add_noise', 'snr_db', 'windows', 'join_windows']
 
 # %% ../nbs/01_audio.ipynb #135e8d9b
-import hashlib, math, os, random
+import hashlib
+import math
+import os
+import random
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Iterable, Iterator
 
-import numpy as np, soundfile as sf, soxr, torch
+import numpy as np
+import soundfile as sf
+import soxr
+import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
@@ -23,267 +29,310 @@ from torch import Tensor
 class AudioError(ValueError):
     "A file that cannot be used as sound; the message says which, what was found, and what is accepted"
 
+
 BLOCK = 1 << 16  # source frames held at a time
 
+
 def _refusal(path, found) -> AudioError:
-    return AudioError(f'{path}: {found}. Accepted: what libsndfile reads (wav, flac, ogg, mp3, aiff, …), with finite samples and long enough')
+    return AudioError(
+        f'{path}: {found}. Accepted: what libsndfile reads (wav, flac, ogg, mp3, aiff, …), with finite samples and long enough'
+    )
 
 # %% ../nbs/01_audio.ipynb #c74e7909
 def _mono_blocks(
-    f: sf.SoundFile, # open file
-    left: float, # most source frames to read; may be infinite
-) -> Iterator[np.ndarray]: # (s,) float32 each
+    f: sf.SoundFile,  # open file
+    left: float,  # most source frames to read; may be infinite
+) -> Iterator[np.ndarray]:  # (s,) float32 each
     "The file's channel mean, block by block; raises `AudioError` at the first sample that is not finite"
     done = 0
-    while len(x := f.read(int(min(BLOCK, left-done)), dtype='float32', always_2d=True)):
+    while len(x := f.read(int(min(BLOCK, left - done)), dtype='float32', always_2d=True)):
         x = x.mean(1) if x.shape[1] > 1 else x[:, 0]
         if not np.isfinite(x).all():
-            raise _refusal(f.name, f'NaN or infinite sample at {(done + np.isfinite(x).argmin())/f.samplerate:.3f} s')
+            raise _refusal(f.name, f'NaN or infinite sample at {(done + np.isfinite(x).argmin()) / f.samplerate:.3f} s')
         yield x
         done += len(x)
 
 # %% ../nbs/01_audio.ipynb #bc018d15
 def _read(
-    f: sf.SoundFile, # open file
-    sample_rate: int, # Hz, of the result
-    max_seconds: float|None, # read no further than this
-) -> np.ndarray: # (s,) float32
+    f: sf.SoundFile,  # open file
+    sample_rate: int,  # Hz, of the result
+    max_seconds: float | None,  # read no further than this
+) -> np.ndarray:  # (s,) float32
     "Mono waveform of an open file, resampled as a stream"
-    left = math.inf if max_seconds is None else max_seconds*f.samplerate
-    if f.samplerate == sample_rate: return np.concatenate([*_mono_blocks(f, left), np.zeros(0, np.float32)])
+    left = math.inf if max_seconds is None else max_seconds * f.samplerate
+    if f.samplerate == sample_rate:
+        return np.concatenate([*_mono_blocks(f, left), np.zeros(0, np.float32)])
     stream = soxr.ResampleStream(f.samplerate, sample_rate, 1, dtype='float32')
     out = [stream.resample_chunk(x) for x in _mono_blocks(f, left)]
     return np.concatenate([*out, stream.resample_chunk(np.zeros(0, np.float32), last=True)])
 
 # %% ../nbs/01_audio.ipynb #f8337dea
 def load_audio(
-    path: str|Path, # sound file
-    sample_rate: int=16000, # Hz, of the result
-    max_seconds: float|None=None, # read only the beginning
-    min_seconds: float=0.025, # refuse anything shorter; one frame of the fbank
-) -> Tensor: # (s,) float32 mono waveform, full scale ±1
+    path: str | Path,  # sound file
+    sample_rate: int = 16000,  # Hz, of the result
+    max_seconds: float | None = None,  # read only the beginning
+    min_seconds: float = 0.025,  # refuse anything shorter; one frame of the fbank
+) -> Tensor:  # (s,) float32 mono waveform, full scale ±1
     "The sound in `path`; raises `AudioError` for a file that cannot be used (table above)"
-    if max_seconds is not None and max_seconds <= 0: raise ValueError(f'max_seconds={max_seconds}; accepted: more than 0, or None')
-    if not Path(path).is_file(): raise _refusal(path, 'no such file')
+    if max_seconds is not None and max_seconds <= 0:
+        raise ValueError(f'max_seconds={max_seconds}; accepted: more than 0, or None')
+    if not Path(path).is_file():
+        raise _refusal(path, 'no such file')
     try:
-        with sf.SoundFile(str(path)) as f: wav = _read(f, sample_rate, max_seconds)
-    except (sf.LibsndfileError, TypeError) as e: raise _refusal(path, f'not readable as audio ({e})') from e
-    if len(wav) == 0: raise _refusal(path, 'no samples')
-    if len(wav) < min_seconds*sample_rate: raise _refusal(path, f'{len(wav)/sample_rate:.4f} s of sound, less than min_seconds={min_seconds}')
+        with sf.SoundFile(str(path)) as f:
+            wav = _read(f, sample_rate, max_seconds)
+    except (sf.LibsndfileError, TypeError) as e:
+        raise _refusal(path, f'not readable as audio ({e})') from e
+    if len(wav) == 0:
+        raise _refusal(path, 'no samples')
+    if len(wav) < min_seconds * sample_rate:
+        raise _refusal(path, f'{len(wav) / sample_rate:.4f} s of sound, less than min_seconds={min_seconds}')
     return torch.from_numpy(wav)
 
 # %% ../nbs/01_audio.ipynb #9f0884aa
 def load_sounds(
-    paths: list, # sound files
-    sample_rate: int=16000, # Hz, of the results
-) -> list: # of (s,) float32 mono waveforms, in order
+    paths: list,  # sound files
+    sample_rate: int = 16000,  # Hz, of the results
+) -> list:  # of (s,) float32 mono waveforms, in order
     "`load_audio` of several files, in as many threads as there are cores; the error of the first file that has one is raised"
-    with ThreadPoolExecutor(min(len(paths), os.cpu_count()) or 1) as pool: return list(pool.map(lambda p: load_audio(p, sample_rate), paths))
+    with ThreadPoolExecutor(min(len(paths), os.cpu_count()) or 1) as pool:
+        return list(pool.map(lambda p: load_audio(p, sample_rate), paths))
 
 # %% ../nbs/01_audio.ipynb #2188652a
 def resample(
-    x: Tensor|np.ndarray, # (s,) or (b, s) waveform
-    sr_in: int, # Hz, of `x`
-    sr_out: int, # Hz, of the result
-) -> Tensor: # (s,) or (b, s) float32
+    x: Tensor | np.ndarray,  # (s,) or (b, s) waveform
+    sr_in: int,  # Hz, of `x`
+    sr_out: int,  # Hz, of the result
+) -> Tensor:  # (s,) or (b, s) float32
     "`x` at another sample rate"
-    if min(sr_in, sr_out) <= 0: raise ValueError(f'sample rates {sr_in}, {sr_out}; accepted: more than 0 Hz')
+    if min(sr_in, sr_out) <= 0:
+        raise ValueError(f'sample rates {sr_in}, {sr_out}; accepted: more than 0 Hz')
     x = np.asarray(x, np.float32)
-    if x.ndim not in (1, 2): raise ValueError(f'waveform of shape {x.shape}; accepted: (s,) or (b, s)')
+    if x.ndim not in (1, 2):
+        raise ValueError(f'waveform of shape {x.shape}; accepted: (s,) or (b, s)')
     return torch.from_numpy(np.ascontiguousarray(soxr.resample(x.T, sr_in, sr_out).T))
 
 # %% ../nbs/01_audio.ipynb #3a99e86a
 WINDOWS = dict(hanning=torch.hann_window, hamming=torch.hamming_window)
-FLOOR = torch.finfo(torch.float32).eps # kaldi's, also in float64
+FLOOR = torch.finfo(torch.float32).eps  # kaldi's, also in float64
+
 
 @lru_cache(32)
 def _mel_bands(
-    n_mels: int, # mel bins
-    n_fft: int, # samples of a padded frame
-    sample_rate: int, # Hz
-    device: torch.device, dtype: torch.dtype, # of the waveform
-    width: int=16, # triangles in a band
-) -> list[tuple[int, int, Tensor]]: # lowest and past-highest FFT bin, and (bins, width) weights
+    n_mels: int,  # mel bins
+    n_fft: int,  # samples of a padded frame
+    sample_rate: int,  # Hz
+    device: torch.device,
+    dtype: torch.dtype,  # of the waveform
+    width: int = 16,  # triangles in a band
+) -> list[tuple[int, int, Tensor]]:  # lowest and past-highest FFT bin, and (bins, width) weights
     "Kaldi's mel triangles from 20 Hz to Nyquist, in bands of neighbours with the zeros around them cut away"
     from torchaudio.compliance.kaldi import get_mel_banks
-    m = get_mel_banks(n_mels, n_fft, sample_rate, 20., 0., 100., -500., 1.)[0]
+
+    m = get_mel_banks(n_mels, n_fft, sample_rate, 20.0, 0.0, 100.0, -500.0, 1.0)[0]
+
     def cut(band):
         hit = band.any(1).nonzero()
         lo, hi = (hit.min().item(), hit.max().item() + 1) if len(hit) else (0, 1)
         return lo, hi, band[lo:hi].to(device, dtype).contiguous()
+
     return [cut(band) for band in m.T.split(width, 1)]
 
 # %% ../nbs/01_audio.ipynb #01a31c13
 def _power(
-    frames: Tensor, # (b, t, N) overlapping frames
-    window: Tensor, # (N,)
-    n_fft: int, # padded frame, a power of two
-) -> Tensor: # ((b t), n_fft/2 + 1) power spectrum
+    frames: Tensor,  # (b, t, N) overlapping frames
+    window: Tensor,  # (N,)
+    n_fft: int,  # padded frame, a power of two
+) -> Tensor:  # ((b t), n_fft/2 + 1) power spectrum
     "Power spectrum of kaldi's frames; order and rounding of each step are kaldi's"
     y = frames.new_zeros(*frames.shape[:-1], n_fft)
-    x = y[..., :len(window)]
+    x = y[..., : len(window)]
     torch.sub(frames, frames.mean(-1, keepdim=True), out=x)
-    x[..., 1:] -= 0.97*x[..., :-1]
-    x[..., 0] -= 0.97*x[..., 0]
+    x[..., 1:] -= 0.97 * x[..., :-1]
+    x[..., 0] -= 0.97 * x[..., 0]
     x *= window
     z = torch.view_as_real(torch.fft.rfft(rearrange(y, 'b t s -> (b t) s'))).square_()
     return z[..., 0] + z[..., 1]
 
 # %% ../nbs/01_audio.ipynb #5927f2bb
 def _tiles(
-    frames: Tensor, # (b, t, N)
-    out: Tensor, # (b, t, f)
-    rows: int, # frames in a tile
-) -> Iterator[tuple[Tensor, Tensor]]: # matching pieces, contiguous in `out`
+    frames: Tensor,  # (b, t, N)
+    out: Tensor,  # (b, t, f)
+    rows: int,  # frames in a tile
+) -> Iterator[tuple[Tensor, Tensor]]:  # matching pieces, contiguous in `out`
     "Pieces of at most `rows` frames: several short clips, or part of a long one"
-    clips = max(1, rows//frames.shape[1])
-    for f, o in zip(frames.split(clips), out.split(clips)): yield from zip(f.split(rows, 1), o.split(rows, 1))
+    clips = max(1, rows // frames.shape[1])
+    for f, o in zip(frames.split(clips), out.split(clips)):
+        yield from zip(f.split(rows, 1), o.split(rows, 1))
 
 # %% ../nbs/01_audio.ipynb #171a0cc8
 @torch.no_grad()
 def fbank(
-    wav: Tensor, # (b, s) float waveforms of equal length
-    sample_rate: int=16000, # Hz
-    n_mels: int=128, # mel bins
-    window: str='hanning', # or 'hamming'
-    frame_ms: float=25, # frame length
-    hop_ms: float=10, # frame shift
-) -> Tensor: # (b, t, f) log-mel energies, on the device of `wav`
+    wav: Tensor,  # (b, s) float waveforms of equal length
+    sample_rate: int = 16000,  # Hz
+    n_mels: int = 128,  # mel bins
+    window: str = 'hanning',  # or 'hamming'
+    frame_ms: float = 25,  # frame length
+    hop_ms: float = 10,  # frame shift
+) -> Tensor:  # (b, t, f) log-mel energies, on the device of `wav`
     "Kaldi's log-mel filterbank of a whole batch (§4.1), without gradient; raises `ValueError` for refused inputs"
-    size, hop = int(sample_rate*frame_ms*.001), int(sample_rate*hop_ms*.001)
+    size, hop = int(sample_rate * frame_ms * 0.001), int(sample_rate * hop_ms * 0.001)
     _check_wav(wav, size, window)
-    n_fft = 1 << (size-1).bit_length()
+    n_fft = 1 << (size - 1).bit_length()
     win = WINDOWS[window](size, periodic=False, device=wav.device, dtype=wav.dtype)
     bands = _mel_bands(n_mels, n_fft, sample_rate, wav.device, wav.dtype)
     frames = wav.unfold(-1, size, hop)
     out = wav.new_empty(*frames.shape[:2], n_mels)
     for x, y in _tiles(frames, out, 1024 if wav.device.type == 'cpu' else frames.shape[:2].numel()):
         p, y = _power(x, win, n_fft), rearrange(y, 'b t f -> (b t) f')
-        for (lo, hi, m), e in zip(bands, y.split(bands[0][2].shape[1], 1)): torch.mm(p[:, lo:hi], m, out=e)
+        for (lo, hi, m), e in zip(bands, y.split(bands[0][2].shape[1], 1)):
+            torch.mm(p[:, lo:hi], m, out=e)
         y.clamp_min_(FLOOR).log_()
     return out
 
+
 def _check_wav(wav, size, window):
-    if window not in WINDOWS: raise ValueError(f'window {window!r}; accepted: {", ".join(WINDOWS)}')
-    if wav.dtype not in (torch.float32, torch.float64): raise ValueError(f'waveform of {wav.dtype}; accepted: float32, float64, full scale ±1')
-    if wav.ndim != 2: raise ValueError(f'waveform of shape {tuple(wav.shape)}; accepted: (b, s), one row a clip')
-    if wav.shape[1] < size: raise ValueError(f'clips of {wav.shape[1]} samples; accepted: at least one frame of {size}')
+    if window not in WINDOWS:
+        raise ValueError(f'window {window!r}; accepted: {", ".join(WINDOWS)}')
+    if wav.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f'waveform of {wav.dtype}; accepted: float32, float64, full scale ±1')
+    if wav.ndim != 2:
+        raise ValueError(f'waveform of shape {tuple(wav.shape)}; accepted: (b, s), one row a clip')
+    if wav.shape[1] < size:
+        raise ValueError(f'clips of {wav.shape[1]} samples; accepted: at least one frame of {size}')
 
 # %% ../nbs/01_audio.ipynb #6f29a8d7
-AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974 # of AST's AudioSet fbank
+AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974  # of AST's AudioSet fbank
+
 
 def pad_frames(
-    spec: Tensor, # (b, t, f) log-mel, not yet normalised
-    n_frames: int=1024, # AST's length for 10 s
-) -> Tensor: # (b, n_frames, f)
+    spec: Tensor,  # (b, t, f) log-mel, not yet normalised
+    n_frames: int = 1024,  # AST's length for 10 s
+) -> Tensor:  # (b, n_frames, f)
     "`spec` filled up with zeros, or cut, to `n_frames` as AST does"
     spec = spec[:, :n_frames]
     return F.pad(spec, (0, 0, 0, n_frames - spec.shape[1]))
 
 # %% ../nbs/01_audio.ipynb #6417d4fc
 def normalise(
-    spec: Tensor, # (b, t, f) log-mel
-    mean: float=AUDIOSET_MEAN, std: float=AUDIOSET_STD, # of the data set
-) -> Tensor: # (b, t, f), mean 0 and standard deviation 1/2 over the data set
+    spec: Tensor,  # (b, t, f) log-mel
+    mean: float = AUDIOSET_MEAN,
+    std: float = AUDIOSET_STD,  # of the data set
+) -> Tensor:  # (b, t, f), mean 0 and standard deviation 1/2 over the data set
     "AST's (x - mean) / (2 std)"
-    if not std > 0: raise ValueError(f'std={std}; accepted: more than 0')
-    return (spec - mean)/(2*std)
+    if not std > 0:
+        raise ValueError(f'std={std}; accepted: more than 0')
+    return (spec - mean) / (2 * std)
+
 
 def denormalise(
-    spec: Tensor, # (b, t, f) normalised
-    mean: float=AUDIOSET_MEAN, std: float=AUDIOSET_STD, # of the data set
-) -> Tensor: # (b, t, f) log-mel
+    spec: Tensor,  # (b, t, f) normalised
+    mean: float = AUDIOSET_MEAN,
+    std: float = AUDIOSET_STD,  # of the data set
+) -> Tensor:  # (b, t, f) log-mel
     "Inverse of `normalise`"
-    return spec*(2*std) + mean
+    return spec * (2 * std) + mean
 
 # %% ../nbs/01_audio.ipynb #fcedf73b
 def dataset_stats(
-    specs: Iterable[Tensor], # log-mel of any shapes; one at a time in memory
-) -> tuple[float, float]: # mean and standard deviation over every value
+    specs: Iterable[Tensor],  # log-mel of any shapes; one at a time in memory
+) -> tuple[float, float]:  # mean and standard deviation over every value
     "What `normalise` needs, in one pass over a data set"
-    n, total, squares = 0, 0., 0.
+    n, total, squares = 0, 0.0, 0.0
     for x in specs:
         x = x.double()
         n, total, squares = n + x.numel(), total + x.sum().item(), squares + x.square().sum().item()
-    if not n: raise ValueError('no spectrograms; accepted: at least one')
-    return total/n, math.sqrt(max(squares/n - (total/n)**2, 0))
+    if not n:
+        raise ValueError('no spectrograms; accepted: at least one')
+    return total / n, math.sqrt(max(squares / n - (total / n) ** 2, 0))
 
 # %% ../nbs/01_audio.ipynb #b4770029
 def sample_seed(
-    seed: int, # of the run
-    epoch: int, # or any counter of passes
-    sample_id: str|int, # which clip
-) -> int: # 0 ≤ seed < 2**63
+    seed: int,  # of the run
+    epoch: int,  # or any counter of passes
+    sample_id: str | int,  # which clip
+) -> int:  # 0 ≤ seed < 2**63
     "A seed for one sample in one epoch, the same in every process and on every machine"
     key = f'{int(seed)}/{int(epoch)}/{sample_id}'.encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), 'big') >> 1
 
 # %% ../nbs/01_audio.ipynb #f76e2ea2
 def _stretch(
-    rng: random.Random, # the sample's own
-    size: int, # of the axis
-    widest: int, # of the mask
-) -> tuple[int, int]: # first and past-last hidden place
-    w = rng.randint(0, min(widest, size//2))
-    lo = rng.randint(0, size-w)
-    return lo, lo+w
+    rng: random.Random,  # the sample's own
+    size: int,  # of the axis
+    widest: int,  # of the mask
+) -> tuple[int, int]:  # first and past-last hidden place
+    w = rng.randint(0, min(widest, size // 2))
+    lo = rng.randint(0, size - w)
+    return lo, lo + w
+
 
 def spec_augment(
-    spec: Tensor, # (b, t, f) normalised
-    seeds: list[int], # one a sample, from `sample_seed`
-    freq_mask: int=48, # most mel bins hidden
-    time_mask: int=192, # most frames hidden
-) -> Tensor: # (b, t, f)
+    spec: Tensor,  # (b, t, f) normalised
+    seeds: list[int],  # one a sample, from `sample_seed`
+    freq_mask: int = 48,  # most mel bins hidden
+    time_mask: int = 192,  # most frames hidden
+) -> Tensor:  # (b, t, f)
     "One mel band and one stretch of frames set to 0 in each sample; raises `ValueError` for wrong counts or widths"
     (b, t, f), device = spec.shape, spec.device
-    if len(seeds) != b: raise ValueError(f'{len(seeds)} seeds for {b} samples; accepted: one each')
-    if min(freq_mask, time_mask) < 0: raise ValueError(f'freq_mask={freq_mask}, time_mask={time_mask}; accepted: 0 or more')
+    if len(seeds) != b:
+        raise ValueError(f'{len(seeds)} seeds for {b} samples; accepted: one each')
+    if min(freq_mask, time_mask) < 0:
+        raise ValueError(f'freq_mask={freq_mask}, time_mask={time_mask}; accepted: 0 or more')
     rngs = [random.Random(s) for s in seeds]
     edges = torch.tensor([_stretch(r, t, time_mask) + _stretch(r, f, freq_mask) for r in rngs], device=device)
     t0, t1, f0, f1 = rearrange(edges, 'b e -> e b 1')
     frame, mel = torch.arange(t, device=device), torch.arange(f, device=device)
     hide_t, hide_f = (frame >= t0) & (frame < t1), (mel >= f0) & (mel < f1)
-    return spec.masked_fill(rearrange(hide_t, 'b t -> b t 1') | rearrange(hide_f, 'b f -> b 1 f'), 0.)
+    return spec.masked_fill(rearrange(hide_t, 'b t -> b t 1') | rearrange(hide_f, 'b f -> b 1 f'), 0.0)
 
 # %% ../nbs/01_audio.ipynb #82698754
 def add_noise(
-    x: Tensor, # (b, ...) float waveforms or spectrograms
-    std: float, # of the noise, in units of `x`
-    seeds: list[int], # one a sample, from `sample_seed`
-) -> Tensor: # (b, ...)
+    x: Tensor,  # (b, ...) float waveforms or spectrograms
+    std: float,  # of the noise, in units of `x`
+    seeds: list[int],  # one a sample, from `sample_seed`
+) -> Tensor:  # (b, ...)
     "`x` plus Gaussian noise (Table 3a), each sample's from its own seed; raises `ValueError` for wrong counts, std or dtype"
-    if len(seeds) != len(x): raise ValueError(f'{len(seeds)} seeds for {len(x)} samples; accepted: one each')
-    if not std >= 0: raise ValueError(f'std={std}; accepted: 0 or more')
-    if not x.is_floating_point(): raise ValueError(f'samples of {x.dtype}; accepted: a float dtype')
+    if len(seeds) != len(x):
+        raise ValueError(f'{len(seeds)} seeds for {len(x)} samples; accepted: one each')
+    if not std >= 0:
+        raise ValueError(f'std={std}; accepted: 0 or more')
+    if not x.is_floating_point():
+        raise ValueError(f'samples of {x.dtype}; accepted: a float dtype')
     g = torch.Generator(x.device)
     noise = torch.stack([torch.randn(x.shape[1:], generator=g.manual_seed(s), device=x.device) for s in seeds])
-    return x + (std*noise).to(x.dtype)
+    return x + (std * noise).to(x.dtype)
+
 
 def snr_db(
-    clean: Tensor, # (b, ...)
-    noisy: Tensor, # (b, ...)
-) -> Tensor: # (b,) decibel; infinite without noise
+    clean: Tensor,  # (b, ...)
+    noisy: Tensor,  # (b, ...)
+) -> Tensor:  # (b,) decibel; infinite without noise
     "Signal-to-noise ratio of each sample"
     power = lambda x: reduce(x.square(), 'b ... -> b', 'sum')
-    return 10*torch.log10(power(clean)/power(noisy - clean))
+    return 10 * torch.log10(power(clean) / power(noisy - clean))
 
 # %% ../nbs/01_audio.ipynb #424f0c3b
 def windows(
-    wav: Tensor, # (s,) waveform
-    seconds: float, # length of a window
-    hop_seconds: float, # distance of their starts
-    sample_rate: int=16000, # Hz
-) -> Tensor: # (b, s) windows; a shorter clip is its own only window
+    wav: Tensor,  # (s,) waveform
+    seconds: float,  # length of a window
+    hop_seconds: float,  # distance of their starts
+    sample_rate: int = 16000,  # Hz
+) -> Tensor:  # (b, s) windows; a shorter clip is its own only window
     "`wav` cut in equal windows, the last aligned to its end; raises `ValueError` for shapes or hops that lose sound"
-    if wav.ndim != 1: raise ValueError(f'waveform of shape {tuple(wav.shape)}; accepted: (s,)')
-    size, hop = round(seconds*sample_rate), round(hop_seconds*sample_rate)
-    if not 0 < hop <= size: raise ValueError(f'windows of {seconds} s each {hop_seconds} s; accepted: 0 < hop_seconds ≤ seconds')
-    if len(wav) <= size: return wav[None]
-    starts = [*range(0, len(wav)-size, hop), len(wav)-size]
-    return torch.stack([wav[i:i+size] for i in starts])
+    if wav.ndim != 1:
+        raise ValueError(f'waveform of shape {tuple(wav.shape)}; accepted: (s,)')
+    size, hop = round(seconds * sample_rate), round(hop_seconds * sample_rate)
+    if not 0 < hop <= size:
+        raise ValueError(f'windows of {seconds} s each {hop_seconds} s; accepted: 0 < hop_seconds ≤ seconds')
+    if len(wav) <= size:
+        return wav[None]
+    starts = [*range(0, len(wav) - size, hop), len(wav) - size]
+    return torch.stack([wav[i : i + size] for i in starts])
+
 
 def join_windows(
-    z: Tensor, # (b, d) unit embeddings of one sound's windows
-) -> Tensor: # (d,) unit embedding
+    z: Tensor,  # (b, d) unit embeddings of one sound's windows
+) -> Tensor:  # (d,) unit embedding
     "Mean of the windows' embeddings, renormalised"
     return F.normalize(reduce(z, 'b d -> d', 'mean'), dim=-1)

@@ -8,7 +8,9 @@ __all__ = ['AST_SIZES', 'patch_grid', 'n_patches', 'fit_axis', 'fit_positions', 
            'from_original_ast', 'deit_ast_state', 'timm_weights', 'timm_file', 'load_pretrained']
 
 # %% ../nbs/08_audio_encoder.ipynb #255c4fb7
-import json, math, re
+import json
+import math
+import re
 from pathlib import Path
 
 import torch
@@ -23,55 +25,59 @@ from .weights import hub_folder
 
 # %% ../nbs/08_audio_encoder.ipynb #e1f8e598
 def patch_grid(
-    t:int, # frames
-    f:int, # mel bins
-    patch:int=16, # side of a patch, in bins and in frames
-    stride:int=10, # step between patches; the paper's overlap of 6 is 16 - 10
-)->tuple[int,int]: # patches along frequency, patches along time
+    t: int,  # frames
+    f: int,  # mel bins
+    patch: int = 16,  # side of a patch, in bins and in frames
+    stride: int = 10,  # step between patches; the paper's overlap of 6 is 16 - 10
+) -> tuple[int, int]:  # patches along frequency, patches along time
     "Patches that fit into a spectrogram, counted along each axis (§4.1)."
-    return (f-patch)//stride + 1, (t-patch)//stride + 1
+    return (f - patch) // stride + 1, (t - patch) // stride + 1
 
 # %% ../nbs/08_audio_encoder.ipynb #9db58ec4
 def n_patches(
-    t:int, # frames
-    f:int, # mel bins
-    patch:int=16, # side of a patch
-    stride:int=10, # step between patches
-)->int: # M, without the two extra tokens
+    t: int,  # frames
+    f: int,  # mel bins
+    patch: int = 16,  # side of a patch
+    stride: int = 10,  # step between patches
+) -> int:  # M, without the two extra tokens
     "Number of patches of a `t` × `f` spectrogram, M in §3.1. Raises `ValueError` where not one fits."
-    if min(t, f) < patch: raise ValueError(f"spectrogram of {t} frames × {f} mel bins is smaller than one {patch}×{patch} patch")
+    if min(t, f) < patch:
+        raise ValueError(f'spectrogram of {t} frames × {f} mel bins is smaller than one {patch}×{patch} patch')
     return math.prod(patch_grid(t, f, patch, stride))
 
 # %% ../nbs/08_audio_encoder.ipynb #f5b10164
 def fit_axis(
-    pos:Tensor, # (f t d) position embeddings of the grid a model was made for
-    size:int, # patches wanted along `axis`
-    axis:int, # 0: frequency, 1: time
-)->Tensor: # the same, with `size` patches along `axis`
+    pos: Tensor,  # (f t d) position embeddings of the grid a model was made for
+    size: int,  # patches wanted along `axis`
+    axis: int,  # 0: frequency, 1: time
+) -> Tensor:  # the same, with `size` patches along `axis`
     "Middle part of the axis where `size` is smaller, linear interpolation where it is larger (AST's rule)."
     old = pos.shape[axis]
-    if size <= old: return pos.narrow(axis, old//2 - size//2, size)
-    to = [size if i==axis else pos.shape[i] for i in (0, 1)]
+    if size <= old:
+        return pos.narrow(axis, old // 2 - size // 2, size)
+    to = [size if i == axis else pos.shape[i] for i in (0, 1)]
     out = F.interpolate(rearrange(pos, 'f t d -> 1 d f t'), size=to, mode='bilinear')
     return rearrange(out, '1 d f t -> f t d')
 
 # %% ../nbs/08_audio_encoder.ipynb #6c788a8a
 def fit_positions(
-    pos:Tensor, # (f t d) position embeddings of the grid a model was made for
-    f:int, # patches wanted along frequency
-    t:int, # patches wanted along time
-)->Tensor: # (f t d) for the new grid
+    pos: Tensor,  # (f t d) position embeddings of the grid a model was made for
+    f: int,  # patches wanted along frequency
+    t: int,  # patches wanted along time
+) -> Tensor:  # (f t d) for the new grid
     "Position embeddings for another grid, each axis cut or stretched by `fit_axis`."
     return fit_axis(fit_axis(pos, t, 1), f, 0)
 
 # %% ../nbs/08_audio_encoder.ipynb #88dd743f
 class ConvStem(nn.Module):
     "Six small convolutions, every other one of stride 2, averaged onto the patch grid; not in the paper."
-    def __init__(self,
-        d:int, # width of the tokens
-        patch:int=16, # side of a patch, sets the grid
-        stride:int=10, # step between patches, sets the grid
-        channels:tuple=(32, 64), # channels after the first and the second halving
+
+    def __init__(
+        self,
+        d: int,  # width of the tokens
+        patch: int = 16,  # side of a patch, sets the grid
+        stride: int = 10,  # step between patches, sets the grid
+        channels: tuple = (32, 64),  # channels after the first and the second halving
     ):
         super().__init__()
         self.patch, self.stride = patch, stride
@@ -84,68 +90,80 @@ class ConvStem(nn.Module):
         "The statistics and gains of each batch normalisation become part of the convolution before it."
         layers = []
         for layer in self.layers:
-            if isinstance(layer, nn.BatchNorm2d): layers[-1] = fuse_conv_bn_eval(layers[-1].eval(), layer.eval())
-            else: layers.append(layer)
+            if isinstance(layer, nn.BatchNorm2d):
+                layers[-1] = fuse_conv_bn_eval(layers[-1].eval(), layer.eval())
+            else:
+                layers.append(layer)
         self.layers = nn.Sequential(*layers).requires_grad_().to(memory_format=torch.channels_last)
 
-    def forward(self, x:Tensor) -> Tensor: # (b 1 f t) -> (b d f' t')
+    def forward(self, x: Tensor) -> Tensor:  # (b 1 f t) -> (b d f' t')
         "One vector per patch."
         return F.adaptive_avg_pool2d(self.layers(x), patch_grid(x.shape[3], x.shape[2], self.patch, self.stride))
 
 # %% ../nbs/08_audio_encoder.ipynb #eea57023
 def make_stem(
-    stem:str, # 'patch' (the paper) or 'conv' (small models trained from scratch)
-    d:int, # width of the tokens
-    patch:int=16, # side of a patch
-    stride:int=10, # step between patches
-)->nn.Module: # (b 1 f t) -> (b d f' t'), one vector per patch
+    stem: str,  # 'patch' (the paper) or 'conv' (small models trained from scratch)
+    d: int,  # width of the tokens
+    patch: int = 16,  # side of a patch
+    stride: int = 10,  # step between patches
+) -> nn.Module:  # (b 1 f t) -> (b d f' t'), one vector per patch
     "The layer that turns patches into vectors. Raises `ValueError` for another name."
-    if stem not in ('patch', 'conv'): raise ValueError(f"stem {stem!r}: accepted are 'patch' and 'conv'")
-    return nn.Conv2d(1, d, patch, stride) if stem=='patch' else ConvStem(d, patch, stride).to(memory_format=torch.channels_last)
+    if stem not in ('patch', 'conv'):
+        raise ValueError(f"stem {stem!r}: accepted are 'patch' and 'conv'")
+    return (
+        nn.Conv2d(1, d, patch, stride)
+        if stem == 'patch'
+        else ConvStem(d, patch, stride).to(memory_format=torch.channels_last)
+    )
 
 # %% ../nbs/08_audio_encoder.ipynb #f7b44c2b
 def make_blocks(
-    d:int, # width
-    depth:int, # layers
-    heads:int, # attention heads, a divisor of `d`
-    drop_path:float=0., # stochastic depth of the last layer, rising linearly from 0 at the first
-)->nn.Sequential:
+    d: int,  # width
+    depth: int,  # layers
+    heads: int,  # attention heads, a divisor of `d`
+    drop_path: float = 0.0,  # stochastic depth of the last layer, rising linearly from 0 at the first
+) -> nn.Sequential:
     "Pre-norm transformer layers of timm. Raises `ValueError` where `heads` does not divide `d`."
     from timm.models.vision_transformer import Block
-    if d%heads: raise ValueError(f"width {d} is not divisible by {heads} heads")
-    drops = [drop_path*i/max(depth-1, 1) for i in range(depth)]
+
+    if d % heads:
+        raise ValueError(f'width {d} is not divisible by {heads} heads')
+    drops = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
     return nn.Sequential(*[Block(d, heads, qkv_bias=True, drop_path=p) for p in drops])
 
 # %% ../nbs/08_audio_encoder.ipynb #6597bbea
 AST_SIZES = dict(
-    mini =dict(d=128, depth=4,  heads=4),   # trains on two CPU cores
-    tiny =dict(d=192, depth=12, heads=3),   # the three sizes of DeiT, from which AST comes
+    mini=dict(d=128, depth=4, heads=4),  # trains on two CPU cores
+    tiny=dict(d=192, depth=12, heads=3),  # the three sizes of DeiT, from which AST comes
     small=dict(d=384, depth=12, heads=6),
-    base =dict(d=768, depth=12, heads=12),  # the paper's
+    base=dict(d=768, depth=12, heads=12),  # the paper's
 )
 
 # %% ../nbs/08_audio_encoder.ipynb #b217ea00
 class AST(nn.Module):
     "Audio spectrogram transformer, f_a of §3.1: (b t f) spectrogram to (b m d) audio tokens."
-    files = () # that `load_pretrained` read
-    def __init__(self,
-        n_mels:int=128, # mel bins f of every spectrogram
-        n_frames:int=1024, # frames the position embeddings are made for; clips may have others
-        d:int=768, # width of the tokens
-        depth:int=12, # transformer layers
-        heads:int=12, # attention heads
-        patch:int=16, # side of a patch
-        stride:int=10, # step between patches
-        stem:str='patch', # 'patch' (the paper) or 'conv'
-        n_classes:int|None=None, # classes k of the head for pretraining, None: no head
-        drop_path:float=0., # stochastic depth of the last layer
-        pool_frequency:bool=False, # one token per moment: the mean over its column of patches
+
+    files = ()  # that `load_pretrained` read
+
+    def __init__(
+        self,
+        n_mels: int = 128,  # mel bins f of every spectrogram
+        n_frames: int = 1024,  # frames the position embeddings are made for; clips may have others
+        d: int = 768,  # width of the tokens
+        depth: int = 12,  # transformer layers
+        heads: int = 12,  # attention heads
+        patch: int = 16,  # side of a patch
+        stride: int = 10,  # step between patches
+        stem: str = 'patch',  # 'patch' (the paper) or 'conv'
+        n_classes: int | None = None,  # classes k of the head for pretraining, None: no head
+        drop_path: float = 0.0,  # stochastic depth of the last layer
+        pool_frequency: bool = False,  # one token per moment: the mean over its column of patches
     ):
         super().__init__()
         n_patches(n_frames, n_mels, patch, stride)
-        self.n_mels,self.n_frames,self.d,self.patch,self.stride = n_mels,n_frames,d,patch,stride
+        self.n_mels, self.n_frames, self.d, self.patch, self.stride = n_mels, n_frames, d, patch, stride
         self.pool_frequency = pool_frequency
-        gf,gt = patch_grid(n_frames, n_mels, patch, stride)
+        gf, gt = patch_grid(n_frames, n_mels, patch, stride)
         self.stem = make_stem(stem, d, patch, stride)
         self.extra_tokens = nn.Parameter(torch.zeros(2, d))
         self.extra_pos = nn.Parameter(torch.zeros(2, d))
@@ -153,31 +171,39 @@ class AST(nn.Module):
         self.blocks = make_blocks(d, depth, heads, drop_path)
         self.norm = nn.LayerNorm(d, eps=1e-6)
         self.head = nn.Sequential(nn.LayerNorm(d), nn.Linear(d, n_classes)) if n_classes else None
-        for p in (self.extra_tokens, self.extra_pos, self.patch_pos): nn.init.trunc_normal_(p, std=.02)
+        for p in (self.extra_tokens, self.extra_pos, self.patch_pos):
+            nn.init.trunc_normal_(p, std=0.02)
 
-    def forward(self,
-        spec:Tensor, # (b t f) normalised log mel spectrograms
-    )->Tensor: # h_a (b m d): class token, distillation token, patches from low to high frequency, each row in time
+    def forward(
+        self,
+        spec: Tensor,  # (b t f) normalised log mel spectrograms
+    ) -> Tensor:  # h_a (b m d): class token, distillation token, patches from low to high frequency, each row in time
         "Audio tokens of §3.1. Raises `ValueError` for another number of mel bins or less than one patch."
         h_a = self.norm(self.blocks(self.embed(spec)))
-        if not self.pool_frequency: return h_a
+        if not self.pool_frequency:
+            return h_a
         moments = reduce(h_a[:, 2:], 'b (f t) d -> b t d', 'mean', f=len(self.patch_pos))
         return torch.cat([h_a[:, :2], moments], dim=1)
 
 # %% ../nbs/08_audio_encoder.ipynb #df4289ff
 @patch
-def fold(self:AST) -> AST:
+def fold(self: AST) -> AST:
     "The same encoder without batch statistics, in place; done after pretraining."
-    if isinstance(self.stem, ConvStem) and any(isinstance(l, nn.BatchNorm2d) for l in self.stem.layers): self.stem.fold()
+    if isinstance(self.stem, ConvStem) and any(isinstance(l, nn.BatchNorm2d) for l in self.stem.layers):
+        self.stem.fold()
     return self
 
+
 @patch
-def embed(self:AST,
-    spec:Tensor, # (b t f)
-)->Tensor: # (b m d) what the first transformer layer sees
+def embed(
+    self: AST,
+    spec: Tensor,  # (b t f)
+) -> Tensor:  # (b m d) what the first transformer layer sees
     "Patches as vectors with their positions, after the two extra tokens."
-    if spec.ndim!=3 or spec.shape[2]!=self.n_mels:
-        raise ValueError(f"spectrogram of shape {tuple(spec.shape)}, expected (b, t, {self.n_mels}): batch, frames, mel bins")
+    if spec.ndim != 3 or spec.shape[2] != self.n_mels:
+        raise ValueError(
+            f'spectrogram of shape {tuple(spec.shape)}, expected (b, t, {self.n_mels}): batch, frames, mel bins'
+        )
     n_patches(spec.shape[1], self.n_mels, self.patch, self.stride)
     x = self.stem(rearrange(spec, 'b t f -> b 1 f t'))
     pos = fit_positions(self.patch_pos, *x.shape[2:])
@@ -187,21 +213,30 @@ def embed(self:AST,
 
 # %% ../nbs/08_audio_encoder.ipynb #be338bc8
 @patch
-def classify(self:AST,
-    spec:Tensor, # (b t f)
-)->Tensor: # (b k) logits
+def classify(
+    self: AST,
+    spec: Tensor,  # (b t f)
+) -> Tensor:  # (b k) logits
     "Class logits from the mean of class and distillation token. Raises `ValueError` for a model without head."
-    if self.head is None: raise ValueError("this AST has no classification head: make it with n_classes=k")
+    if self.head is None:
+        raise ValueError('this AST has no classification head: make it with n_classes=k')
     return self.head(self(spec)[:, :2].mean(1))
 
+
 @patch
-def summary(self:AST,
-    spec:Tensor, # (b t f)
-)->Tensor: # (b d) mean of class and distillation token
+def summary(
+    self: AST,
+    spec: Tensor,  # (b t f)
+) -> Tensor:  # (b d) mean of class and distillation token
     "The embedding of a clip by AST alone. The last block is computed for the two tokens that are read, and for no other."
     x = self.blocks[:-1](self.embed(spec))
-    block = self.blocks[-1]; a, y = block.attn, block.norm1(x)
-    heads, (wq, wkv), (bq, bkv) = a.num_heads, a.qkv.weight.split([self.d, 2*self.d]), a.qkv.bias.split([self.d, 2*self.d])
+    block = self.blocks[-1]
+    a, y = block.attn, block.norm1(x)
+    heads, (wq, wkv), (bq, bkv) = (
+        a.num_heads,
+        a.qkv.weight.split([self.d, 2 * self.d]),
+        a.qkv.bias.split([self.d, 2 * self.d]),
+    )
     q = rearrange(F.linear(y[:, :2], wq, bq), 'b n (h c) -> b h n c', h=heads)
     k, v = rearrange(F.linear(y, wkv, bkv), 'b m (two h c) -> two b h m c', two=2, h=heads)
     x = x[:, :2] + block.drop_path1(a.proj(rearrange(F.scaled_dot_product_attention(q, k, v), 'b h n c -> b n (h c)')))
@@ -209,44 +244,63 @@ def summary(self:AST,
 
 # %% ../nbs/08_audio_encoder.ipynb #367c18a6
 def classification_loss(
-    logits:Tensor, # (b k)
-    labels:Tensor, # (b k) 1 where the class is heard, else 0
-    kind:str='softmax', # 'softmax' over all classes, or 'sigmoid', each class for itself
-)->Tensor: # scalar
+    logits: Tensor,  # (b k)
+    labels: Tensor,  # (b k) 1 where the class is heard, else 0
+    kind: str = 'softmax',  # 'softmax' over all classes, or 'sigmoid', each class for itself
+) -> Tensor:  # scalar
     "Loss for pretraining on one or more labels a clip. Raises `ValueError` where a clip has no label ('softmax')."
     labels = labels.to(logits.dtype)
-    if kind=='sigmoid': return F.binary_cross_entropy_with_logits(logits, labels)
-    if kind!='softmax': raise ValueError(f"kind {kind!r}: accepted are 'softmax' and 'sigmoid'")
+    if kind == 'sigmoid':
+        return F.binary_cross_entropy_with_logits(logits, labels)
+    if kind != 'softmax':
+        raise ValueError(f"kind {kind!r}: accepted are 'softmax' and 'sigmoid'")
     n = labels.sum(1)
-    if (n==0).any(): raise ValueError(f"{int((n==0).sum())} of {len(n)} clips have no label: softmax over the labels present is undefined")
+    if (n == 0).any():
+        raise ValueError(
+            f'{int((n == 0).sum())} of {len(n)} clips have no label: softmax over the labels present is undefined'
+        )
     return -((labels * logits.log_softmax(1)).sum(1) / n).mean()
 
 # %% ../nbs/08_audio_encoder.ipynb #48d2ad8b
 def vit_ast_state(
-    state:dict, # tensors by timm's names: cls_token, dist_token, pos_embed, patch_embed.proj, blocks, norm
-    gf:int, # patches along frequency in that model
-)->dict: # the same tensors under the names of `AST`
+    state: dict,  # tensors by timm's names: cls_token, dist_token, pos_embed, patch_embed.proj, blocks, norm
+    gf: int,  # patches along frequency in that model
+) -> dict:  # the same tensors under the names of `AST`
     "Weights of a distilled vision transformer under our names, positions laid out on their grid."
-    s = {k.replace('patch_embed.proj', 'stem'): v for k,v in state.items()}
+    s = {k.replace('patch_embed.proj', 'stem'): v for k, v in state.items()}
     pos = s.pop('pos_embed')[0]
-    s['extra_pos'],s['patch_pos'] = pos[:2], rearrange(pos[2:], '(f t) d -> f t d', f=gf)
+    s['extra_pos'], s['patch_pos'] = pos[:2], rearrange(pos[2:], '(f t) d -> f t d', f=gf)
     s['extra_tokens'] = torch.cat([s.pop('cls_token')[0], s.pop('dist_token')[0]])
     return s
 
-_hf_names = [(r'^audio_spectrogram_transformer\.', ''), (r'^encoder\.layer\.', 'blocks.'), (r'^layernorm\.', 'norm.'),
-             (r'layernorm_before', 'norm1'), (r'layernorm_after', 'norm2'), (r'attention\.output\.dense', 'attn.proj'),
-             (r'intermediate\.dense', 'mlp.fc1'), (r'output\.dense', 'mlp.fc2'), (r'^classifier\.layernorm', 'head.0'),
-             (r'^classifier\.dense', 'head.1'), (r'^embeddings\.patch_embeddings\.projection', 'patch_embed.proj'),
-             (r'^embeddings\.position_embeddings', 'pos_embed'), (r'^embeddings\.cls_token', 'cls_token'), (r'^embeddings\.distillation_token', 'dist_token')]
+
+_hf_names = [
+    (r'^audio_spectrogram_transformer\.', ''),
+    (r'^encoder\.layer\.', 'blocks.'),
+    (r'^layernorm\.', 'norm.'),
+    (r'layernorm_before', 'norm1'),
+    (r'layernorm_after', 'norm2'),
+    (r'attention\.output\.dense', 'attn.proj'),
+    (r'intermediate\.dense', 'mlp.fc1'),
+    (r'output\.dense', 'mlp.fc2'),
+    (r'^classifier\.layernorm', 'head.0'),
+    (r'^classifier\.dense', 'head.1'),
+    (r'^embeddings\.patch_embeddings\.projection', 'patch_embed.proj'),
+    (r'^embeddings\.position_embeddings', 'pos_embed'),
+    (r'^embeddings\.cls_token', 'cls_token'),
+    (r'^embeddings\.distillation_token', 'dist_token'),
+]
+
 
 def hf_ast_state(
-    state:dict, # tensors by name, as in the published `model.safetensors`
-    gf:int, # patches along frequency in the published model
-)->dict: # the same tensors under the names of `AST`
+    state: dict,  # tensors by name, as in the published `model.safetensors`
+    gf: int,  # patches along frequency in the published model
+) -> dict:  # the same tensors under the names of `AST`
     "AST weights of Hugging Face's format under our names: query, key and value joined."
     s = {}
-    for k,v in state.items():
-        for old,new in _hf_names: k = re.sub(old, new, k)
+    for k, v in state.items():
+        for old, new in _hf_names:
+            k = re.sub(old, new, k)
         s[k] = v
     for k in [k for k in s if '.attention.query.' in k]:
         qkv = [s.pop(k.replace('query', x)) for x in ('query', 'key', 'value')]
@@ -255,92 +309,148 @@ def hf_ast_state(
 
 # %% ../nbs/08_audio_encoder.ipynb #ecb8ffa4
 def from_hf_ast(
-    state:dict, # tensors by name, as in the published `model.safetensors`
-    config:dict, # its `config.json`
-)->AST: # in eval mode; with the classification head where the weights hold one
+    state: dict,  # tensors by name, as in the published `model.safetensors`
+    config: dict,  # its `config.json`
+) -> AST:  # in eval mode; with the classification head where the weights hold one
     "AST with published weights. Raises `ValueError` for unequal strides, `RuntimeError` for tensors that do not fit."
-    c,head = config,state.get('classifier.dense.weight')
-    if c['frequency_stride']!=c['time_stride']: raise ValueError(f"strides {c['frequency_stride']} and {c['time_stride']}: only equal ones are accepted")
-    m = AST(c['num_mel_bins'], c['max_length'], c['hidden_size'], c['num_hidden_layers'], c['num_attention_heads'],
-            c['patch_size'], c['time_stride'], n_classes=None if head is None else len(head))
+    c, head = config, state.get('classifier.dense.weight')
+    if c['frequency_stride'] != c['time_stride']:
+        raise ValueError(f'strides {c["frequency_stride"]} and {c["time_stride"]}: only equal ones are accepted')
+    m = AST(
+        c['num_mel_bins'],
+        c['max_length'],
+        c['hidden_size'],
+        c['num_hidden_layers'],
+        c['num_attention_heads'],
+        c['patch_size'],
+        c['time_stride'],
+        n_classes=None if head is None else len(head),
+    )
     m.load_state_dict(hf_ast_state(state, len(m.patch_pos)))
     return m.eval()
 
 # %% ../nbs/08_audio_encoder.ipynb #31c4d5f4
 def original_ast_state(
-    state:dict, # tensors by name, as in the authors' checkpoint
-    gf:int=12, # patches along frequency
-)->dict: # the same under the names of `AST`
+    state: dict,  # tensors by name, as in the authors' checkpoint
+    gf: int = 12,  # patches along frequency
+) -> dict:  # the same under the names of `AST`
     "AST weights of the authors' checkpoint under our names; DeiT's heads for pictures stay behind."
-    s = {k.removeprefix('module.'): v for k,v in state.items()}
-    s = {k: v for k,v in s.items() if not re.match(r'v\.head(_dist)?\.', k)}
-    return vit_ast_state({k.removeprefix('v.').replace('mlp_head', 'head'): v for k,v in s.items()}, gf)
+    s = {k.removeprefix('module.'): v for k, v in state.items()}
+    s = {k: v for k, v in s.items() if not re.match(r'v\.head(_dist)?\.', k)}
+    return vit_ast_state({k.removeprefix('v.').replace('mlp_head', 'head'): v for k, v in s.items()}, gf)
+
 
 def from_original_ast(
-    path:str|Path, # *.pth
-    n_frames:int=1024, n_mels:int=128, stride:int=10, # what it was trained for
-)->AST: # in eval mode, with its classification head
+    path: str | Path,  # *.pth
+    n_frames: int = 1024,
+    n_mels: int = 128,
+    stride: int = 10,  # what it was trained for
+) -> AST:  # in eval mode, with its classification head
     "AST from the authors' checkpoint. Raises `ValueError` where positions and grid do not fit, `RuntimeError` for other tensors."
     state = torch.load(path, map_location='cpu', weights_only=True)
-    pos = next((v for k,v in state.items() if k.endswith('v.pos_embed')), None)
-    if pos is None: raise ValueError(f"{path}: no tensor named v.pos_embed; a checkpoint of the AST repository is accepted")
-    gf,gt = patch_grid(n_frames, n_mels, 16, stride)
-    if pos.shape[1] != gf*gt + 2: raise ValueError(f"{path}: {pos.shape[1] - 2} patch positions, but {n_frames} frames × {n_mels} bins at stride {stride} make {gf*gt}")
-    s,d = original_ast_state(state, gf), pos.shape[2]
-    m = AST(n_mels, n_frames, d, 1 + max(int(k.split('.')[1]) for k in s if k.startswith('blocks.')), d//64, 16, stride, n_classes=len(s['head.1.bias']))
+    pos = next((v for k, v in state.items() if k.endswith('v.pos_embed')), None)
+    if pos is None:
+        raise ValueError(f'{path}: no tensor named v.pos_embed; a checkpoint of the AST repository is accepted')
+    gf, gt = patch_grid(n_frames, n_mels, 16, stride)
+    if pos.shape[1] != gf * gt + 2:
+        raise ValueError(
+            f'{path}: {pos.shape[1] - 2} patch positions, but {n_frames} frames × {n_mels} bins at stride {stride} make {gf * gt}'
+        )
+    s, d = original_ast_state(state, gf), pos.shape[2]
+    m = AST(
+        n_mels,
+        n_frames,
+        d,
+        1 + max(int(k.split('.')[1]) for k in s if k.startswith('blocks.')),
+        d // 64,
+        16,
+        stride,
+        n_classes=len(s['head.1.bias']),
+    )
     m.load_state_dict(s)
     return m.eval()
 
 # %% ../nbs/08_audio_encoder.ipynb #a5604f46
 def deit_ast_state(
-    state:dict, # of timm's distilled DeiT
-    gf:int, gt:int, # grid of the new model
-)->dict: # tensors for an `AST` without head
+    state: dict,  # of timm's distilled DeiT
+    gf: int,
+    gt: int,  # grid of the new model
+) -> dict:  # tensors for an `AST` without head
     "ImageNet weights as a start for an AST (Gong et al., 2021): colours summed, positions fitted to the grid, heads left behind."
-    s = {k: v for k,v in state.items() if not k.startswith('head')}
+    s = {k: v for k, v in state.items() if not k.startswith('head')}
     s['patch_embed.proj.weight'] = s['patch_embed.proj.weight'].sum(1, keepdim=True)
     s = vit_ast_state(s, math.isqrt(s['pos_embed'].shape[1] - 2))
     return s | dict(patch_pos=fit_positions(s['patch_pos'], gf, gt))
 
 # %% ../nbs/08_audio_encoder.ipynb #9b692da5
 def _same_stride(name, other, ast):
-    if (other.stride, other.n_mels) != (ast.stride, ast.n_mels): raise ValueError(f"{name}: stride {other.stride} and {other.n_mels} mel bins, the profile has {ast.stride} and {ast.n_mels}")
+    if (other.stride, other.n_mels) != (ast.stride, ast.n_mels):
+        raise ValueError(
+            f'{name}: stride {other.stride} and {other.n_mels} mel bins, the profile has {ast.stride} and {ast.n_mels}'
+        )
     return other.state_dict()
 
-def timm_weights(name:str)->dict:
+
+def timm_weights(name: str) -> dict:
     "Pretrained weights by timm name, from its cache or downloaded. Raises `ConnectionError` with instructions, `ValueError` on an unknown name."
     return load_file(timm_file(name))
 
-def timm_file(name:str)->Path: # *.safetensors
+
+def timm_file(name: str) -> Path:  # *.safetensors
     "The file of a timm model's pretrained weights, in the cache of Hugging Face. Errors as `timm_weights`."
     import timm
-    if not timm.is_model(name): raise ValueError(f"'{name}' is not a model of timm; AST began as deit_base_distilled_patch16_384")
+
+    if not timm.is_model(name):
+        raise ValueError(f"'{name}' is not a model of timm; AST began as deit_base_distilled_patch16_384")
     repo = (timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()).hf_hub_id
-    if not repo: raise ValueError(f"'{name}': timm has no weights for it on the hub; AST began as deit_base_distilled_patch16_384")
-    return hub_folder(repo, ['model.safetensors'], "copy model.safetensors (as `hf download` lays it out) into that folder of the cache here")/'model.safetensors'
+    if not repo:
+        raise ValueError(
+            f"'{name}': timm has no weights for it on the hub; AST began as deit_base_distilled_patch16_384"
+        )
+    return (
+        hub_folder(
+            repo,
+            ['model.safetensors'],
+            'copy model.safetensors (as `hf download` lays it out) into that folder of the cache here',
+        )
+        / 'model.safetensors'
+    )
 
 # %% ../nbs/08_audio_encoder.ipynb #0c26bc13
 def load_pretrained(
-    ast:AST, # of the size of the weights; its clip length may be another
-    name:str, # 'hf:FOLDER or hub id', 'deit:timm name', or a file *.pth of the AST repository
-)->AST: # the same
+    ast: AST,  # of the size of the weights; its clip length may be another
+    name: str,  # 'hf:FOLDER or hub id', 'deit:timm name', or a file *.pth of the AST repository
+) -> AST:  # the same
     "Put published weights into `ast`, positions cut or stretched to its clips, heads left out. Raises `ValueError` on an unknown name or another size, `ConnectionError` with instructions where a download fails."
-    kind,_,rest = name.partition(':')
+    kind, _, rest = name.partition(':')
     files = [name]
     if kind == 'deit':
         files = [timm_file(rest)]
         state = deit_ast_state(timm_weights(rest), *ast.patch_pos.shape[:2])
     elif kind == 'hf':
-        folder = Path(rest) if Path(rest).is_dir() else hub_folder(rest, ['config.json', 'preprocessor_config.json', '*.safetensors'], f"name its folder: 'hf:FOLDER'")
-        files = [folder/'model.safetensors']
-        state = _same_stride(name, from_hf_ast(load_file(files[0]), json.loads((folder/'config.json').read_text())), ast)
-    elif name.endswith('.pth'): state = _same_stride(name, from_original_ast(name), ast)
-    else: raise ValueError(f"audio weights '{name}': hf:FOLDER, hf:HUB_ID, deit:TIMM_NAME or a file *.pth is accepted")
-    state = {k: v for k,v in state.items() if not k.startswith('head.')}
+        folder = (
+            Path(rest)
+            if Path(rest).is_dir()
+            else hub_folder(
+                rest, ['config.json', 'preprocessor_config.json', '*.safetensors'], "name its folder: 'hf:FOLDER'"
+            )
+        )
+        files = [folder / 'model.safetensors']
+        state = _same_stride(
+            name, from_hf_ast(load_file(files[0]), json.loads((folder / 'config.json').read_text())), ast
+        )
+    elif name.endswith('.pth'):
+        state = _same_stride(name, from_original_ast(name), ast)
+    else:
+        raise ValueError(f"audio weights '{name}': hf:FOLDER, hf:HUB_ID, deit:TIMM_NAME or a file *.pth is accepted")
+    state = {k: v for k, v in state.items() if not k.startswith('head.')}
     state['patch_pos'] = fit_positions(state['patch_pos'], *ast.patch_pos.shape[:2])
-    own = {k: v.shape for k,v in ast.state_dict().items() if not k.startswith('head.')}
+    own = {k: v.shape for k, v in ast.state_dict().items() if not k.startswith('head.')}
     odd = [k for k in sorted(own.keys() | state.keys()) if k not in own or k not in state or own[k] != state[k].shape]
-    if odd: raise ValueError(f"{name}: {odd[0]} is {tuple(state[odd[0]].shape) if odd[0] in state else 'missing'}, the encoder of the profile has {tuple(own[odd[0]]) if odd[0] in own else 'none'}")
+    if odd:
+        raise ValueError(
+            f'{name}: {odd[0]} is {tuple(state[odd[0]].shape) if odd[0] in state else "missing"}, the encoder of the profile has {tuple(own[odd[0]]) if odd[0] in own else "none"}'
+        )
     ast.load_state_dict(state, strict=False)
     ast.files = files
     return ast

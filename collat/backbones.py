@@ -15,58 +15,88 @@ from .config import nearest_name
 # %% ../nbs/08a_backbones.ipynb #b3469a1d
 class CNN(nn.Module):
     "What the convolutional encoders share: (b t f) to tokens (b m d), one pooled vector, and class logits where there is a head."
-    files = () # of published weights; there are none here
-    def add_head(self, n_classes:int|None): self.head = nn.Sequential(nn.LayerNorm(self.d), nn.Linear(self.d, n_classes)) if n_classes else None
-    def pool(self, h:Tensor) -> Tensor: return h.mean(1) # (b m d) -> (b d)
-    def classify(self, spec:Tensor) -> Tensor: # (b t f) -> (b k)
+
+    files = ()  # of published weights; there are none here
+
+    def add_head(self, n_classes: int | None):
+        self.head = nn.Sequential(nn.LayerNorm(self.d), nn.Linear(self.d, n_classes)) if n_classes else None
+
+    def pool(self, h: Tensor) -> Tensor:
+        return h.mean(1)  # (b m d) -> (b d)
+
+    def classify(self, spec: Tensor) -> Tensor:  # (b t f) -> (b k)
         "Class logits. Raises `ValueError` for a model without head."
-        if self.head is None: raise ValueError('this encoder has no classification head: make it with n_classes=k')
+        if self.head is None:
+            raise ValueError('this encoder has no classification head: make it with n_classes=k')
         return self.head(self.pool(self(spec)))
+
 
 class TimmCNN(CNN):
     "A convolutional backbone of timm on spectrograms: tokens are the cells of its last map, pooled by their mean."
-    def __init__(self, name:str, n_classes:int|None=None, **kwargs):
+
+    def __init__(self, name: str, n_classes: int | None = None, **kwargs):
         super().__init__()
         import timm
+
         self.net = timm.create_model(name, in_chans=1, num_classes=0, **kwargs).to(memory_format=torch.channels_last)
-        if hasattr(self.net, 'conv_head'): self.net.conv_head = nn.Identity()   # MobileNet's stands behind the pooling, where nothing is read
+        if hasattr(self.net, 'conv_head'):
+            self.net.conv_head = nn.Identity()  # MobileNet's stands behind the pooling, where nothing is read
         self.d = self.net.num_features
         self.add_head(n_classes)
-    def forward(self, spec:Tensor) -> Tensor: # (b t f) -> (b m d)
+
+    def forward(self, spec: Tensor) -> Tensor:  # (b t f) -> (b m d)
         "The last feature map, from low to high frequency, each row in time."
         return rearrange(self.net.forward_features(rearrange(spec, 'b t f -> b 1 f t')), 'b d f t -> b (f t) d')
 
+
 class CNN14(CNN):
     "The fourteen-layer network of PANNs on `width` channels in its first block (64 as published)."
-    def __init__(self, width:int=64, n_classes:int|None=None):
+
+    def __init__(self, width: int = 64, n_classes: int | None = None):
         super().__init__()
         sizes = [1, *(width * 2**i for i in range(6))]
         conv = lambda i, o: [nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU()]
         blocks = [nn.Sequential(*conv(i, o), *conv(o, o)) for i, o in zip(sizes, sizes[1:])]
-        self.net = nn.Sequential(*[l for b in blocks[:-1] for l in (b, nn.AvgPool2d(2))], blocks[-1]).to(memory_format=torch.channels_last)
+        self.net = nn.Sequential(*[l for b in blocks[:-1] for l in (b, nn.AvgPool2d(2))], blocks[-1]).to(
+            memory_format=torch.channels_last
+        )
         self.d = sizes[-1]
         self.last = nn.Sequential(nn.Linear(self.d, self.d), nn.ReLU())
         self.add_head(n_classes)
-    def forward(self, spec:Tensor) -> Tensor: # (b t f) -> (b m d), one token per stretch of 32 frames
+
+    def forward(self, spec: Tensor) -> Tensor:  # (b t f) -> (b m d), one token per stretch of 32 frames
         "Feature map averaged over frequency."
         return rearrange(self.net(rearrange(spec, 'b t f -> b 1 t f')).mean(3), 'b d t -> b t d')
-    def pool(self, h:Tensor) -> Tensor: return self.last(h.mean(1) + h.amax(1)) # (b m d) -> (b d)
+
+    def pool(self, h: Tensor) -> Tensor:
+        return self.last(h.mean(1) + h.amax(1))  # (b m d) -> (b d)
 
 # %% ../nbs/08a_backbones.ipynb #d2f42683
-SIZES = dict( # backbone -> [for tests, about a million weights, as published]
+SIZES = dict(  # backbone -> [for tests, about a million weights, as published]
     mobilenet=[('mobilenetv3_small_050', {}), ('mobilenetv3_small_100', {}), ('mobilenetv1_100', {})],
-    resnet=[('resnet10t', dict(channels=(8, 16, 24, 32), stem_width=8)), ('resnet18', dict(channels=(24, 48, 96, 192))), ('resnet18', {})],
-    resnext=[('resnext50_32x4d', dict(layers=(1, 1, 1, 1), cardinality=2, base_width=16, channels=(8, 8, 16, 16))),
-             ('resnext50_32x4d', dict(layers=(1, 1, 2, 1), cardinality=8, base_width=4, channels=(32, 64, 128, 256))), ('resnext50_32x4d', {})])
+    resnet=[
+        ('resnet10t', dict(channels=(8, 16, 24, 32), stem_width=8)),
+        ('resnet18', dict(channels=(24, 48, 96, 192))),
+        ('resnet18', {}),
+    ],
+    resnext=[
+        ('resnext50_32x4d', dict(layers=(1, 1, 1, 1), cardinality=2, base_width=16, channels=(8, 8, 16, 16))),
+        ('resnext50_32x4d', dict(layers=(1, 1, 2, 1), cardinality=8, base_width=4, channels=(32, 64, 128, 256))),
+        ('resnext50_32x4d', {}),
+    ],
+)
 BACKBONES = 'ast', 'cnn14', *SIZES
 
+
 def make_cnn(
-    name:str, # cnn14 | a name of `SIZES`
-    d_audio:int, # width of the AST that it stands in for: below 64 the size for tests, below 384 about a million weights, from there the published size; CNN14 grows with it
-    n_classes:int|None=None, # classes k of the head for pretraining, None: no head
+    name: str,  # cnn14 | a name of `SIZES`
+    d_audio: int,  # width of the AST that it stands in for: below 64 the size for tests, below 384 about a million weights, from there the published size; CNN14 grows with it
+    n_classes: int | None = None,  # classes k of the head for pretraining, None: no head
 ) -> CNN:
     "A convolutional encoder in the size of a profile. Raises ValueError on an unknown name."
-    if name not in BACKBONES or name == 'ast': raise ValueError(f"backbone '{name}' is not one of {', '.join(BACKBONES)}.{nearest_name(name, BACKBONES)}")
-    if name == 'cnn14': return CNN14(d_audio // 16 if d_audio < 384 else d_audio // 12, n_classes)
+    if name not in BACKBONES or name == 'ast':
+        raise ValueError(f"backbone '{name}' is not one of {', '.join(BACKBONES)}.{nearest_name(name, BACKBONES)}")
+    if name == 'cnn14':
+        return CNN14(d_audio // 16 if d_audio < 384 else d_audio // 12, n_classes)
     kind, more = SIZES[name][0 if d_audio < 64 else 1 if d_audio < 384 else 2]
     return TimmCNN(kind, n_classes, **more)

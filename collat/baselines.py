@@ -11,7 +11,13 @@ __all__ = ['BASELINES', 'VARIANTS', 'COLORS', 'PUBLISHED', 'BaselineSpec', 'meth
            'collat_row']
 
 # %% ../nbs/13_baselines.ipynb #5e9a61bc
-import copy, dataclasses, importlib, json, math, os, zlib
+import copy
+import dataclasses
+import importlib
+import json
+import math
+import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,18 +33,41 @@ from .backbones import make_cnn
 from .cached_tokens import CachedTokens
 from .config import Profile, atomic_path, load_profile, nearest_name
 from .losses import global_contrastive_loss
-from .model import CoLLAT, as_waveforms, best_device, drop_tokens, encode_each, evaluating, front_end, make_audio_encoder, text_id, window_batches
+from collat.model import (
+    CoLLAT,
+    as_waveforms,
+    best_device,
+    drop_tokens,
+    encode_each,
+    evaluating,
+    front_end,
+    make_audio_encoder,
+    text_id,
+    window_batches,
+)
 from .model import load_published as load_ears
 from .prompts import class_prompts, label_to_words
 from .scenes import Scenes, split_classes
 from .text_encoder import LockedTextEncoder, load_text_encoder
-from .training import StepLoader, before, heard_once, multi_hot, prompt_maker, read_log, run_steps, same_profile, train, zero_shot_scores
+from collat.training import (
+    StepLoader,
+    before,
+    heard_once,
+    multi_hot,
+    prompt_maker,
+    read_log,
+    run_steps,
+    same_profile,
+    train,
+    zero_shot_scores,
+)
 from .weights import HF_FILES, _quiet, hub_folder
 
 # %% ../nbs/13_baselines.ipynb #806d3541
 @dataclass(frozen=True)
 class BaselineSpec:
     "What tells one method from another."
+
     name: str  # as in `BASELINES`
     title: str  # as the paper prints it
     backbone: str  # ast | mobilenet | resnet | resnext | cnn14 | yamnet
@@ -46,67 +75,102 @@ class BaselineSpec:
     projection: str = 'mlp'  # of the audio side: linear | mlp
     project_text: bool = False  # an MLP on the text side, too
     template: str = ''  # training prompt form; empty = the profile's
-    pull: float = 0.  # weight of the penalty that pulls a tuned tower back
+    pull: float = 0.0  # weight of the penalty that pulls a tuned tower back
     lr_text: float = 5e-5  # peak learning rate of a tuned tower
 
-BASELINES = {s.name: s for s in (
-    BaselineSpec('supervise', 'Supervise', 'ast'),
-    BaselineSpec('yamnet', 'YamNet', 'mobilenet'),
-    BaselineSpec('wav2clip', 'Wav2CLIP', 'resnet', 'locked'),
-    BaselineSpec('audioclip', 'AudioCLIP', 'resnext', 'tuned', 'linear', template='concat'),
-    BaselineSpec('clap', 'CLAP', 'cnn14', 'tuned', project_text=True),
-    BaselineSpec('cons_clap', 'Cons-CLAP', 'cnn14', 'tuned', project_text=True, pull=.1))}
+
+BASELINES = {
+    s.name: s
+    for s in (
+        BaselineSpec('supervise', 'Supervise', 'ast'),
+        BaselineSpec('yamnet', 'YamNet', 'mobilenet'),
+        BaselineSpec('wav2clip', 'Wav2CLIP', 'resnet', 'locked'),
+        BaselineSpec('audioclip', 'AudioCLIP', 'resnext', 'tuned', 'linear', template='concat'),
+        BaselineSpec('clap', 'CLAP', 'cnn14', 'tuned', project_text=True),
+        BaselineSpec('cons_clap', 'Cons-CLAP', 'cnn14', 'tuned', project_text=True, pull=0.1),
+    )
+}
 
 VARIANTS = [*((n, None) for n in BASELINES), ('audioclip', False), ('clap', False)]  # what a full comparison trains
 
-COLORS = {'CLAP': 0, 'CoLLAT': 1, 'AudioCLIP': 2, 'Cons-CLAP': 3, 'Wav2CLIP': 4, 'YamNet': 5, 'Supervise': 7}  # of seaborn's `colorblind`: the same for a method in every figure
-def method_color(title:str) -> tuple: # red, green, blue; `title` may go on after a comma
+COLORS = {
+    'CLAP': 0,
+    'CoLLAT': 1,
+    'AudioCLIP': 2,
+    'Cons-CLAP': 3,
+    'Wav2CLIP': 4,
+    'YamNet': 5,
+    'Supervise': 7,
+}  # of seaborn's `colorblind`: the same for a method in every figure
+
+
+def method_color(title: str) -> tuple:  # red, green, blue; `title` may go on after a comma
     "The colour of a method; black for anything else."
     import seaborn as sns
+
     i = COLORS.get(title.split(',')[0].split(' (')[0])
-    return (0., 0., 0.) if i is None else sns.color_palette('colorblind')[i]
+    return (0.0, 0.0, 0.0) if i is None else sns.color_palette('colorblind')[i]
 
 # %% ../nbs/13_baselines.ipynb #c8da6039
 def baseline_spec(
-    name:str, # a name of `BASELINES`
-    text_tuned:bool|None=None, # None = as the method has it; False = text frozen (Table 3b)
+    name: str,  # a name of `BASELINES`
+    text_tuned: bool | None = None,  # None = as the method has it; False = text frozen (Table 3b)
 ) -> BaselineSpec:
     "The row of a method. Raises ValueError on an unknown name and on a text tower that the method does not have."
-    if name not in BASELINES: raise ValueError(f"baseline '{name}' is unknown; known are {', '.join(BASELINES)}.{nearest_name(name, BASELINES)}")
+    if name not in BASELINES:
+        raise ValueError(
+            f"baseline '{name}' is unknown; known are {', '.join(BASELINES)}.{nearest_name(name, BASELINES)}"
+        )
     s = BASELINES[name]
-    if text_tuned is None or text_tuned == (s.text == 'tuned'): return s
-    if text_tuned: raise ValueError(f"{name} has no tuned text tower; text_tuned=True is accepted for {', '.join(n for n, s in BASELINES.items() if s.text == 'tuned')}")
-    if s.pull: raise ValueError(f"{name} with a frozen tower has nothing to pull back: it is clap with text_tuned=False")
+    if text_tuned is None or text_tuned == (s.text == 'tuned'):
+        return s
+    if text_tuned:
+        raise ValueError(
+            f'{name} has no tuned text tower; text_tuned=True is accepted for {", ".join(n for n, s in BASELINES.items() if s.text == "tuned")}'
+        )
+    if s.pull:
+        raise ValueError(f'{name} with a frozen tower has nothing to pull back: it is clap with text_tuned=False')
     return dataclasses.replace(s, text='locked', project_text=False)
 
 # %% ../nbs/13_baselines.ipynb #fdad97c2
 class PooledAST(nn.Module):
     "The AST of the profile, pooled as in its own classification: mean of class and distillation token."
-    def __init__(self, p:Profile):
-        super().__init__()
-        self.net = make_audio_encoder(dataclasses.replace(p, backbone='ast')); self.d = self.net.d
-    def forward(self, spec:Tensor) -> Tensor: return self.net(spec) # (b t f) -> (b m d)
-    def pool(self, h:Tensor) -> Tensor: return h[:, :2].mean(1) # (b m d) -> (b d)
 
-def make_backbone(name:str, p:Profile) -> nn.Module: # (b t f) -> (b m d); `.pool` (b m d) -> (b d); `.d`
+    def __init__(self, p: Profile):
+        super().__init__()
+        self.net = make_audio_encoder(dataclasses.replace(p, backbone='ast'))
+        self.d = self.net.d
+
+    def forward(self, spec: Tensor) -> Tensor:
+        return self.net(spec)  # (b t f) -> (b m d)
+
+    def pool(self, h: Tensor) -> Tensor:
+        return h[:, :2].mean(1)  # (b m d) -> (b d)
+
+
+def make_backbone(name: str, p: Profile) -> nn.Module:  # (b t f) -> (b m d); `.pool` (b m d) -> (b d); `.d`
     "A backbone in the size of the profile. Raises ValueError on an unknown name."
-    if name == 'yamnet': return make_audio_encoder(p).requires_grad_(p.ears == 'tuned')
+    if name == 'yamnet':
+        return make_audio_encoder(p).requires_grad_(p.ears == 'tuned')
     return PooledAST(p) if name == 'ast' else make_cnn(name, p.d_audio)
 
 # %% ../nbs/13_baselines.ipynb #bfa74220
 class TunedText(nn.Module):
     "A trainable copy of a locked encoder: same reading, its own weights. The locked one is not touched."
-    def __init__(self, locked:LockedTextEncoder):
+
+    def __init__(self, locked: LockedTextEncoder):
         super().__init__()
         reader = copy.copy(locked)
         reader._held = (copy.deepcopy(locked.locked).requires_grad_(True),)
         self._parts, self.tower = (reader, locked), reader.locked
-        for n, w in self.tower.named_parameters():   # what no sentence embedding passes through
-            if n.startswith(('pooler.', 'logit_scale')): w.requires_grad_(False)
+        for n, w in self.tower.named_parameters():  # what no sentence embedding passes through
+            if n.startswith(('pooler.', 'logit_scale')):
+                w.requires_grad_(False)
 
-    def train(self, mode:bool=True): return super().train(False)   # no dropout, whatever the surrounding model is told
+    def train(self, mode: bool = True):
+        return super().train(False)  # no dropout, whatever the surrounding model is told
 
-    def forward(self, texts:list) -> Tensor: # (b d_out), with gradient
+    def forward(self, texts: list) -> Tensor:  # (b d_out), with gradient
         "z of texts through the tuned weights."
         reader = self._parts[0]
         t = reader.tokenize(texts)
@@ -114,480 +178,807 @@ class TunedText(nn.Module):
 
 # %% ../nbs/13_baselines.ipynb #5bb536f2
 @patch
-def pairs(self:TunedText) -> list: # of (tuned, pretrained) weights
+def pairs(self: TunedText) -> list:  # of (tuned, pretrained) weights
     "Each trained weight beside the one that it started from."
     pretrained = dict(self._parts[1].locked.named_parameters())
     return [(w, pretrained[n].to(w.device)) for n, w in self.tower.named_parameters() if w.requires_grad]
 
+
 @patch
-def squared_distance(self:TunedText) -> Tensor: # scalar, with gradient
+def squared_distance(self: TunedText) -> Tensor:  # scalar, with gradient
     "How far the tower has moved: sum of squared differences to the pretrained weights."
     return sum(F.mse_loss(w, w0, reduction='sum') for w, w0 in self.pairs())
 
 # %% ../nbs/13_baselines.ipynb #94814f7c
-def mlp(i:int, o:int) -> nn.Sequential: return nn.Sequential(nn.Linear(i, o), nn.GELU(), nn.Linear(o, o))
+def mlp(i: int, o: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(i, o), nn.GELU(), nn.Linear(o, o))
+
 
 class Baseline(nn.Module):
     "One method of the paper's comparison, behind CoLLAT's interface."
-    def __init__(self, profile:Profile, spec:BaselineSpec):
+
+    def __init__(self, profile: Profile, spec: BaselineSpec):
         super().__init__()
         p, s = profile, spec
-        self.profile, self.spec, self.classes, self.precision, self.text_cache = p, s, split_classes('train', p), 'fp32', {}
+        self.profile, self.spec, self.classes, self.precision, self.text_cache = (
+            p,
+            s,
+            split_classes('train', p),
+            'fp32',
+            {},
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(p.seed)
             self.audio = make_backbone(s.backbone, p)
             if s.text == 'none':
-                self.head, self.encode_text = nn.Sequential(nn.LayerNorm(self.audio.d), nn.Linear(self.audio.d, len(self.classes))), None
+                self.head, self.encode_text = (
+                    nn.Sequential(nn.LayerNorm(self.audio.d), nn.Linear(self.audio.d, len(self.classes))),
+                    None,
+                )
                 return
             self.text = load_text_encoder(p.text_encoder, pad_id=None if p.pad_id < 0 else p.pad_id)
             self.head = (mlp if s.projection == 'mlp' else nn.Linear)(self.audio.d, self.text.d_out)
             self.text_head = mlp(self.text.d_out, self.text.d_out) if s.project_text else nn.Identity()
         self.tower = TunedText(self.text) if s.text == 'tuned' else None
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / .07)))
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     @property
-    def device(self): return next(self.parameters()).device
-    @property
-    def frozen(self): return self.spec.backbone == 'yamnet' and self.profile.ears == 'frozen'
-    def autocast(self): return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == 'bf16')
+    def device(self):
+        return next(self.parameters()).device
 
-    def train(self, mode:bool=True):
+    @property
+    def frozen(self):
+        return self.spec.backbone == 'yamnet' and self.profile.ears == 'frozen'
+
+    def autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == 'bf16')
+
+    def train(self, mode: bool = True):
         "Training mode; frozen ears stay as they were published."
         super().train(mode)
-        if self.frozen: self.audio.eval()
+        if self.frozen:
+            self.audio.eval()
         return self
 
 # %% ../nbs/13_baselines.ipynb #98262c4b
 @patch
-def text_states(self:Baseline, texts:list) -> Tensor: # (b d_out)
+def text_states(self: Baseline, texts: list) -> Tensor:  # (b d_out)
     "What the tower says of texts, before any projection: with gradient if it is tuned, else computed once per text and kept."
     if self.tower is not None:
-        with self.autocast(): return self.tower(texts)
-    if new := [t for t in texts if t not in self.text_cache]: self.text_cache |= {t: z.cpu() for t, z in zip(new, encode_each(self.text, new))}
+        with self.autocast():
+            return self.tower(texts)
+    if new := [t for t in texts if t not in self.text_cache]:
+        self.text_cache |= {t: z.cpu() for t, z in zip(new, encode_each(self.text, new))}
     return torch.stack([self.text_cache[t] for t in texts]).to(self.device)
 
+
 @patch
-def match_loss(self:Baseline, z_a:Tensor, texts:list, weight=None) -> dict: # (b d_out)
+def match_loss(self: Baseline, z_a: Tensor, texts: list, weight=None) -> dict:  # (b d_out)
     "Eq. 2 between sounds and prompts, and the pull on a tuned tower."
-    distinct = sorted(set(texts)); at = [distinct.index(t) for t in texts]
+    distinct = sorted(set(texts))
+    at = [distinct.index(t) for t in texts]
     z_t = self.text_states(distinct)
-    with self.autocast(): z_t = self.text_head(z_t)[at]
+    with self.autocast():
+        z_t = self.text_head(z_t)[at]
     ids = torch.tensor([text_id(t) for t in texts], device=z_a.device)
-    loss = global_contrastive_loss(z_a, z_t.float(), self.logit_scale.clamp(max=math.log(100)).exp(), ids, self.profile.targets, weight)
-    if not self.spec.pull: return dict(loss=loss)
-    pull = .5 * self.spec.pull * self.tower.squared_distance()
+    loss = global_contrastive_loss(
+        z_a, z_t.float(), self.logit_scale.clamp(max=math.log(100)).exp(), ids, self.profile.targets, weight
+    )
+    if not self.spec.pull:
+        return dict(loss=loss)
+    pull = 0.5 * self.spec.pull * self.tower.squared_distance()
     return dict(loss=loss + pull, contrastive=loss.detach(), pull=pull.detach())
 
-@patch
-def listen(self:Baseline, batch:dict) -> Tensor: # (b m d)
-    "Audio tokens of a training batch: of SpecAugmented sound, or of frozen ears, some of them dropped."
-    p = self.profile
-    if 'tokens' in batch: return drop_tokens(batch['tokens'][:, 0].to(self.device).float(), batch['seeds'], p.token_drop)
-    spec = (batch['spec'] if 'spec' in batch else front_end(batch['wav'], p)).to(self.device)
-    if not self.frozen: spec = spec_augment(spec, batch['seeds'], p.freq_mask, p.time_mask)
-    with self.autocast(): h = self.audio(spec)
-    return drop_tokens(h, batch['seeds'], p.token_drop) if self.frozen else h
 
 @patch
-def forward(self:Baseline, batch:dict) -> dict: # loss, and its terms where there are several
+def listen(self: Baseline, batch: dict) -> Tensor:  # (b m d)
+    "Audio tokens of a training batch: of SpecAugmented sound, or of frozen ears, some of them dropped."
+    p = self.profile
+    if 'tokens' in batch:
+        return drop_tokens(batch['tokens'][:, 0].to(self.device).float(), batch['seeds'], p.token_drop)
+    spec = (batch['spec'] if 'spec' in batch else front_end(batch['wav'], p)).to(self.device)
+    if not self.frozen:
+        spec = spec_augment(spec, batch['seeds'], p.freq_mask, p.time_mask)
+    with self.autocast():
+        h = self.audio(spec)
+    return drop_tokens(h, batch['seeds'], p.token_drop) if self.frozen else h
+
+
+@patch
+def forward(self: Baseline, batch: dict) -> dict:  # loss, and its terms where there are several
     "The method's own objective on one batch of `StepLoader`."
     h = self.listen(batch)
-    with self.autocast(): out = self.head(self.audio.pool(h))
-    if self.spec.text != 'none': return self.match_loss(out.float(), list(batch['texts']), batch.get('weight'))
+    with self.autocast():
+        out = self.head(self.audio.pool(h))
+    if self.spec.text != 'none':
+        return self.match_loss(out.float(), list(batch['texts']), batch.get('weight'))
     return dict(loss=classification_loss(out.float(), multi_hot(batch['labels'], self.classes).to(out.device)))
 
 # %% ../nbs/13_baselines.ipynb #1c29614d
 @patch
-def _windows(self:Baseline, wavs, batch_size, read):
+def _windows(self: Baseline, wavs, batch_size, read):
     "(clip, read(audio tokens)) for every window."
     with evaluating(self):
-        for ids, wav in window_batches(wavs, self.profile, batch_size): yield from zip(ids, read(self.audio(front_end(wav.to(self.device), self.profile))))
+        for ids, wav in window_batches(wavs, self.profile, batch_size):
+            yield from zip(ids, read(self.audio(front_end(wav.to(self.device), self.profile))))
+
 
 @patch
-def embed(self:Baseline, h:Tensor) -> Tensor: # (b m d) -> (b d_out) unit norm
+def embed(self: Baseline, h: Tensor) -> Tensor:  # (b m d) -> (b d_out) unit norm
     "Audio tokens to the embedding: projected, or as they are pooled where there is no joint space."
     x = self.audio.pool(h)
     return F.normalize(x if self.spec.text == 'none' else self.head(x), dim=-1)
 
-def sum_windows(rows, n:int) -> Tensor: # (n d) unit norm
+
+def sum_windows(rows, n: int) -> Tensor:  # (n d) unit norm
     "Unit embeddings of windows, (clip, (d,)), averaged per clip."
     out = {}
-    for i, z in rows: out[i] = out.get(i, 0) + z
+    for i, z in rows:
+        out[i] = out.get(i, 0) + z
     return F.normalize(torch.stack([out[i] for i in range(n)]), dim=-1)
 
-def join_tokens(rows, n:int) -> list: # of n tensors (tokens, width) on the CPU
+
+def join_tokens(rows, n: int) -> list:  # of n tensors (tokens, width) on the CPU
     "Tokens of windows, (clip, (m, d)), one after the other."
     out = {}
-    for i, h in rows: out.setdefault(i, []).append(h.float().cpu())
+    for i, h in rows:
+        out.setdefault(i, []).append(h.float().cpu())
     return [torch.cat(out[i]) for i in range(n)]
 
+
 @patch
-def encode_audio(self:Baseline, wavs, batch_size:int=64) -> Tensor: # (b d_out) unit norm
+def encode_audio(self: Baseline, wavs, batch_size: int = 64) -> Tensor:  # (b d_out) unit norm
     "Embeddings of sounds (tensors or file names), independent of batch mates; windows of a long clip are averaged."
     wavs = as_waveforms(wavs, self.profile.sample_rate)
     return sum_windows(self._windows(wavs, batch_size, self.embed), len(wavs))
 
+
 @patch
-def token_features(self:Baseline, wavs, kind:str='audio', batch_size:int=64) -> list: # b tensors (tokens, width)
+def token_features(
+    self: Baseline, wavs, kind: str = 'audio', batch_size: int = 64
+) -> list:  # b tensors (tokens, width)
     "audio: the backbone's tokens | tokens, states: the embedding as one token per window. Raises ValueError on another kind."
-    if kind not in ('audio', 'tokens', 'states'): raise ValueError(f"kind '{kind}': audio, tokens or states is accepted")
+    if kind not in ('audio', 'tokens', 'states'):
+        raise ValueError(f"kind '{kind}': audio, tokens or states is accepted")
     wavs = as_waveforms(wavs, self.profile.sample_rate)
-    return join_tokens(self._windows(wavs, batch_size, (lambda h: h) if kind == 'audio' else lambda h: self.embed(h)[:, None]), len(wavs))
+    return join_tokens(
+        self._windows(wavs, batch_size, (lambda h: h) if kind == 'audio' else lambda h: self.embed(h)[:, None]),
+        len(wavs),
+    )
 
 # %% ../nbs/13_baselines.ipynb #d62f44fd
 @patch
-def encode_text(self:Baseline,
-    texts, # one or several
-    project:bool=True, # into the joint space; False: the tower's own space
-    batch_size:int=256,
-) -> Tensor: # (b d_out) unit norm
+def encode_text(
+    self: Baseline,
+    texts,  # one or several
+    project: bool = True,  # into the joint space; False: the tower's own space
+    batch_size: int = 256,
+) -> Tensor:  # (b d_out) unit norm
     "Embeddings of texts, through the tuned tower where there is one. (None in a supervised model.)"
     texts, head = [texts] if isinstance(texts, str) else list(texts), self.text_head if project else nn.Identity()
-    with evaluating(self): return torch.cat([F.normalize(head((self.tower or self.text)(texts[i:i + batch_size])), dim=-1) for i in range(0, len(texts), batch_size)])
+    with evaluating(self):
+        return torch.cat(
+            [
+                F.normalize(head((self.tower or self.text)(texts[i : i + batch_size])), dim=-1)
+                for i in range(0, len(texts), batch_size)
+            ]
+        )
+
 
 @patch
-def classify(self:Baseline,
-    wavs, # as `encode_audio`
-    labels:list, # (k,) class names
-    template:str='', # prompt form; empty = the one it was trained with
-) -> Tensor: # (b k) scores
+def classify(
+    self: Baseline,
+    wavs,  # as `encode_audio`
+    labels: list,  # (k,) class names
+    template: str = '',  # prompt form; empty = the one it was trained with
+) -> Tensor:  # (b k) scores
     "Cosines with one prompt per class; a supervised model gives its logits. Raises ValueError on classes that one never had."
-    if self.spec.text != 'none': return self.encode_audio(wavs) @ self.encode_text(class_prompts([label_to_words(l) for l in labels], template or self.profile.template)).T
-    if bad := [l for l in labels if l not in self.classes]: raise ValueError(f"{self.spec.title} is a classifier of its {len(self.classes)} training classes and has no zero-shot; '{bad[0]}' is not among them")
+    if self.spec.text != 'none':
+        return (
+            self.encode_audio(wavs)
+            @ self.encode_text(class_prompts([label_to_words(l) for l in labels], template or self.profile.template)).T
+        )
+    if bad := [l for l in labels if l not in self.classes]:
+        raise ValueError(
+            f"{self.spec.title} is a classifier of its {len(self.classes)} training classes and has no zero-shot; '{bad[0]}' is not among them"
+        )
     wavs = as_waveforms(wavs, self.profile.sample_rate)
     rows = dict(self._windows(wavs, 64, lambda h: self.head(self.audio.pool(h))))
     return torch.stack([rows[i] for i in range(len(wavs))])[:, [self.classes.index(l) for l in labels]]
 
 # %% ../nbs/13_baselines.ipynb #0cd9c2cc
 @patch
-def save(self:Baseline, folder:str|Path, **info) -> Path: # the folder
+def save(self: Baseline, folder: str | Path, **info) -> Path:  # the folder
     "config.json and model.safetensors, each written atomically, the weights last."
-    folder, cfg = Path(folder), dict(profile=dataclasses.asdict(self.profile), baseline=dataclasses.asdict(self.spec)) | info
-    with atomic_path(folder/'config.json') as tmp: tmp.write_text(json.dumps(cfg, indent=1))
-    with atomic_path(folder/'model.safetensors') as tmp: save_model(self, str(tmp))
+    folder, cfg = (
+        Path(folder),
+        dict(profile=dataclasses.asdict(self.profile), baseline=dataclasses.asdict(self.spec)) | info,
+    )
+    with atomic_path(folder / 'config.json') as tmp:
+        tmp.write_text(json.dumps(cfg, indent=1))
+    with atomic_path(folder / 'model.safetensors') as tmp:
+        save_model(self, str(tmp))
     return folder
 
-def load_baseline(folder:str|Path): # Baseline, or CoLLAT
+
+def load_baseline(folder: str | Path):  # Baseline, or CoLLAT
     "A saved method in evaluation mode. Raises FileNotFoundError naming what the folder lacks."
     folder = Path(folder)
     for f in ('config.json', 'model.safetensors'):
-        if not (folder/f).exists(): raise FileNotFoundError(f'{folder}: no {f}; a folder written by train_baseline holds config.json and model.safetensors')
-    cfg = json.loads((folder/'config.json').read_text())
-    if 'baseline' not in cfg: return CoLLAT.from_pretrained(folder)
+        if not (folder / f).exists():
+            raise FileNotFoundError(
+                f'{folder}: no {f}; a folder written by train_baseline holds config.json and model.safetensors'
+            )
+    cfg = json.loads((folder / 'config.json').read_text())
+    if 'baseline' not in cfg:
+        return CoLLAT.from_pretrained(folder)
     model = Baseline(load_profile('mini', cfg['profile']), BaselineSpec(**cfg['baseline']))
-    load_model(model, str(folder/'model.safetensors'))
+    load_model(model, str(folder / 'model.safetensors'))
     return model.eval().to(best_device())
 
 # %% ../nbs/13_baselines.ipynb #a82b45b5
 def baseline_profile(
-    profile:Profile,
-    spec:BaselineSpec,
-    steps:int|None=None, # of act two; None = the profile's
-    seed:int|None=None, # None = the profile's
+    profile: Profile,
+    spec: BaselineSpec,
+    steps: int | None = None,  # of act two; None = the profile's
+    seed: int | None = None,  # None = the profile's
 ) -> Profile:
     "The profile that a baseline is trained with: both acts in the proportions of CoLLAT's, with a warm-up of at most a sixth. All methods tune their ears, unless they share published ones."
     p, steps = profile, steps or profile.steps
     part = lambda n: max(1, round(n * steps / p.steps)) if n else 0
-    return dataclasses.replace(p, steps=steps, pretrain_steps=part(p.pretrain_steps), warmup=min(p.warmup, max(1, steps // 6)), seed=p.seed if seed is None else seed, ears=p.ears if p.backbone == 'yamnet' else 'tuned', template=spec.template or p.template,
-                               eval_every=steps if steps <= 2 * p.eval_every else p.eval_every, checkpoint_every=max(p.checkpoint_every, min(50, steps)))
+    return dataclasses.replace(
+        p,
+        steps=steps,
+        pretrain_steps=part(p.pretrain_steps),
+        warmup=min(p.warmup, max(1, steps // 6)),
+        seed=p.seed if seed is None else seed,
+        ears=p.ears if p.backbone == 'yamnet' else 'tuned',
+        template=spec.template or p.template,
+        eval_every=steps if steps <= 2 * p.eval_every else p.eval_every,
+        checkpoint_every=max(p.checkpoint_every, min(50, steps)),
+    )
 
-def data_order(loader:StepLoader) -> str: # 8 hex digits
+
+def data_order(loader: StepLoader) -> str:  # 8 hex digits
     "A fingerprint of all samples that a training takes, in order."
     return f'{zlib.crc32(str([loader.sample_ids(s) for s in range(loader.steps)]).encode()):08x}'
 
 # %% ../nbs/13_baselines.ipynb #8754363a
 class Kept:
     "Batches that several trainings share, computed once: spectrograms of training steps and sounds of validation, up to `limit` bytes (a fifth of the machine's memory)."
-    def __init__(self, limit:int|None=None): self.limit, self.bytes, self.rows = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // 5 if limit is None else limit, 0, {}
+
+    def __init__(self, limit: int | None = None):
+        self.limit, self.bytes, self.rows = (
+            os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // 5 if limit is None else limit,
+            0,
+            {},
+        )
+
     def get(self, key, make, size):
         "The row of a key; made where it is missing, and kept while there is room. `size(row)` in bytes."
-        if key in self.rows: return self.rows[key]
-        row = make(); n = size(row)
-        if self.bytes + n <= self.limit: self.rows[key] = row; self.bytes += n
+        if key in self.rows:
+            return self.rows[key]
+        row = make()
+        n = size(row)
+        if self.bytes + n <= self.limit:
+            self.rows[key] = row
+            self.bytes += n
         return row
+
 
 class SpecLoader(StepLoader):
     "StepLoader that hands out spectrograms, from `kept` where another training had the same step."
+
     kept, key = None, ()
-    def load(self, step:int) -> tuple: # ({spec (b t f), or tokens as in `StepLoader`; seeds, labels, texts}, step)
+
+    def load(self, step: int) -> tuple:  # ({spec (b t f), or tokens as in `StepLoader`; seeds, labels, texts}, step)
         "The batch of one step."
-        if isinstance(self.scenes, CachedTokens): return super().load(step)
+        if isinstance(self.scenes, CachedTokens):
+            return super().load(step)
         ids, p = self.sample_ids(step), self.scenes.profile
         make = lambda: front_end(torch.stack([self.scenes[i][0] for _, i in ids]), p)
-        out = dict(spec=self.kept.get((*self.key, step), make, lambda x: x.numel() * x.element_size()), seeds=[sample_seed(self.seed, e, i) for e, i in ids],
-                   labels=[sorted(self.scenes.labels(i)) for _, i in ids])
-        if self.make_prompt: out['texts'], out['labels'] = zip(*map(self.make_prompt, out['labels']))
+        out = dict(
+            spec=self.kept.get((*self.key, step), make, lambda x: x.numel() * x.element_size()),
+            seeds=[sample_seed(self.seed, e, i) for e, i in ids],
+            labels=[sorted(self.scenes.labels(i)) for _, i in ids],
+        )
+        if self.make_prompt:
+            out['texts'], out['labels'] = zip(*map(self.make_prompt, out['labels']))
         return out, step
 
 # %% ../nbs/13_baselines.ipynb #b23f3f46
-def training_clips(p:Profile, data:str|Path) -> Scenes|CachedTokens:
+def training_clips(p: Profile, data: str | Path) -> Scenes | CachedTokens:
     "What all methods learn from: scenes, or their audio tokens where the profile's ears are YAMNet's and stay so."
     clips = Scenes(data, 'train', p)
-    if p.backbone != 'yamnet' or not p.cache_clips: return clips
+    if p.backbone != 'yamnet' or not p.cache_clips:
+        return clips
     model = CoLLAT(p)
     load_ears(model.audio, p)
-    return heard_once(model, clips, Path(data).parent/'tokens')
+    return heard_once(model, clips, Path(data).parent / 'tokens')
 
 # %% ../nbs/13_baselines.ipynb #6f16d097
-def baseline_evaluator(profile:Profile, data:Path, supervised:bool, kept:Kept):
+def baseline_evaluator(profile: Profile, data: Path, supervised: bool, kept: Kept):
     "model -> top-1 and mAP on `valid`, and zero-shot top-1 on `valid_unseen` where there is a text side."
+
     def score(model, split):
         scenes = Scenes(data, split, profile)
-        clips = kept.get((str(data), split), lambda: [scenes[i] for i in range(len(scenes))], lambda rows: sum(4 * len(w) for w, _ in rows))
+        clips = kept.get(
+            (str(data), split),
+            lambda: [scenes[i] for i in range(len(scenes))],
+            lambda rows: sum(4 * len(w) for w, _ in rows),
+        )
         return zero_shot_scores(model, clips, scenes.classes, profile.template)
-    return lambda model: score(model, 'valid') | ({} if supervised else dict(unseen_top1=score(model, 'valid_unseen')['top1']))
+
+    return lambda model: (
+        score(model, 'valid') | ({} if supervised else dict(unseen_top1=score(model, 'valid_unseen')['top1']))
+    )
 
 # %% ../nbs/13_baselines.ipynb #739378ca
 def run_act(
-    model:Baseline,
-    folder:Path, # where the model goes
-    run_dir:Path, data:Path,
-    groups:list, # [(parameters, peak learning rate)]
-    steps:int, batch:int,
-    kept:Kept,
+    model: Baseline,
+    folder: Path,  # where the model goes
+    run_dir: Path,
+    data: Path,
+    groups: list,  # [(parameters, peak learning rate)]
+    steps: int,
+    batch: int,
+    kept: Kept,
     evaluate=None,
-) -> Path: # folder
+) -> Path:  # folder
     "One act: train, save with its budget, and remove the working checkpoint. Done already when the weights are there; raises ValueError when another profile made them."
     p, name = model.profile, f'baselines/{folder.name}'
-    if (folder/'model.safetensors').exists():
-        same_profile(folder/'config.json', json.loads((folder/'config.json').read_text())['profile'], p)
+    if (folder / 'model.safetensors').exists():
+        same_profile(folder / 'config.json', json.loads((folder / 'config.json').read_text())['profile'], p)
         return folder
     make = prompt_maker(model) if model.spec.text != 'none' else None
     loader = SpecLoader(training_clips(p, data), batch, steps, p.eval_every, p.seed, make)
     loader.kept, loader.key = kept, (str(data), p.seed, batch)
     model, rows = run_steps(model, loader, groups, p, run_dir, name, evaluate)
     count = lambda ps: sum(x.numel() for x in ps)
-    budget = dict(steps=steps, clips=steps * batch, seconds=round(float(read_log(run_dir, name)['seconds'].sum()), 1), data_order=data_order(loader),
-                  audio_parameters=count(model.audio.parameters()), trained_parameters=count(x for x in model.parameters() if x.requires_grad),
-                  tuned_text_parameters=count(x for x in model.tower.parameters() if x.requires_grad) if getattr(model, 'tower', None) else 0)
+    budget = dict(
+        steps=steps,
+        clips=steps * batch,
+        seconds=round(float(read_log(run_dir, name)['seconds'].sum()), 1),
+        data_order=data_order(loader),
+        audio_parameters=count(model.audio.parameters()),
+        trained_parameters=count(x for x in model.parameters() if x.requires_grad),
+        tuned_text_parameters=count(x for x in model.tower.parameters() if x.requires_grad)
+        if getattr(model, 'tower', None)
+        else 0,
+    )
     model.save(folder, budget=budget, valid=rows)
-    for f in (work := run_dir/f'checkpoints/work/{name}.pt', before(work)): f.unlink(missing_ok=True)
+    for f in (work := run_dir / f'checkpoints/work/{name}.pt', before(work)):
+        f.unlink(missing_ok=True)
     return folder
 
 # %% ../nbs/13_baselines.ipynb #30c66221
-def baseline_folder(run_dir:str|Path, name:str, text_tuned:bool|None=None, seed:int=0, default_seed:int=0) -> Path:
+def baseline_folder(
+    run_dir: str | Path, name: str, text_tuned: bool | None = None, seed: int = 0, default_seed: int = 0
+) -> Path:
     "Where a trained baseline lies: checkpoints/baselines/NAME[-frozen][-seedN]."
     frozen = baseline_spec(name, text_tuned) != BASELINES[name]
-    return Path(run_dir)/'checkpoints/baselines'/f"{name}{'-frozen' if frozen else ''}{f'-seed{seed}' if seed != default_seed else ''}"
+    return (
+        Path(run_dir)
+        / 'checkpoints/baselines'
+        / f'{name}{"-frozen" if frozen else ""}{f"-seed{seed}" if seed != default_seed else ""}'
+    )
 
-def train_backbone(backbone:str, p:Profile, run_dir:Path, data:Path, suffix:str='', kept:Kept|None=None) -> Path: # folder of a supervised Baseline
+
+def train_backbone(
+    backbone: str, p: Profile, run_dir: Path, data: Path, suffix: str = '', kept: Kept | None = None
+) -> Path:  # folder of a supervised Baseline
     "Act one of all methods with this backbone: classification (`p` from `baseline_profile`)."
-    p = dataclasses.replace(p, template='paper', backbone='ast')   # no prompt is read, and the row names the backbone: whatever differs there shares it
+    p = dataclasses.replace(
+        p, template='paper', backbone='ast'
+    )  # no prompt is read, and the row names the backbone: whatever differs there shares it
     model = Baseline(p, BaselineSpec(f'act1-{backbone}', 'Act one', backbone))
-    return run_act(model, Path(run_dir)/'checkpoints/baselines'/f'act1-{backbone}{suffix}', Path(run_dir), Path(data), [(model.parameters(), p.pretrain_lr)],
-                   p.pretrain_steps, p.pretrain_batch, kept or Kept())
+    return run_act(
+        model,
+        Path(run_dir) / 'checkpoints/baselines' / f'act1-{backbone}{suffix}',
+        Path(run_dir),
+        Path(data),
+        [(model.parameters(), p.pretrain_lr)],
+        p.pretrain_steps,
+        p.pretrain_batch,
+        kept or Kept(),
+    )
+
 
 def train_baseline(
-    name:str, # a name of `BASELINES`
-    profile:Profile, run_dir:str|Path,
-    data:str|Path|None=None, # rendered data; None = `data` in the run folder
-    steps:int|None=None, # of act two; act one is shortened in proportion
-    seed:int|None=None, # None = the profile's
-    text_tuned:bool|None=None, # False = frozen text (Table 3b)
-    kept:Kept|None=None, # batches shared with other calls; saves time, changes nothing
-) -> Path: # folder for `load_baseline`
+    name: str,  # a name of `BASELINES`
+    profile: Profile,
+    run_dir: str | Path,
+    data: str | Path | None = None,  # rendered data; None = `data` in the run folder
+    steps: int | None = None,  # of act two; act one is shortened in proportion
+    seed: int | None = None,  # None = the profile's
+    text_tuned: bool | None = None,  # False = frozen text (Table 3b)
+    kept: Kept | None = None,  # batches shared with other calls; saves time, changes nothing
+) -> Path:  # folder for `load_baseline`
     "Both acts of one method, each skipped when done. Raises ValueError as `baseline_spec`, and when a folder belongs to another profile."
     spec, run = baseline_spec(name, text_tuned), Path(run_dir)
-    p, data, kept = baseline_profile(profile, spec, steps, seed), Path(data or run/'data'), kept or Kept()
-    if p.backbone == 'yamnet': spec = dataclasses.replace(spec, backbone='yamnet')
+    p, data, kept = baseline_profile(profile, spec, steps, seed), Path(data or run / 'data'), kept or Kept()
+    if p.backbone == 'yamnet':
+        spec = dataclasses.replace(spec, backbone='yamnet')
     folder, model = baseline_folder(run, name, text_tuned, p.seed, profile.seed), Baseline(p, spec)
-    if spec.backbone == 'yamnet' and p.audio_weights: load_ears(model.audio, p)
-    if p.pretrain_steps and not (folder/'model.safetensors').exists():
-        first = load_baseline(train_backbone(spec.backbone, p, run, data, f'-seed{p.seed}' if p.seed != profile.seed else '', kept))
+    if spec.backbone == 'yamnet' and p.audio_weights:
+        load_ears(model.audio, p)
+    if p.pretrain_steps and not (folder / 'model.safetensors').exists():
+        first = load_baseline(
+            train_backbone(spec.backbone, p, run, data, f'-seed{p.seed}' if p.seed != profile.seed else '', kept)
+        )
         model.audio.load_state_dict(first.audio.state_dict())
-        if spec.text == 'none': model.head.load_state_dict(first.head.state_dict())
+        if spec.text == 'none':
+            model.head.load_state_dict(first.head.state_dict())
     tower = list(model.tower.parameters()) if spec.text == 'tuned' else []
     known = {id(x) for x in [*model.audio.parameters(), *tower]}
-    groups = [(model.audio.parameters(), p.lr_audio), ([x for x in model.parameters() if id(x) not in known], p.lr), (tower, spec.lr_text)]
-    return run_act(model, folder, run, data, groups, p.steps, p.batch, kept, baseline_evaluator(p, data, spec.text == 'none', kept))
+    groups = [
+        (model.audio.parameters(), p.lr_audio),
+        ([x for x in model.parameters() if id(x) not in known], p.lr),
+        (tower, spec.lr_text),
+    ]
+    return run_act(
+        model, folder, run, data, groups, p.steps, p.batch, kept, baseline_evaluator(p, data, spec.text == 'none', kept)
+    )
 
 # %% ../nbs/13_baselines.ipynb #58b18254
 def train_equal(
-    profile:Profile, run_dir:str|Path,
-    data:str|Path|None=None, # rendered data; None = `data` in the run folder
-    steps:int|None=None, seed:int|None=None, # as `train_baseline`
-    sub:str='baselines/collat', # folder of its own in the run
-    validate:bool=True, # as `train`
-) -> Path: # folder for `CoLLAT.from_pretrained`
+    profile: Profile,
+    run_dir: str | Path,
+    data: str | Path | None = None,  # rendered data; None = `data` in the run folder
+    steps: int | None = None,
+    seed: int | None = None,  # as `train_baseline`
+    sub: str = 'baselines/collat',  # folder of its own in the run
+    validate: bool = True,  # as `train`
+) -> Path:  # folder for `CoLLAT.from_pretrained`
     "CoLLAT with the schedule of the baselines, on the first act of its backbone. Done already when the model is there."
-    run = Path(run_dir); data = Path(data or run/'data')
+    run = Path(run_dir)
+    data = Path(data or run / 'data')
     p = baseline_profile(profile, BASELINES['supervise'], steps, seed)
     suffix = f'-seed{p.seed}' if p.seed != profile.seed else ''
-    sub, start = run/f'{sub}{suffix}', None
+    sub, start = run / f'{sub}{suffix}', None
     if p.pretrain_steps:
         first = load_baseline(train_backbone(p.backbone, p, run, data, suffix)).audio
-        start = sub/'checkpoints/pretrain.safetensors'
-        if p.backbone == 'ast': first = first.net.fold()
-        with atomic_path(start) as tmp: save_file({k: v.contiguous() for k, v in first.state_dict().items()}, tmp)
+        start = sub / 'checkpoints/pretrain.safetensors'
+        if p.backbone == 'ast':
+            first = first.net.fold()
+        with atomic_path(start) as tmp:
+            save_file({k: v.contiguous() for k, v in first.state_dict().items()}, tmp)
     return train(p, sub, start, data, validate)
 
 # %% ../nbs/13_baselines.ipynb #49efa7ab
-def trained_methods(run_dir:str|Path) -> dict: # name, with `-frozen` and `-seedN` -> folder for `load_baseline`
+def trained_methods(run_dir: str | Path) -> dict:  # name, with `-frozen` and `-seedN` -> folder for `load_baseline`
     "The methods that a run has trained on the budget of the baselines; CoLLAT is among them as `collat-equal`."
     run = Path(run_dir)
-    folders = {f.parent.name: f.parent for f in sorted(run.glob('checkpoints/baselines/*/model.safetensors')) if not f.parent.name.startswith('act1-')}
-    return folders | {f.parents[2].name.replace('collat', 'collat-equal'): f.parent for f in sorted(run.glob('baselines/*/checkpoints/model/model.safetensors'))}
+    folders = {
+        f.parent.name: f.parent
+        for f in sorted(run.glob('checkpoints/baselines/*/model.safetensors'))
+        if not f.parent.name.startswith('act1-')
+    }
+    return folders | {
+        f.parents[2].name.replace('collat', 'collat-equal'): f.parent
+        for f in sorted(run.glob('baselines/*/checkpoints/model/model.safetensors'))
+    }
 
 # %% ../nbs/13_baselines.ipynb #5cdf2cf3
 class Published(nn.Module):
     "What the adapters share: the model's own rate, strict windows, unit vectors, no gradient."
+
     has_text = True
-    def __init__(self, name:str, net:nn.Module, sample_rate:int, clip_seconds:float, template:str='laion', **fields):
+
+    def __init__(
+        self, name: str, net: nn.Module, sample_rate: int, clip_seconds: float, template: str = 'laion', **fields
+    ):
         super().__init__()
-        self.net, self.profile = net.eval().requires_grad_(False), dataclasses.replace(Profile(), name=name, sample_rate=int(sample_rate), clip_seconds=float(clip_seconds), template=template, **fields)
-        if not self.has_text: self.encode_text = None
+        self.net, self.profile = (
+            net.eval().requires_grad_(False),
+            dataclasses.replace(
+                Profile(),
+                name=name,
+                sample_rate=int(sample_rate),
+                clip_seconds=float(clip_seconds),
+                template=template,
+                **fields,
+            ),
+        )
+        if not self.has_text:
+            self.encode_text = None
         self.eval()
-    def train(self, mode:bool=True): return super().train(False)   # nothing is trained here
+
+    def train(self, mode: bool = True):
+        return super().train(False)  # nothing is trained here
+
     @property
-    def device(self): return next(self.net.parameters()).device
+    def device(self):
+        return next(self.net.parameters()).device
 
     def _windows(self, wavs, batch_size, read, sample_rate=None):
         "(clip, read(windows)) for every window, in batches of one length."
         p = self.profile
-        wavs = [resample(w, sample_rate, p.sample_rate) if sample_rate and sample_rate != p.sample_rate else w for w in as_waveforms(wavs, sample_rate or p.sample_rate)]
-        flat = [(i, x) for i, w in enumerate(wavs) for x in windows(w, p.clip_seconds, p.clip_seconds / 2, p.sample_rate)]
+        wavs = [
+            resample(w, sample_rate, p.sample_rate) if sample_rate and sample_rate != p.sample_rate else w
+            for w in as_waveforms(wavs, sample_rate or p.sample_rate)
+        ]
+        flat = [
+            (i, x) for i, w in enumerate(wavs) for x in windows(w, p.clip_seconds, p.clip_seconds / 2, p.sample_rate)
+        ]
         with evaluating(self):
             for n in sorted({len(x) for _, x in flat}):
                 same = [(i, x) for i, x in flat if len(x) == n]
                 for at in range(0, len(same), batch_size):
-                    ids, xs = zip(*same[at:at + batch_size]); yield from zip(ids, read(torch.stack(xs)))
+                    ids, xs = zip(*same[at : at + batch_size])
+                    yield from zip(ids, read(torch.stack(xs)))
 
 # %% ../nbs/13_baselines.ipynb #2c64aa23
 @patch
-def encode_audio(self:Published,
-    wavs, # tensors or file names
-    batch_size:int=16,
-    sample_rate:int|None=None, # of the tensors, Hz; None = the model's own
-) -> Tensor: # (b d) unit norm
+def encode_audio(
+    self: Published,
+    wavs,  # tensors or file names
+    batch_size: int = 16,
+    sample_rate: int | None = None,  # of the tensors, Hz; None = the model's own
+) -> Tensor:  # (b d) unit norm
     "Embeddings of sounds; windows of a long clip are averaged."
     wavs = as_waveforms(wavs, sample_rate or self.profile.sample_rate)
-    return sum_windows(self._windows(wavs, batch_size, lambda x: F.normalize(self.hear(x)[0], dim=-1), sample_rate), len(wavs))
+    return sum_windows(
+        self._windows(wavs, batch_size, lambda x: F.normalize(self.hear(x)[0], dim=-1), sample_rate), len(wavs)
+    )
+
 
 @patch
-def token_features(self:Published, wavs, kind:str='audio', batch_size:int=16, sample_rate:int|None=None) -> list: # b tensors (tokens, width)
+def token_features(
+    self: Published, wavs, kind: str = 'audio', batch_size: int = 16, sample_rate: int | None = None
+) -> list:  # b tensors (tokens, width)
     "audio: the audio encoder's tokens | tokens, states: the embedding as one token per window. Raises ValueError on another kind."
-    if kind not in ('audio', 'tokens', 'states'): raise ValueError(f"kind '{kind}': audio, tokens or states is accepted")
+    if kind not in ('audio', 'tokens', 'states'):
+        raise ValueError(f"kind '{kind}': audio, tokens or states is accepted")
     wavs = as_waveforms(wavs, sample_rate or self.profile.sample_rate)
     read = (lambda x: self.hear(x)[1]) if kind == 'audio' else (lambda x: F.normalize(self.hear(x)[0], dim=-1)[:, None])
     return join_tokens(self._windows(wavs, batch_size, read, sample_rate), len(wavs))
 
-@patch
-def encode_text(self:Published, texts, batch_size:int=64) -> Tensor: # (b d) unit norm
-    "Embeddings of texts. (None where the model has no text side.)"
-    texts = [texts] if isinstance(texts, str) else list(texts)
-    with torch.no_grad(): return torch.cat([F.normalize(self.read(texts[i:i + batch_size]), dim=-1) for i in range(0, len(texts), batch_size)])
 
 @patch
-def classify(self:Published, wavs, labels:list, template:str='') -> Tensor: # (b k) cosines
+def encode_text(self: Published, texts, batch_size: int = 64) -> Tensor:  # (b d) unit norm
+    "Embeddings of texts. (None where the model has no text side.)"
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    with torch.no_grad():
+        return torch.cat(
+            [F.normalize(self.read(texts[i : i + batch_size]), dim=-1) for i in range(0, len(texts), batch_size)]
+        )
+
+
+@patch
+def classify(self: Published, wavs, labels: list, template: str = '') -> Tensor:  # (b k) cosines
     "Zero-shot classification with one prompt per class."
-    if not self.has_text: raise ValueError(f'{self.profile.name} has no text side: probe only')
-    return self.encode_audio(wavs) @ self.encode_text(class_prompts([label_to_words(l) for l in labels], template or self.profile.template)).T
+    if not self.has_text:
+        raise ValueError(f'{self.profile.name} has no text side: probe only')
+    return (
+        self.encode_audio(wavs)
+        @ self.encode_text(class_prompts([label_to_words(l) for l in labels], template or self.profile.template)).T
+    )
 
 # %% ../nbs/13_baselines.ipynb #d9ecf534
 class LaionCLAP(Published):
     "transformers' `ClapModel` with its own feature extractor and tokenizer."
-    def __init__(self, folder:Path):
+
+    def __init__(self, folder: Path):
         from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
+
         extractor = ClapFeatureExtractor.from_pretrained(folder)
-        with _quiet(): net = ClapModel.from_pretrained(folder, local_files_only=True).float()
+        with _quiet():
+            net = ClapModel.from_pretrained(folder, local_files_only=True).float()
         super().__init__('laion_clap', net, extractor.sampling_rate, extractor.max_length_s)
         self.extractor, self.tokenizer = extractor, AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    def hear(self, wav:Tensor) -> tuple: # (b s) -> (b d), (b m d)
+
+    def hear(self, wav: Tensor) -> tuple:  # (b s) -> (b d), (b m d)
         "Embedding and token states of windows of at most the expected length."
-        x = self.extractor(list(wav.cpu().numpy()), sampling_rate=self.profile.sample_rate, return_tensors='pt')['input_features'].to(self.device)
+        x = self.extractor(list(wav.cpu().numpy()), sampling_rate=self.profile.sample_rate, return_tensors='pt')[
+            'input_features'
+        ].to(self.device)
         longer = torch.zeros(len(x), 1, dtype=torch.bool, device=x.device)
         out = self.net.audio_model(input_features=x, is_longer=longer)
         return self.net.audio_projection(out.pooler_output), out.last_hidden_state.flatten(2).transpose(1, 2)
-    def read(self, texts): # (b d)
+
+    def read(self, texts):  # (b d)
         "Text features; texts beyond the context are cut, as its authors do."
-        t = self.tokenizer(texts, padding=True, truncation=True, max_length=self.net.config.text_config.max_position_embeddings - 2, return_tensors='pt').to(self.device)
+        t = self.tokenizer(
+            texts,
+            padding=True,
+            truncation=True,
+            max_length=self.net.config.text_config.max_position_embeddings - 2,
+            return_tensors='pt',
+        ).to(self.device)
         return self.net.text_projection(self.net.text_model(**t).pooler_output)
+
 
 class PublishedAST(Published):
     "The published AST on our own encoder: 16 kHz, padded to the length of its training."
+
     has_text = False
-    def __init__(self, folder:Path):
-        folder, load = Path(folder), lambda f: json.loads((Path(folder)/f).read_text())
-        ours, prep = from_hf_ast(load_file(folder/'model.safetensors'), load('config.json')), load('preprocessor_config.json')
-        super().__init__('ast', ours, prep['sampling_rate'], prep['max_length'] / 100, n_mels=prep['num_mel_bins'], norm_mean=prep['mean'], norm_std=prep['std'])
+
+    def __init__(self, folder: Path):
+        folder, load = Path(folder), lambda f: json.loads((Path(folder) / f).read_text())
+        ours, prep = (
+            from_hf_ast(load_file(folder / 'model.safetensors'), load('config.json')),
+            load('preprocessor_config.json'),
+        )
+        super().__init__(
+            'ast',
+            ours,
+            prep['sampling_rate'],
+            prep['max_length'] / 100,
+            n_mels=prep['num_mel_bins'],
+            norm_mean=prep['mean'],
+            norm_std=prep['std'],
+        )
         self.n_frames = prep['max_length']
-    def hear(self, wav:Tensor) -> tuple: # (b s) -> (b d), (b m d)
+
+    def hear(self, wav: Tensor) -> tuple:  # (b s) -> (b d), (b m d)
         "Mean of class and distillation token, and all tokens."
         p = self.profile
-        h = self.net(normalise(pad_frames(fbank(wav.to(self.device), p.sample_rate, p.n_mels), self.n_frames), p.norm_mean, p.norm_std))
+        h = self.net(
+            normalise(
+                pad_frames(fbank(wav.to(self.device), p.sample_rate, p.n_mels), self.n_frames), p.norm_mean, p.norm_std
+            )
+        )
         return h[:, :2].mean(1), h
 
 # %% ../nbs/13_baselines.ipynb #f5458ca8
-def need_package(package:str, hint:str):
+def need_package(package: str, hint: str):
     "An optional package. Raises ImportError that says what to install and which weights it wants."
-    try: return importlib.import_module(package)
-    except ImportError as e: raise ImportError(f"the package '{package}' is not installed: pip install {package} ({hint})") from e
+    try:
+        return importlib.import_module(package)
+    except ImportError as e:
+        raise ImportError(f"the package '{package}' is not installed: pip install {package} ({hint})") from e
+
 
 class MSCLAP(Published):
     "Microsoft's CLAP (2023): 44.1 kHz, 7 s, shorter clips repeated."
-    def __init__(self, weights:Path|None=None):
+
+    def __init__(self, weights: Path | None = None):
         package = need_package('msclap', PUBLISHED['msclap']['how'])
-        wrapper = package.CLAP(**({'model_fp': str(weights)} if weights else {}), version='2023', use_cuda=torch.cuda.is_available())
+        wrapper = package.CLAP(
+            **({'model_fp': str(weights)} if weights else {}), version='2023', use_cuda=torch.cuda.is_available()
+        )
         super().__init__('msclap', wrapper.clap, wrapper.args.sampling_rate, wrapper.args.duration, 'msclap')
         self._wrapper = (wrapper,)
-    def hear(self, wav:Tensor) -> tuple: # (b s) -> (b d), (b 1 d)
+
+    def hear(self, wav: Tensor) -> tuple:  # (b s) -> (b d), (b 1 d)
         "Embeddings of windows, repeated up to the expected length."
         n = int(self.profile.clip_seconds * self.profile.sample_rate)
         z = self.net.audio_encoder(wav.repeat(1, -(-n // wav.shape[1]))[:, :n].to(self.device))[0]
         return z, z[:, None]
-    def read(self, texts): return self._wrapper[0].get_text_embeddings(texts)
+
+    def read(self, texts):
+        return self._wrapper[0].get_text_embeddings(texts)
+
 
 class Wav2CLIP(Published):
     "Descript's Wav2CLIP: 16 kHz, in the space of CLIP ViT-B/32."
-    def __init__(self, weights:Path|None=None):
+
+    def __init__(self, weights: Path | None = None):
         package = need_package('wav2clip', PUBLISHED['wav2clip']['how'])
-        if weights: raise ValueError(f'{weights}: wav2clip finds its weights itself; put the file as ResNet_CX.ckpt into torch.hub.get_dir()/checkpoints')
-        super().__init__('wav2clip', package.get_model(), 16_000, 10.)
+        if weights:
+            raise ValueError(
+                f'{weights}: wav2clip finds its weights itself; put the file as ResNet_CX.ckpt into torch.hub.get_dir()/checkpoints'
+            )
+        super().__init__('wav2clip', package.get_model(), 16_000, 10.0)
         self.text = load_text_encoder('open_clip:ViT-B-32/openai')
-    def hear(self, wav:Tensor) -> tuple: # (b s) -> (b d), (b 1 d)
+
+    def hear(self, wav: Tensor) -> tuple:  # (b s) -> (b d), (b 1 d)
         "Embeddings of windows."
         z = self.net(wav.to(self.device))
         return z, z[:, None]
-    def read(self, texts): return self.text.encode_text(texts)
+
+    def read(self, texts):
+        return self.text.encode_text(texts)
 
 # %% ../nbs/13_baselines.ipynb #fbb44841
 PUBLISHED = dict(
-    laion_clap=dict(make=LaionCLAP, repo='laion/clap-htsat-unfused', size='615 MB', how="folder of the Hugging Face repository"),
-    ast=dict(make=PublishedAST, repo='MIT/ast-finetuned-audioset-10-10-0.4593', size='346 MB', how='folder of the Hugging Face repository'),
-    msclap=dict(make=MSCLAP, size='690 MB', how='weights CLAP_weights_2023.pth, 690 MB, from https://huggingface.co/microsoft/msclap; a copy fetched by hand: load_published("msclap", FILE)'),
-    wav2clip=dict(make=Wav2CLIP, size='50 MB', how='weights ResNet_CX.ckpt, about 50 MB, which it downloads into torch.hub.get_dir()/checkpoints; by hand: put the file there'))
+    laion_clap=dict(
+        make=LaionCLAP, repo='laion/clap-htsat-unfused', size='615 MB', how='folder of the Hugging Face repository'
+    ),
+    ast=dict(
+        make=PublishedAST,
+        repo='MIT/ast-finetuned-audioset-10-10-0.4593',
+        size='346 MB',
+        how='folder of the Hugging Face repository',
+    ),
+    msclap=dict(
+        make=MSCLAP,
+        size='690 MB',
+        how='weights CLAP_weights_2023.pth, 690 MB, from https://huggingface.co/microsoft/msclap; a copy fetched by hand: load_published("msclap", FILE)',
+    ),
+    wav2clip=dict(
+        make=Wav2CLIP,
+        size='50 MB',
+        how='weights ResNet_CX.ckpt, about 50 MB, which it downloads into torch.hub.get_dir()/checkpoints; by hand: put the file there',
+    ),
+)
+
 
 def load_published(
-    name:str, # a name of `PUBLISHED`
-    folder:str|Path|None=None, # weights fetched by hand: a folder, or MS-CLAP's file; None = cache or download
+    name: str,  # a name of `PUBLISHED`
+    folder: str | Path | None = None,  # weights fetched by hand: a folder, or MS-CLAP's file; None = cache or download
 ) -> Published:
     "A published model behind CoLLAT's interface. Raises ValueError, ImportError, FileNotFoundError or ConnectionError that say what is missing, its size and how to get it."
-    if name not in PUBLISHED: raise ValueError(f"published model '{name}' is unknown; known are {', '.join(PUBLISHED)}.{nearest_name(name, PUBLISHED)}")
+    if name not in PUBLISHED:
+        raise ValueError(
+            f"published model '{name}' is unknown; known are {', '.join(PUBLISHED)}.{nearest_name(name, PUBLISHED)}"
+        )
     e = PUBLISHED[name]
-    if folder is not None and not Path(folder).exists(): raise FileNotFoundError(f'{folder}: not there; {name} needs {e["how"]} ({e.get("repo", "")} {e["size"]})')
-    if 'repo' in e and folder is None: folder = hub_folder(e['repo'], [*HF_FILES, 'preprocessor_config.json'], f"load_published('{name}', FOLDER); {e['size']}")
-    if 'repo' in e and (lack := [f for f in ('config.json', 'preprocessor_config.json') if not (Path(folder)/f).exists()]): raise FileNotFoundError(f'{folder}: no {lack[0]}; a folder of {e["repo"]} ({e["size"]}) is accepted')
+    if folder is not None and not Path(folder).exists():
+        raise FileNotFoundError(f'{folder}: not there; {name} needs {e["how"]} ({e.get("repo", "")} {e["size"]})')
+    if 'repo' in e and folder is None:
+        folder = hub_folder(
+            e['repo'], [*HF_FILES, 'preprocessor_config.json'], f"load_published('{name}', FOLDER); {e['size']}"
+        )
+    if 'repo' in e and (
+        lack := [f for f in ('config.json', 'preprocessor_config.json') if not (Path(folder) / f).exists()]
+    ):
+        raise FileNotFoundError(f'{folder}: no {lack[0]}; a folder of {e["repo"]} ({e["size"]}) is accepted')
     return e['make'](folder).to(best_device())
 
 # %% ../nbs/13_baselines.ipynb #669f04e5
-def budget_row(folder:str|Path) -> dict:
+def budget_row(folder: str | Path) -> dict:
     "Method, sizes, budget of both acts and validation of a trained baseline, from its folder."
-    folder = Path(folder); cfg = json.loads((folder/'config.json').read_text()); b, s = cfg['budget'], cfg['baseline']
+    folder = Path(folder)
+    cfg = json.loads((folder / 'config.json').read_text())
+    b, s = cfg['budget'], cfg['baseline']
     suffix = folder.name[i:] if (i := folder.name.find('-seed')) >= 0 else ''
-    first = folder.parent/f"act1-{s['backbone']}{suffix}/config.json"
-    act1 = json.loads(first.read_text())['budget'] if first.exists() else dict(steps=0, clips=0, seconds=0., data_order=None)
-    acts = {f'act1_{k}': act1[k] for k in ('steps', 'clips', 'seconds', 'data_order')} | {f'act2_{k}': b[k] for k in ('steps', 'clips', 'seconds', 'data_order')}
-    return dict(name=folder.name, title=s['title'], backbone=s['backbone'], text=s['text'], seed=cfg['profile']['seed'], **acts, clips=act1['clips'] + b['clips'],
-                audio_parameters=b['audio_parameters'], trained_parameters=b['trained_parameters'], tuned_text_parameters=b['tuned_text_parameters'], valid=cfg['valid'], **_last(cfg['valid']))
+    first = folder.parent / f'act1-{s["backbone"]}{suffix}/config.json'
+    act1 = (
+        json.loads(first.read_text())['budget']
+        if first.exists()
+        else dict(steps=0, clips=0, seconds=0.0, data_order=None)
+    )
+    acts = {f'act1_{k}': act1[k] for k in ('steps', 'clips', 'seconds', 'data_order')} | {
+        f'act2_{k}': b[k] for k in ('steps', 'clips', 'seconds', 'data_order')
+    }
+    return dict(
+        name=folder.name,
+        title=s['title'],
+        backbone=s['backbone'],
+        text=s['text'],
+        seed=cfg['profile']['seed'],
+        **acts,
+        clips=act1['clips'] + b['clips'],
+        audio_parameters=b['audio_parameters'],
+        trained_parameters=b['trained_parameters'],
+        tuned_text_parameters=b['tuned_text_parameters'],
+        valid=cfg['valid'],
+        **_last(cfg['valid']),
+    )
 
-def _last(valid): return {k: v for k, v in (valid[-1] if valid else {}).items() if k != 'step'}
 
-def collat_row(folder:str|Path, name:str, act1_seconds:float|None) -> dict:
+def _last(valid):
+    return {k: v for k, v in (valid[-1] if valid else {}).items() if k != 'step'}
+
+
+def collat_row(folder: str | Path, name: str, act1_seconds: float | None) -> dict:
     "The same of a trained CoLLAT; `folder` is checkpoints/model of its run."
-    run, r = Path(folder).parents[1], json.loads((Path(folder).parents[1]/'results/training.json').read_text())
+    run, r = Path(folder).parents[1], json.loads((Path(folder).parents[1] / 'results/training.json').read_text())
     p, valid = r['profile'], r['results']['valid']
-    acts = dict(act1_steps=p['pretrain_steps'], act1_clips=p['pretrain_steps'] * p['pretrain_batch'], act1_seconds=act1_seconds, act1_data_order=None,
-                act2_steps=p['steps'], act2_clips=p['steps'] * p['batch'], act2_seconds=round(float(read_log(run)['seconds'].sum()), 1), act2_data_order=None)
-    audio = sum(v.numel() for k, v in load_file(Path(folder)/'model.safetensors').items() if k.startswith('audio.'))
-    return dict(name=name, title='CoLLAT', backbone=p['backbone'], text='locked', seed=p['seed'], **acts, clips=acts['act1_clips'] + acts['act2_clips'], audio_parameters=audio,
-                trained_parameters=r['results']['parameters'], tuned_text_parameters=0, valid=valid, **_last(valid))
+    acts = dict(
+        act1_steps=p['pretrain_steps'],
+        act1_clips=p['pretrain_steps'] * p['pretrain_batch'],
+        act1_seconds=act1_seconds,
+        act1_data_order=None,
+        act2_steps=p['steps'],
+        act2_clips=p['steps'] * p['batch'],
+        act2_seconds=round(float(read_log(run)['seconds'].sum()), 1),
+        act2_data_order=None,
+    )
+    audio = sum(v.numel() for k, v in load_file(Path(folder) / 'model.safetensors').items() if k.startswith('audio.'))
+    return dict(
+        name=name,
+        title='CoLLAT',
+        backbone=p['backbone'],
+        text='locked',
+        seed=p['seed'],
+        **acts,
+        clips=acts['act1_clips'] + acts['act2_clips'],
+        audio_parameters=audio,
+        trained_parameters=r['results']['parameters'],
+        tuned_text_parameters=0,
+        valid=valid,
+        **_last(valid),
+    )

@@ -12,7 +12,15 @@ __all__ = ['LABELS', 'OPTIONS', 'PEAKS', 'SCALES', 'the_device', 'finished', 'in
            'keep_by_device']
 
 # %% ../nbs/40_benchmarks.ipynb #7cd6de48
-import copy, io, json, math, os, platform, re, tempfile, time
+import copy
+import io
+import json
+import math
+import os
+import platform
+import re
+import tempfile
+import time
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -36,126 +44,184 @@ from .training import best_precision, param_groups, read_log, train
 from .weights import _quiet
 
 # %% ../nbs/40_benchmarks.ipynb #78d64a36
-def the_device() -> torch.device: return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+def the_device() -> torch.device:
+    return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+
 
 def finished():
     "Waits until the accelerator has nothing left to do."
-    if torch.cuda.is_available(): torch.cuda.synchronize()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
 
 def interleaved(
-    fns:dict, # name -> function without arguments
-    rounds:int=3,
-    warmup:int=1, # untimed rounds before
-) -> dict: # name -> best and median wall time, best processor time of this process, s
+    fns: dict,  # name -> function without arguments
+    rounds: int = 3,
+    warmup: int = 1,  # untimed rounds before
+) -> dict:  # name -> best and median wall time, best processor time of this process, s
     "Times several functions in turns, so that what disturbs one disturbs all."
     times, cpu = {k: [] for k in fns}, {k: [] for k in fns}
     for r in range(-warmup, rounds):
         for k, f in fns.items():
-            finished(); t, c = time.perf_counter(), time.process_time()
+            finished()
+            t, c = time.perf_counter(), time.process_time()
             f()
-            finished(); t, c = time.perf_counter() - t, time.process_time() - c
-            if r >= 0: times[k].append(t); cpu[k].append(c)
+            finished()
+            t, c = time.perf_counter() - t, time.process_time() - c
+            if r >= 0:
+                times[k].append(t)
+                cpu[k].append(c)
     return {k: dict(best=min(v), median=float(np.median(v)), cpu=min(cpu[k])) for k, v in times.items()}
 
 # %% ../nbs/40_benchmarks.ipynb #92e690a0
 def processor() -> str:
     "The accelerator's name, or the CPU's with its number of cores."
-    if torch.cuda.is_available(): return torch.cuda.get_device_name()
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
     info = Path('/proc/cpuinfo')
-    found = dict(re.findall(r'^(model name|cpu family|model)\s*: (.+)$', info.read_text(), re.M)) if info.exists() else {}
-    if len(found) < 3: return platform.processor() or platform.machine()
-    return f"{found['model name']} (family {found['cpu family']}, model {found['model']})"   # cloud machines hide the name
+    found = (
+        dict(re.findall(r'^(model name|cpu family|model)\s*: (.+)$', info.read_text(), re.M)) if info.exists() else {}
+    )
+    if len(found) < 3:
+        return platform.processor() or platform.machine()
+    return (
+        f'{found["model name"]} (family {found["cpu family"]}, model {found["model"]})'  # cloud machines hide the name
+    )
+
 
 def setting() -> dict:
     "Where a number was measured: device, threads, versions."
     names = 'torch torchaudio transformers timm open_clip_torch scipy numpy'.split()
     load = os.getloadavg()[0] if hasattr(os, 'getloadavg') else None
-    memory = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    return dict(device=processor(), cores=os.cpu_count(), threads=torch.get_num_threads(), memory_gb=round(memory / 2**30, 1), load_before=load and round(load, 2),
-                bf16=best_precision('bf16') == 'bf16', python=platform.python_version(), versions={n: package_version(n) for n in names})
+    memory = (
+        torch.cuda.get_device_properties(0).total_memory
+        if torch.cuda.is_available()
+        else os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    )
+    return dict(
+        device=processor(),
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        memory_gb=round(memory / 2**30, 1),
+        load_before=load and round(load, 2),
+        bf16=best_precision('bf16') == 'bf16',
+        python=platform.python_version(),
+        versions={n: package_version(n) for n in names},
+    )
+
 
 def matmul_peak(
-    n:int, # side of the square matrices
-    dtype:torch.dtype=torch.float32,
-    rounds:int=5,
-) -> float: # floating point operations per second
+    n: int,  # side of the square matrices
+    dtype: torch.dtype = torch.float32,
+    rounds: int = 5,
+) -> float:  # floating point operations per second
     "What the device reaches on one large matrix product: the yardstick of utilisation."
     a, b = (torch.randn(n, n, device=the_device(), dtype=dtype) for _ in range(2))
     return 2 * n**3 / interleaved(dict(mm=lambda: a @ b), rounds)['mm']['best']
 
 # %% ../nbs/40_benchmarks.ipynb #4faf7316
-def write_clips(folder:Path, n:int, seconds:float, sample_rate:int=16_000) -> list: # n FLAC files
+def write_clips(folder: Path, n: int, seconds: float, sample_rate: int = 16_000) -> list:  # n FLAC files
     "Chirps, clicks and hiss, different in each clip."
     folder.mkdir(parents=True, exist_ok=True)
     t, out = np.arange(int(seconds * sample_rate)) / sample_rate, []
     for i in range(n):
         rng = np.random.default_rng(i)
-        tone = sum(rng.uniform(.1, .5) * np.sin(2*np.pi*(f*t + rng.uniform(-1, 1)*f*t**2/seconds/4)) for f in rng.uniform(80, 3500, 3))
-        x = tone * (np.sin(2*np.pi*rng.uniform(.2, 3)*t) > rng.uniform(-1, .5)) + rng.uniform(.001, .3) * rng.standard_normal(len(t))
-        out.append(folder/f'{seconds:g}s-{i}.flac'); sf.write(out[-1], .2*x/np.abs(x).max(), sample_rate)
+        tone = sum(
+            rng.uniform(0.1, 0.5) * np.sin(2 * np.pi * (f * t + rng.uniform(-1, 1) * f * t**2 / seconds / 4))
+            for f in rng.uniform(80, 3500, 3)
+        )
+        x = tone * (np.sin(2 * np.pi * rng.uniform(0.2, 3) * t) > rng.uniform(-1, 0.5)) + rng.uniform(
+            0.001, 0.3
+        ) * rng.standard_normal(len(t))
+        out.append(folder / f'{seconds:g}s-{i}.flac')
+        sf.write(out[-1], 0.2 * x / np.abs(x).max(), sample_rate)
     return out
 
-def ast_pair(size:str, seed:int=0) -> tuple: # transformers' ASTModel, our AST, transformers' feature extractor
+
+def ast_pair(size: str, seed: int = 0) -> tuple:  # transformers' ASTModel, our AST, transformers' feature extractor
     "One AST of random weights, saved by transformers and read by us."
     import transformers
+
     s = AST_SIZES[size]
     torch.manual_seed(seed)
-    theirs = transformers.ASTModel(transformers.ASTConfig(hidden_size=s['d'], num_hidden_layers=s['depth'], num_attention_heads=s['heads'], intermediate_size=4*s['d'], layer_norm_eps=1e-6)).eval()
+    theirs = transformers.ASTModel(
+        transformers.ASTConfig(
+            hidden_size=s['d'],
+            num_hidden_layers=s['depth'],
+            num_attention_heads=s['heads'],
+            intermediate_size=4 * s['d'],
+            layer_norm_eps=1e-6,
+        )
+    ).eval()
     with torch.no_grad():
-        for k, x in theirs.named_parameters():   # so large that clips differ
-            if x.ndim == 2: x.mul_(2)
+        for k, x in theirs.named_parameters():  # so large that clips differ
+            if x.ndim == 2:
+                x.mul_(2)
     with tempfile.TemporaryDirectory() as d, _quiet():
         theirs.save_pretrained(d)
-        ours = from_hf_ast(load_file(f'{d}/model.safetensors'), json.loads((Path(d)/'config.json').read_text()))
+        ours = from_hf_ast(load_file(f'{d}/model.safetensors'), json.loads((Path(d) / 'config.json').read_text()))
     return theirs.to(the_device()), ours.to(the_device()), transformers.ASTFeatureExtractor()
 
 # %% ../nbs/40_benchmarks.ipynb #455dddf7
 @torch.inference_mode()
 def embed_ours(
-    ast:AST, # in the precision wanted
-    paths:list, # sound files of one length
-    n_frames:int|None=None, # pad or cut to so many; None: the clips' own length
-) -> Tensor: # (b d) fp32
+    ast: AST,  # in the precision wanted
+    paths: list,  # sound files of one length
+    n_frames: int | None = None,  # pad or cut to so many; None: the clips' own length
+) -> Tensor:  # (b d) fp32
     "Files to embeddings with our front end: mean of class and distillation token."
     wav = torch.stack(load_sounds(paths)).to(the_device())
     spec = fbank(wav)
     spec = normalise(spec if n_frames is None else pad_frames(spec, n_frames))
     return ast.summary(spec.to(ast.extra_pos.dtype)).float()
 
+
 @torch.inference_mode()
-def embed_transformers(model, extractor, paths:list) -> Tensor: # (b d)
+def embed_transformers(model, extractor, paths: list) -> Tensor:  # (b d)
     "Files to embeddings with transformers' feature extractor and `ASTModel`; it reads no files, so we do."
     x = extractor([w.numpy() for w in load_sounds(paths)], sampling_rate=16_000, return_tensors='pt')
     return model(x['input_values'].to(the_device())).pooler_output
 
+
 @torch.inference_mode()
-def embed_clap(model, extractor, paths:list) -> Tensor: # (b d)
+def embed_clap(model, extractor, paths: list) -> Tensor:  # (b d)
     "Files to embeddings with transformers' `ClapModel`, which hears at 48 kHz."
     x = extractor([w.numpy() for w in load_sounds(paths, 48_000)], sampling_rate=48_000, return_tensors='pt')
     longer = torch.zeros(len(paths), 1, dtype=torch.bool, device=the_device())
-    return model.audio_projection(model.audio_model(input_features=x['input_features'].to(the_device()), is_longer=longer).pooler_output)
+    return model.audio_projection(
+        model.audio_model(input_features=x['input_features'].to(the_device()), is_longer=longer).pooler_output
+    )
 
 # %% ../nbs/40_benchmarks.ipynb #67c9fdc1
-def embedding_ways(size:str, clap:bool=True) -> dict: # name -> (function of paths, precision, clips seen at)
+def embedding_ways(size: str, clap: bool = True) -> dict:  # name -> (function of paths, precision, clips seen at)
     "The ways from file to embedding that are compared; the first is the yardstick."
     import transformers
+
     theirs, ours, extractor = ast_pair(size)
     half = copy.deepcopy(ours).bfloat16()
-    ways = {'transformers ASTModel': (lambda p: embed_transformers(theirs, extractor, p), 'fp32', '1,024 frames'),
-            'ours, padded': (lambda p: embed_ours(ours, p, 1024), 'fp32', '1,024 frames'),
-            'ours, padded, bf16': (lambda p: embed_ours(half, p, 1024), 'bf16', '1,024 frames'),
-            'ours': (lambda p: embed_ours(ours, p), 'fp32', 'own length'),
-            'ours, bf16': (lambda p: embed_ours(half, p), 'bf16', 'own length')}
+    ways = {
+        'transformers ASTModel': (lambda p: embed_transformers(theirs, extractor, p), 'fp32', '1,024 frames'),
+        'ours, padded': (lambda p: embed_ours(ours, p, 1024), 'fp32', '1,024 frames'),
+        'ours, padded, bf16': (lambda p: embed_ours(half, p, 1024), 'bf16', '1,024 frames'),
+        'ours': (lambda p: embed_ours(ours, p), 'fp32', 'own length'),
+        'ours, bf16': (lambda p: embed_ours(half, p), 'bf16', 'own length'),
+    }
     if clap:
         net = transformers.ClapModel(transformers.ClapConfig()).eval().to(the_device())
-        hear = transformers.ClapFeatureExtractor(truncation='rand_trunc', padding='repeatpad')   # as laion/clap-htsat-unfused
+        hear = transformers.ClapFeatureExtractor(
+            truncation='rand_trunc', padding='repeatpad'
+        )  # as laion/clap-htsat-unfused
         ways['transformers ClapModel'] = lambda p: embed_clap(net, hear, p), 'fp32', '10 s at 48 kHz'
     return ways
 
-def cosine(a:Tensor, b:Tensor) -> float: # of the pair that agrees least
+
+def cosine(a: Tensor, b: Tensor) -> float:  # of the pair that agrees least
     return torch.cosine_similarity(a.float(), b.float(), dim=-1).min().item()
 
-def bench_embedding(size:str='base', seconds:tuple=(5., 10.), batch:int=4, rounds:int=3, clap:bool=True) -> list: # rows
+
+def bench_embedding(
+    size: str = 'base', seconds: tuple = (5.0, 10.0), batch: int = 4, rounds: int = 3, clap: bool = True
+) -> list:  # rows
     "Clips per second, latency of one clip, and agreement, for each way and clip length."
     ways, rows = embedding_ways(size, clap), []
     with tempfile.TemporaryDirectory() as d:
@@ -169,24 +235,43 @@ def bench_embedding(size:str='base', seconds:tuple=(5., 10.), batch:int=4, round
             for k, (_, precision, seen) in ways.items():
                 same = z[k].shape == first.shape and 'Clap' not in k
                 ref = z['ours, padded'] if 'padded' in k else own
-                rows.append(dict(way=k, ast=size, seconds=s, precision=precision, seen=seen, batch=batch, clips_per_s=batch/many[k]['best'], clips_per_s_median=batch/many[k]['median'],
-                                 latency_s=one[k]['best'], speedup=many['transformers ASTModel']['best']/many[k]['best'], cpu_speedup=many['transformers ASTModel']['cpu']/many[k]['cpu'] if the_device().type == 'cpu' else None, latency_speedup=one['transformers ASTModel']['best']/one[k]['best'],
-                                 cosine_to_transformers=cosine(z[k], first) if same else None, cosine_to_our_fp32=cosine(z[k], ref) if k.startswith('ours') else None, cosine_of_different_clips=others))
+                rows.append(
+                    dict(
+                        way=k,
+                        ast=size,
+                        seconds=s,
+                        precision=precision,
+                        seen=seen,
+                        batch=batch,
+                        clips_per_s=batch / many[k]['best'],
+                        clips_per_s_median=batch / many[k]['median'],
+                        latency_s=one[k]['best'],
+                        speedup=many['transformers ASTModel']['best'] / many[k]['best'],
+                        cpu_speedup=many['transformers ASTModel']['cpu'] / many[k]['cpu']
+                        if the_device().type == 'cpu'
+                        else None,
+                        latency_speedup=one['transformers ASTModel']['best'] / one[k]['best'],
+                        cosine_to_transformers=cosine(z[k], first) if same else None,
+                        cosine_to_our_fp32=cosine(z[k], ref) if k.startswith('ours') else None,
+                        cosine_of_different_clips=others,
+                    )
+                )
     return rows
 
 # %% ../nbs/40_benchmarks.ipynb #80f2d067
-def literal_match(D:Tensor) -> Tensor: # (b n n) -> (b n)
+def literal_match(D: Tensor) -> Tensor:  # (b n n) -> (b n)
     "The text of §3.2 word by word: right-most token first, the nearest prediction still unused."
     out = []
     for d in D.tolist():
-        used, perm = set(), [0]*len(d)
+        used, perm = set(), [0] * len(d)
         for i in reversed(range(len(d))):
             perm[i] = min((j for j in range(len(d)) if j not in used), key=lambda j: d[i][j])
             used.add(perm[i])
         out.append(perm)
     return torch.tensor(out, device=D.device)
 
-def bench_matchers(ns:tuple, bs:tuple, d:int=64, rounds:int=3) -> list: # rows
+
+def bench_matchers(ns: tuple, bs: tuple, d: int = 64, rounds: int = 3) -> list:  # rows
     "Time of each matcher over n and b, and its cost over the optimal one."
     ways, rows = dict(literal=literal_match) | {k: MATCHERS[k] for k in ('greedy', 'hungarian', 'sinkhorn')}, []
     for n in ns:
@@ -195,71 +280,134 @@ def bench_matchers(ns:tuple, bs:tuple, d:int=64, rounds:int=3) -> list: # rows
             D = pairwise_distance(*(torch.randn(b, n, d, generator=g).to(the_device()) for _ in range(2)))
             t = interleaved({k: lambda f=f: f(D) for k, f in ways.items()}, rounds)
             cost = {k: match_cost(D, f(D)).mean().item() for k, f in ways.items()}
-            rows += [dict(matcher=k, n=n, b=b, ms=1e3*t[k]['best'], cost_over_optimum=cost[k]/cost['hungarian']) for k in ways]
+            rows += [
+                dict(matcher=k, n=n, b=b, ms=1e3 * t[k]['best'], cost_over_optimum=cost[k] / cost['hungarian'])
+                for k in ways
+            ]
     return rows
 
-def bench_fbank(seconds:float=10., b:int=16, rounds:int=5) -> list: # rows
+
+def bench_fbank(seconds: float = 10.0, b: int = 16, rounds: int = 5) -> list:  # rows
     "Features of a batch, ours beside torchaudio's, which takes one waveform at a time."
     from torchaudio.compliance import kaldi
-    wav = .1*torch.randn(b, int(16_000*seconds), generator=torch.Generator().manual_seed(0)).to(the_device())
-    theirs = lambda: torch.stack([kaldi.fbank(w[None], sample_frequency=16_000, window_type='hanning', num_mel_bins=128) for w in wav])
+
+    wav = 0.1 * torch.randn(b, int(16_000 * seconds), generator=torch.Generator().manual_seed(0)).to(the_device())
+    theirs = lambda: torch.stack(
+        [kaldi.fbank(w[None], sample_frequency=16_000, window_type='hanning', num_mel_bins=128) for w in wav]
+    )
     t = interleaved(dict(torchaudio=theirs, ours=lambda: fbank(wav)), rounds)
     diff = (theirs() - fbank(wav)).abs().max().item()
-    return [dict(way=k, seconds=seconds, b=b, ms_per_clip=1e3*v['best']/b, speedup=t['torchaudio']['best']/v['best'], largest_difference=diff) for k, v in t.items()]
+    return [
+        dict(
+            way=k,
+            seconds=seconds,
+            b=b,
+            ms_per_clip=1e3 * v['best'] / b,
+            speedup=t['torchaudio']['best'] / v['best'],
+            largest_difference=diff,
+        )
+        for k, v in t.items()
+    ]
 
 # %% ../nbs/40_benchmarks.ipynb #daf3be83
 LABELS = ['dog', 'rain', 'church bells', 'violin', 'siren', 'applause', 'helicopter', 'cat']
 
-def random_weights(profile:Profile) -> Profile:
+
+def random_weights(profile: Profile) -> Profile:
     "The same sizes with random weights, tuned ears, no empty slots, and QuickGELU where OpenAI's towers have it."
     name, _, tag = profile.text_encoder.partition('/')
-    text = f'{name}-quickgelu' if tag == 'openai' else name if profile.text_encoder.startswith('open_clip:') else profile.text_encoder
+    text = (
+        f'{name}-quickgelu'
+        if tag == 'openai'
+        else name
+        if profile.text_encoder.startswith('open_clip:')
+        else profile.text_encoder
+    )
     other = dict(audio_weights='', ears='tuned', presence=False, text_encoder=text)
     return load_profile('mini', asdict(profile) | other)
 
-def synthetic_batch(p:Profile, b:int, device=None) -> dict: # as `CoLLAT.forward` takes it
+
+def synthetic_batch(p: Profile, b: int, device=None) -> dict:  # as `CoLLAT.forward` takes it
     "Noise for sound, labels in turn; the shapes and the cost are those of a real batch."
     labels = [[LABELS[i % len(LABELS)]] for i in range(b)]
-    wav = .1*torch.randn(b, int(p.clip_seconds*p.sample_rate), generator=torch.Generator().manual_seed(0))
-    return dict(wav=wav.to(device or the_device()), seeds=list(range(b)), texts=[prompt(l, p.template) for l in labels], labels=labels)
+    wav = 0.1 * torch.randn(b, int(p.clip_seconds * p.sample_rate), generator=torch.Generator().manual_seed(0))
+    return dict(
+        wav=wav.to(device or the_device()),
+        seeds=list(range(b)),
+        texts=[prompt(l, p.template) for l in labels],
+        labels=labels,
+    )
 
-def make_step(profile:Profile, precision:str='fp32', fused:bool=False, compiled:bool=False) -> tuple: # model, AdamW
+
+def make_step(
+    profile: Profile, precision: str = 'fp32', fused: bool = False, compiled: bool = False
+) -> tuple:  # model, AdamW
     "A model of random weights in training mode on the device, and its optimiser."
     model = CoLLAT(profile).to(the_device()).train()
     model.precision = precision
     new = [*model.interaction.parameters(), model.logit_scale]
-    opt = torch.optim.AdamW(param_groups([(model.audio.parameters(), profile.lr_audio), (new, profile.lr)], profile.weight_decay), betas=(.9, .98), **(dict(fused=True) if fused else {}))
-    if compiled: model.compile_networks()
+    opt = torch.optim.AdamW(
+        param_groups([(model.audio.parameters(), profile.lr_audio), (new, profile.lr)], profile.weight_decay),
+        betas=(0.9, 0.98),
+        **(dict(fused=True) if fused else {}),
+    )
+    if compiled:
+        model.compile_networks()
     return model, opt
 
-def one_step(model:CoLLAT, opt, batch:dict) -> float: # loss
+
+def one_step(model: CoLLAT, opt, batch: dict) -> float:  # loss
     "Forward, backward, optimiser."
     loss = model(batch)['loss']
-    loss.backward(); opt.step(); opt.zero_grad()
+    loss.backward()
+    opt.step()
+    opt.zero_grad()
     return loss.item()
 
 # %% ../nbs/40_benchmarks.ipynb #acae575d
-def step_parts(model:CoLLAT, opt, batch:dict) -> tuple: # part -> s, loss
+def step_parts(model: CoLLAT, opt, batch: dict) -> tuple:  # part -> s, loss
     "`one_step` with a clock between its parts."
-    p, seeds, n, times = model.profile, list(batch['seeds']), len(batch['wav']), {}
+    seeds, n, times = list(batch['seeds']), len(batch['wav']), {}
     at = [time.perf_counter()]
-    def tick(part): finished(); at.append(time.perf_counter()); times[part] = at[-1] - at[-2]
-    clean, noisy = model.training_views(batch['wav'], seeds); tick('front end')
-    h_t, kind, z_t = model.text_targets(batch['texts'], batch['labels']); tick('text side, cached')
+
+    def tick(part):
+        finished()
+        at.append(time.perf_counter())
+        times[part] = at[-1] - at[-2]
+
+    clean, noisy = model.training_views(batch['wav'], seeds)
+    tick('front end')
+    h_t, kind, z_t = model.text_targets(batch['texts'], batch['labels'])
+    tick('text side, cached')
     with model.autocast():
         h_a = model.listen(clean if noisy is None else torch.cat([clean, noisy]))
         tick('audio encoder')
         h = model.predict(h_a, None, seeds * (len(h_a) // n), cached=True)
         tick('interaction')
-        z_a = model.embed(h[:n]).float(); tick('locked encoder')
+        z_a = model.embed(h[:n]).float()
+        tick('locked encoder')
         h, h_t = model.at_layer(h).float(), model.at_layer(h_t).float()
     ids = torch.tensor([text_id(t) for t in batch['texts']], device=h.device)
-    loss = model.loss(h[:n], h_t, z_a, z_t, model.logit_scale.clamp(max=math.log(100)).exp(), None if noisy is None else h[n:], kind, ids)['loss']; tick('matching and losses')
-    loss.backward(); tick('backward')
-    opt.step(); opt.zero_grad(); tick('optimiser')
+    loss = model.loss(
+        h[:n],
+        h_t,
+        z_a,
+        z_t,
+        model.logit_scale.clamp(max=math.log(100)).exp(),
+        None if noisy is None else h[n:],
+        kind,
+        ids,
+    )['loss']
+    tick('matching and losses')
+    loss.backward()
+    tick('backward')
+    opt.step()
+    opt.zero_grad()
+    tick('optimiser')
     return times, loss.item()
 
-def bench_parts(profile:Profile, b:int, rounds:int=3, precision:str='fp32') -> dict:
+
+def bench_parts(profile: Profile, b: int, rounds: int = 3, precision: str = 'fp32') -> dict:
     "Seconds and share of each part of a step, and clips per second."
     model, opt = make_step(profile, precision)
     batch = synthetic_batch(profile, b)
@@ -267,227 +415,456 @@ def bench_parts(profile:Profile, b:int, rounds:int=3, precision:str='fp32') -> d
     runs = [step_parts(model, opt, batch)[0] for _ in range(rounds)]
     best = {k: min(r[k] for r in runs) for k in runs[0]}
     total = sum(best.values())
-    return dict(profile=profile.name, b=b, precision=precision, seconds=total, clips_per_s=b/total, parts={k: dict(seconds=v, share=v/total) for k, v in best.items()})
+    return dict(
+        profile=profile.name,
+        b=b,
+        precision=precision,
+        seconds=total,
+        clips_per_s=b / total,
+        parts={k: dict(seconds=v, share=v / total) for k, v in best.items()},
+    )
 
 # %% ../nbs/40_benchmarks.ipynb #274a9df5
-def step_flops(model:CoLLAT) -> dict: # per clip: forward, backward
+def step_flops(model: CoLLAT) -> dict:  # per clip: forward, backward
     "Floating point operations of a training step per clip, both views; moves the model to `meta` (it is of no use afterwards)."
     model = model.to('meta').train()
-    model.precision = 'fp32'                                              # the count is the same
-    frames = 1 + int((model.profile.clip_seconds*1000 - model.profile.frame_ms) // model.profile.hop_ms)
+    model.precision = 'fp32'  # the count is the same
+    frames = 1 + int((model.profile.clip_seconds * 1000 - model.profile.frame_ms) // model.profile.hop_ms)
     spec = torch.empty(1, frames, model.profile.n_mels, device='meta')
-    with FlopCounterMode(display=False) as f: h, noisy, z = model.hear(spec, spec if model.profile.lambda_uni_token > 0 else None, [0])
-    with FlopCounterMode(display=False) as g: sum(x.sum() for x in (h, noisy, z) if x is not None).backward()
+    with FlopCounterMode(display=False) as f:
+        h, noisy, z = model.hear(spec, spec if model.profile.lambda_uni_token > 0 else None, [0])
+    with FlopCounterMode(display=False) as g:
+        sum(x.sum() for x in (h, noisy, z) if x is not None).backward()
     return dict(forward=f.get_total_flops(), backward=g.get_total_flops())
 
-def saved_bytes(model:nn.Module, forward) -> int:
+
+def saved_bytes(model: nn.Module, forward) -> int:
     "Bytes that `forward()` keeps for the backward pass, parameters and buffers aside; each storage once."
     known = {x.untyped_storage()._cdata for x in [*model.parameters(), *model.buffers()]}
-    if hasattr(model, 'text'): known |= {x.untyped_storage()._cdata for x in [*model.text.locked.parameters(), *model.text.locked.buffers()]}
+    if hasattr(model, 'text'):
+        known |= {x.untyped_storage()._cdata for x in [*model.text.locked.parameters(), *model.text.locked.buffers()]}
     seen = {}
+
     def pack(x):
         s = x.untyped_storage()
-        if s._cdata not in known: seen[s._cdata] = s.nbytes()
-        return x.detach()   # the tensor itself would hold the graph that holds it
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x): out = forward()   # held until all are counted
+        if s._cdata not in known:
+            seen[s._cdata] = s.nbytes()
+        return x.detach()  # the tensor itself would hold the graph that holds it
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        out = forward()  # held until all are counted
     del out
     return sum(seen.values())
 
 # %% ../nbs/40_benchmarks.ipynb #9426a7cf
-def sizes(profile:Profile, precision:str='bf16') -> dict:
+def sizes(profile: Profile, precision: str = 'bf16') -> dict:
     "Parameters, operations and memory of a profile's training, from its true shapes with random weights."
     p = random_weights(profile)
-    model = CoLLAT(p).to(the_device()).train(); model.precision = precision
+    model = CoLLAT(p).to(the_device()).train()
+    model.precision = precision
     count = lambda m: sum(x.numel() for x in m.parameters())
     batches = [synthetic_batch(p, b) for b in (1, 2)]
     kept = [saved_bytes(model, lambda: model(b)) for b in batches]
     parts = dict(audio=count(model.audio), interaction=count(model.interaction), locked_text=model.text.n_params)
     trained = sum(x.numel() for x in model.parameters() if x.requires_grad)
     flops = step_flops(model)
-    return dict(profile=profile.name, parameters=parts | dict(trained=trained), flops_per_clip=flops, batch=p.batch, steps=p.steps, precision=precision,
-                bytes=dict(weights=4*(count(model) + parts['locked_text']), gradients=4*trained, adam=8*trained, activations_per_clip=kept[1] - kept[0]))
+    return dict(
+        profile=profile.name,
+        parameters=parts | dict(trained=trained),
+        flops_per_clip=flops,
+        batch=p.batch,
+        steps=p.steps,
+        precision=precision,
+        bytes=dict(
+            weights=4 * (count(model) + parts['locked_text']),
+            gradients=4 * trained,
+            adam=8 * trained,
+            activations_per_clip=kept[1] - kept[0],
+        ),
+    )
 
-def memory_gb(s:dict, clips:int) -> float:
+
+def memory_gb(s: dict, clips: int) -> float:
     "Memory of training with the activations of `clips` clips at a time, from `sizes`."
     b = s['bytes']
-    return (b['weights'] + b['gradients'] + b['adam'] + clips*b['activations_per_clip']) / 2**30
+    return (b['weights'] + b['gradients'] + b['adam'] + clips * b['activations_per_clip']) / 2**30
 
 # %% ../nbs/40_benchmarks.ipynb #b6ddc416
 @contextmanager
-def tuned(model:CoLLAT):
+def tuned(model: CoLLAT):
     "Inside the block the text tower's weights ask for gradients, as in methods that tune it; afterwards it is as before."
     tower = model.text.locked
-    try: yield tower.requires_grad_(True)
-    finally: tower.requires_grad_(False); tower.zero_grad(set_to_none=True)
+    try:
+        yield tower.requires_grad_(True)
+    finally:
+        tower.requires_grad_(False)
+        tower.zero_grad(set_to_none=True)
 
-def bench_lock(profile:Profile, b:int, rounds:int=3) -> dict:
+
+def bench_lock(profile: Profile, b: int, rounds: int = 3) -> dict:
     "Time and bytes of the text tower in one step, locked and tuned."
     model, batch = CoLLAT(profile).to(the_device()).train(), synthetic_batch(profile, b)
     te, texts, labels = model.text, batch['texts'], batch['labels']
     h = model.text_targets(texts, labels)[0].clone().requires_grad_()
-    def audio_path(): te.encode_audio_tokens(h, profile.form)[0].sum().backward()
+
+    def audio_path():
+        te.encode_audio_tokens(h, profile.form)[0].sum().backward()
+
     def text_graph():
         t = te.tokenize(texts)
         te.pool(te.encode_embeddings(te.static_embeddings(t.ids), t.mask), t.mask).sum().backward()
+
     def with_tuned(f):
-        with tuned(model): f()
-    def uncached(): model.text_cache.clear(); model.text_targets(texts, labels)
-    t = interleaved({'audio path, locked': audio_path, 'audio path, tuned': lambda: with_tuned(audio_path), 'text side, cached': lambda: model.text_targets(texts, labels),
-                     'text side, no graph': uncached, 'text side, tuned': lambda: with_tuned(text_graph)}, rounds)
+        with tuned(model):
+            f()
+
+    def uncached():
+        model.text_cache.clear()
+        model.text_targets(texts, labels)
+
+    t = interleaved(
+        {
+            'audio path, locked': audio_path,
+            'audio path, tuned': lambda: with_tuned(audio_path),
+            'text side, cached': lambda: model.text_targets(texts, labels),
+            'text side, no graph': uncached,
+            'text side, tuned': lambda: with_tuned(text_graph),
+        },
+        rounds,
+    )
     n, trained = te.n_params, sum(x.numel() for x in model.parameters())
     saved = dict(locked=saved_bytes(model, lambda: te.encode_audio_tokens(h, profile.form)[0]))
-    with tuned(model): saved['tuned'] = saved_bytes(model, lambda: te.encode_audio_tokens(h, profile.form)[0])
-    return dict(profile=profile.name, b=b, seconds={k: v['best'] for k, v in t.items()}, saved_for_backward=saved, tower_parameters=n, trained_parameters=trained,
-                bytes=dict(gradients=4*n, adam=8*n, checkpoint_locked=12*trained, checkpoint_tuned=12*(trained + n)))
+    with tuned(model):
+        saved['tuned'] = saved_bytes(model, lambda: te.encode_audio_tokens(h, profile.form)[0])
+    return dict(
+        profile=profile.name,
+        b=b,
+        seconds={k: v['best'] for k, v in t.items()},
+        saved_for_backward=saved,
+        tower_parameters=n,
+        trained_parameters=trained,
+        bytes=dict(gradients=4 * n, adam=8 * n, checkpoint_locked=12 * trained, checkpoint_tuned=12 * (trained + n)),
+    )
 
 # %% ../nbs/40_benchmarks.ipynb #e2b57648
-def checkpoint_bytes(model:CoLLAT, opt) -> int:
+def checkpoint_bytes(model: CoLLAT, opt) -> int:
     "Size of a checkpoint as it is written: trainable weights and optimiser state."
-    f = io.BytesIO(); torch.save(dict(model=model.state_dict(), opt=opt.state_dict()), f)
+    f = io.BytesIO()
+    torch.save(dict(model=model.state_dict(), opt=opt.state_dict()), f)
     return f.getbuffer().nbytes
 
 # %% ../nbs/40_benchmarks.ipynb #b0a9102b
 _half = dict(precision='bf16')
-OPTIONS = {'none': {}, 'bf16': _half, 'fused AdamW': dict(fused=True), 'checkpointing': dict(micro=True), 'compile': dict(compiled=True),
-           'bf16, fused': _half | dict(fused=True), 'bf16, checkpointing': _half | dict(micro=True), 'bf16, fused, compile': _half | dict(fused=True, compiled=True)}
+OPTIONS = {
+    'none': {},
+    'bf16': _half,
+    'fused AdamW': dict(fused=True),
+    'checkpointing': dict(micro=True),
+    'compile': dict(compiled=True),
+    'bf16, fused': _half | dict(fused=True),
+    'bf16, checkpointing': _half | dict(micro=True),
+    'bf16, fused, compile': _half | dict(fused=True, compiled=True),
+}
 
-def bench_options(profile:Profile, b:int, names:tuple, rounds:int=3) -> list: # rows
+
+def bench_options(profile: Profile, b: int, names: tuple, rounds: int = 3) -> list:  # rows
     "Clips per second, memory for the backward pass, and the first loss, option by option."
     steps, rows = {}, []
     for k in names:
         how = dict(OPTIONS[k])
-        p = load_profile('mini', asdict(profile) | dict(micro_batch=max(1, b//4) if how.pop('micro', False) else 0))
+        p = load_profile('mini', asdict(profile) | dict(micro_batch=max(1, b // 4) if how.pop('micro', False) else 0))
         steps[k] = (*make_step(p, **how), synthetic_batch(p, b))
     first = {k: one_step(*s) for k, s in steps.items()}
     t = interleaved({k: lambda s=s: one_step(*s) for k, s in steps.items()}, rounds)
     for k, s in steps.items():
         peak = None
         if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats(); held = torch.cuda.memory_allocated()   # by all the models
-            one_step(*s); peak = torch.cuda.max_memory_allocated() - held
+            torch.cuda.reset_peak_memory_stats()
+            held = torch.cuda.memory_allocated()  # by all the models
+            one_step(*s)
+            peak = torch.cuda.max_memory_allocated() - held
         kept = None if 'compile' in k else saved_bytes(s[0], lambda: s[0](s[2]))
-        rows.append(dict(options=k, profile=profile.name, b=b, clips_per_s=b/t[k]['best'], speedup=t['none']['best']/t[k]['best'], saved_for_backward=kept, step_bytes=peak, first_loss=first[k]))
+        rows.append(
+            dict(
+                options=k,
+                profile=profile.name,
+                b=b,
+                clips_per_s=b / t[k]['best'],
+                speedup=t['none']['best'] / t[k]['best'],
+                saved_for_backward=kept,
+                step_bytes=peak,
+                first_loss=first[k],
+            )
+        )
     return rows
 
 # %% ../nbs/40_benchmarks.ipynb #6161bc89
-def true_size_step(name:str='paper', b:int=2, steps:int=3, precision:str='bf16', lr:float=1e-4) -> dict:
+def true_size_step(name: str = 'paper', b: int = 2, steps: int = 3, precision: str = 'bf16', lr: float = 1e-4) -> dict:
     "Training steps of a profile at its true sizes on a repeated batch: losses, seconds per step."
     p = random_weights(load_profile(name, dict(lr=lr, lr_audio=lr)))
     model, opt = make_step(p, precision)
     batch, losses, seconds = synthetic_batch(p, b), [], []
     for _ in tqdm(range(steps), desc=f'{name} at true size', unit='step'):
-        t = time.perf_counter(); losses.append(one_step(model, opt, batch)); finished(); seconds.append(time.perf_counter() - t)
-    return dict(profile=name, b=b, precision=precision, losses=losses, seconds=seconds, clips_per_s=b/min(seconds), trained=sum(x.numel() for x in model.parameters()), locked=model.text.n_params)
+        t = time.perf_counter()
+        losses.append(one_step(model, opt, batch))
+        finished()
+        seconds.append(time.perf_counter() - t)
+    return dict(
+        profile=name,
+        b=b,
+        precision=precision,
+        losses=losses,
+        seconds=seconds,
+        clips_per_s=b / min(seconds),
+        trained=sum(x.numel() for x in model.parameters()),
+        locked=model.text.n_params,
+    )
 
 # %% ../nbs/40_benchmarks.ipynb #eabbb092
-def timed_steps(model:CoLLAT, opt, batch:dict, rounds:int) -> tuple: # best s of a step, peak bytes on a GPU or None
+def timed_steps(model: CoLLAT, opt, batch: dict, rounds: int) -> tuple:  # best s of a step, peak bytes on a GPU or None
     "Steps on a repeated batch, after two untimed ones."
-    for _ in range(2): one_step(model, opt, batch)
-    if gpu := torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
+    for _ in range(2):
+        one_step(model, opt, batch)
+    if gpu := torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     best = interleaved(dict(step=lambda: one_step(model, opt, batch)), rounds, warmup=0)['step']['best']
     return best, torch.cuda.max_memory_allocated() if gpu else None
 
+
 def bench_batches(
-    profile:Profile,
-    bs:tuple, # clips in a batch
-    compiled:tuple=(), # the same, with `torch.compile`, which takes a while for each
-    rounds:int=3,
-    precision:str='bf16',
-) -> list: # rows
+    profile: Profile,
+    bs: tuple,  # clips in a batch
+    compiled: tuple = (),  # the same, with `torch.compile`, which takes a while for each
+    rounds: int = 3,
+    precision: str = 'bf16',
+) -> list:  # rows
     "Clips per second and peak memory over the batch size, without checkpointing; None in both where the memory does not suffice."
     rows, p = [], load_profile('mini', asdict(profile) | dict(micro_batch=0))
     for how, sizes in ((False, bs), (True, compiled)):
         model, opt = make_step(p, precision, fused=True, compiled=how) if sizes else (None, None)
         for b in sizes:
-            try: best, peak = timed_steps(model, opt, synthetic_batch(p, b), rounds)
-            except torch.OutOfMemoryError: best = peak = None; opt.zero_grad()
-            if torch.cuda.is_available(): torch.cuda.empty_cache()
-            rows.append(dict(profile=p.name, compiled=how, b=b, precision=precision, clips_per_s=best and b/best, peak_bytes=peak))
+            try:
+                best, peak = timed_steps(model, opt, synthetic_batch(p, b), rounds)
+            except torch.OutOfMemoryError:
+                best = peak = None
+                opt.zero_grad()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            rows.append(
+                dict(
+                    profile=p.name,
+                    compiled=how,
+                    b=b,
+                    precision=precision,
+                    clips_per_s=best and b / best,
+                    peak_bytes=peak,
+                )
+            )
     return rows
 
 # %% ../nbs/40_benchmarks.ipynb #a0093109
-def sound_shards(folder:Path, n:int, seconds:float) -> Path: # folder of the shards
+def sound_shards(folder: Path, n: int, seconds: float) -> Path:  # folder of the shards
     "`n` synthetic clips with one label each, packed."
-    with (folder/'clips.csv').open('w') as f:
-        f.writelines(['path,labels\n', *(f'clips/{p.name},{LABELS[i % len(LABELS)]}\n' for i, p in enumerate(write_clips(folder/'clips', n, seconds)))])
-    shard(folder/'clips.csv', folder/'shards', per_shard=math.ceil(n/8), workers=1)
-    return folder/'shards'
+    with (folder / 'clips.csv').open('w') as f:
+        f.writelines(
+            [
+                'path,labels\n',
+                *(
+                    f'clips/{p.name},{LABELS[i % len(LABELS)]}\n'
+                    for i, p in enumerate(write_clips(folder / 'clips', n, seconds))
+                ),
+            ]
+        )
+    shard(folder / 'clips.csv', folder / 'shards', per_shard=math.ceil(n / 8), workers=1)
+    return folder / 'shards'
+
 
 def bench_training(
-    profile:Profile,
-    b:int, # clips a step
-    micro:int, # of which so many keep their activations; 0: all
-    steps:int=20,
-    precision:str='bf16',
-    compiled:bool=False,
+    profile: Profile,
+    b: int,  # clips a step
+    micro: int,  # of which so many keep their activations; 0: all
+    steps: int = 20,
+    precision: str = 'bf16',
+    compiled: bool = False,
 ) -> dict:
     "Clips per second of `training.train` from shards, after its first half."
     with tempfile.TemporaryDirectory() as d:
         root = sound_shards(Path(d), max(64, b), profile.clip_seconds)
-        p = load_profile('mini', asdict(profile) | dict(shards=str(root), batch=b, micro_batch=micro, steps=steps, warmup=1, eval_every=steps, checkpoint_every=steps, precision=precision, fused=True, compile=compiled))
-        train(p, Path(d)/'run', validate=False)
-        log = read_log(Path(d)/'run')
-    seconds = float(log.seconds[len(log)//2:].median())
-    return dict(profile=p.name, b=b, micro_batch=micro, precision=precision, compiled=compiled, workers=p.workers, steps=len(log), seconds=seconds, clips_per_s=b/seconds, losses=[float(log.loss.iloc[0]), float(log.loss.iloc[-1])])
+        p = load_profile(
+            'mini',
+            asdict(profile)
+            | dict(
+                shards=str(root),
+                batch=b,
+                micro_batch=micro,
+                steps=steps,
+                warmup=1,
+                eval_every=steps,
+                checkpoint_every=steps,
+                precision=precision,
+                fused=True,
+                compile=compiled,
+            ),
+        )
+        train(p, Path(d) / 'run', validate=False)
+        log = read_log(Path(d) / 'run')
+    seconds = float(log.seconds[len(log) // 2 :].median())
+    return dict(
+        profile=p.name,
+        b=b,
+        micro_batch=micro,
+        precision=precision,
+        compiled=compiled,
+        workers=p.workers,
+        steps=len(log),
+        seconds=seconds,
+        clips_per_s=b / seconds,
+        losses=[float(log.loss.iloc[0]), float(log.loss.iloc[-1])],
+    )
 
 # %% ../nbs/40_benchmarks.ipynb #8ead9591
-PEAKS = {'V100': 125e12, 'RTX 4090': 165e12, 'A100': 312e12, 'H100, H200': 989e12}  # FLOP/s, dense fp16 / bf16, as published
+PEAKS = {
+    'V100': 125e12,
+    'RTX 4090': 165e12,
+    'A100': 312e12,
+    'H100, H200': 989e12,
+}  # FLOP/s, dense fp16 / bf16, as published
 
-def gpu_hours(s:dict, utilisation:float=.4) -> list: # rows, one per GPU
+
+def gpu_hours(s: dict, utilisation: float = 0.4) -> list:  # rows, one per GPU
     "Hours of a profile's whole training on one GPU, from `sizes`; decoding is assumed to keep up."
-    clips = s['steps']*s['batch']
-    total = clips*sum(s['flops_per_clip'].values())
-    return [dict(profile=s['profile'], gpu=k, clips=clips, total_flops=total, utilisation=utilisation, hours=total/(peak*utilisation)/3600,
-                 utilisation_in_320_hours=total/(peak*320*3600)) for k, peak in PEAKS.items()]
+    clips = s['steps'] * s['batch']
+    total = clips * sum(s['flops_per_clip'].values())
+    return [
+        dict(
+            profile=s['profile'],
+            gpu=k,
+            clips=clips,
+            total_flops=total,
+            utilisation=utilisation,
+            hours=total / (peak * utilisation) / 3600,
+            utilisation_in_320_hours=total / (peak * 320 * 3600),
+        )
+        for k, peak in PEAKS.items()
+    ]
 
-def fits(s:dict, gb:float=16.) -> int:
+
+def fits(s: dict, gb: float = 16.0) -> int:
     "The most clips whose activations fit into `gb` beside weights, gradients and optimiser state (one GiB kept free); 0 when none does."
-    return max(0, int((gb - 1 - memory_gb(s, 0))*2**30 // s['bytes']['activations_per_clip']))
+    return max(0, int((gb - 1 - memory_gb(s, 0)) * 2**30 // s['bytes']['activations_per_clip']))
 
 # %% ../nbs/40_benchmarks.ipynb #141a5e58
 SCALES = dict(
-    small=dict(peak=512, embedding=dict(size='mini', seconds=(2.,), batch=2, rounds=1, clap=False), matchers=dict(ns=(8, 32), bs=(4,), rounds=1), fbank=dict(seconds=2., b=4, rounds=2),
-               step=('smoke_clip', 8, 1), lock=('smoke_clip', 8, 1), options=('smoke_clip', 8, ('none', 'bf16', 'fused AdamW', 'checkpointing'), 1), sizes=('smoke_clip',), true=None, batches=('smoke_clip', (4, 8), (), 1), training=(dict(profile='smoke_clip', b=8, micro=4, steps=4),)),
-    full=dict(peak=2048, embedding=dict(size='base', seconds=(5., 10.), batch=4, rounds=3), matchers=dict(ns=(18, 75), bs=(16, 64, 256), rounds=3), fbank=dict(seconds=10., b=16, rounds=5),
-              step=('mini', 32, 3), lock=('paper', 8, 2), options=('mini', 32, tuple(OPTIONS), 3), sizes=('mini', 'small', 'paper'), true=dict(b=2, steps=3), batches=('mini', (8, 32, 128), (32,), 3), training=(dict(profile='mini', b=32, micro=0, steps=12),)),
-    gpu=dict(peak=8192, embedding=dict(size='base', seconds=(5., 10.), batch=32, rounds=2), matchers=dict(ns=(18, 75), bs=(16, 64, 256), rounds=5), fbank=dict(seconds=10., b=64, rounds=10),
-             step=('paper', 32, 5), lock=('paper', 64, 5), options=('paper', 16, ('none', 'bf16', 'bf16, fused', 'bf16, checkpointing', 'bf16, fused, compile'), 5), sizes=('small', 'paper'), true=dict(b=32, steps=10),
-             batches=('paper', (8, 16, 32, 64, 96), (32, 64), 5), training=(dict(profile='paper', b=32, micro=0, steps=30, compiled=True), dict(profile='paper', b=256, micro=32, steps=6, compiled=True))))
+    small=dict(
+        peak=512,
+        embedding=dict(size='mini', seconds=(2.0,), batch=2, rounds=1, clap=False),
+        matchers=dict(ns=(8, 32), bs=(4,), rounds=1),
+        fbank=dict(seconds=2.0, b=4, rounds=2),
+        step=('smoke_clip', 8, 1),
+        lock=('smoke_clip', 8, 1),
+        options=('smoke_clip', 8, ('none', 'bf16', 'fused AdamW', 'checkpointing'), 1),
+        sizes=('smoke_clip',),
+        true=None,
+        batches=('smoke_clip', (4, 8), (), 1),
+        training=(dict(profile='smoke_clip', b=8, micro=4, steps=4),),
+    ),
+    full=dict(
+        peak=2048,
+        embedding=dict(size='base', seconds=(5.0, 10.0), batch=4, rounds=3),
+        matchers=dict(ns=(18, 75), bs=(16, 64, 256), rounds=3),
+        fbank=dict(seconds=10.0, b=16, rounds=5),
+        step=('mini', 32, 3),
+        lock=('paper', 8, 2),
+        options=('mini', 32, tuple(OPTIONS), 3),
+        sizes=('mini', 'small', 'paper'),
+        true=dict(b=2, steps=3),
+        batches=('mini', (8, 32, 128), (32,), 3),
+        training=(dict(profile='mini', b=32, micro=0, steps=12),),
+    ),
+    gpu=dict(
+        peak=8192,
+        embedding=dict(size='base', seconds=(5.0, 10.0), batch=32, rounds=2),
+        matchers=dict(ns=(18, 75), bs=(16, 64, 256), rounds=5),
+        fbank=dict(seconds=10.0, b=64, rounds=10),
+        step=('paper', 32, 5),
+        lock=('paper', 64, 5),
+        options=('paper', 16, ('none', 'bf16', 'bf16, fused', 'bf16, checkpointing', 'bf16, fused, compile'), 5),
+        sizes=('small', 'paper'),
+        true=dict(b=32, steps=10),
+        batches=('paper', (8, 16, 32, 64, 96), (32, 64), 5),
+        training=(
+            dict(profile='paper', b=32, micro=0, steps=30, compiled=True),
+            dict(profile='paper', b=256, micro=32, steps=6, compiled=True),
+        ),
+    ),
+)
 
 # %% ../nbs/40_benchmarks.ipynb #c1b7254f
-def scale_of(profile:Profile) -> str:
+def scale_of(profile: Profile) -> str:
     "`small`, `full`, or `gpu` for `full` where there is one. Raises ValueError on another name."
-    if profile.benchmarks not in ('small', 'full'): raise ValueError(f"benchmarks='{profile.benchmarks}': small or full is accepted")
+    if profile.benchmarks not in ('small', 'full'):
+        raise ValueError(f"benchmarks='{profile.benchmarks}': small or full is accepted")
     return 'gpu' if profile.benchmarks == 'full' and torch.cuda.is_available() else profile.benchmarks
 
-def run_benchmarks(scale:str, precision:str) -> dict:
+
+def run_benchmarks(scale: str, precision: str) -> dict:
     "All measurements of one scale, each with the load of the machine before it."
     c, out = SCALES[scale], dict(scale=scale, setting=setting())
     prof = lambda name: random_weights(load_profile(name))
-    todo = dict(peaks=lambda: {k: matmul_peak(c['peak'], d) for k, d in dict(fp32=torch.float32, bf16=torch.bfloat16).items()},
-                embedding=lambda: bench_embedding(**c['embedding']), matchers=lambda: bench_matchers(**c['matchers']), fbank=lambda: bench_fbank(**c['fbank']),
-                step=lambda: bench_parts(prof(c['step'][0]), *c['step'][1:], precision), lock=lambda: bench_lock(prof(c['lock'][0]), *c['lock'][1:]),
-                options=lambda: bench_options(prof(c['options'][0]), *c['options'][1:]), sizes=lambda: [sizes(load_profile(n), precision) for n in c['sizes']],
-                true_step=lambda: true_size_step(**c['true'], precision=precision) if c['true'] else None,
-                batches=lambda: bench_batches(prof(c['batches'][0]), *c['batches'][1:], precision), training=lambda: [bench_training(**t | dict(profile=prof(t['profile'])), precision=precision) for t in c['training']])
+    todo = dict(
+        peaks=lambda: {k: matmul_peak(c['peak'], d) for k, d in dict(fp32=torch.float32, bf16=torch.bfloat16).items()},
+        embedding=lambda: bench_embedding(**c['embedding']),
+        matchers=lambda: bench_matchers(**c['matchers']),
+        fbank=lambda: bench_fbank(**c['fbank']),
+        step=lambda: bench_parts(prof(c['step'][0]), *c['step'][1:], precision),
+        lock=lambda: bench_lock(prof(c['lock'][0]), *c['lock'][1:]),
+        options=lambda: bench_options(prof(c['options'][0]), *c['options'][1:]),
+        sizes=lambda: [sizes(load_profile(n), precision) for n in c['sizes']],
+        true_step=lambda: true_size_step(**c['true'], precision=precision) if c['true'] else None,
+        batches=lambda: bench_batches(prof(c['batches'][0]), *c['batches'][1:], precision),
+        training=lambda: [
+            bench_training(**t | dict(profile=prof(t['profile'])), precision=precision) for t in c['training']
+        ],
+    )
     seconds = {}
     for k, f in tqdm(todo.items(), desc='benchmarks', unit='part'):
-        t = time.perf_counter(); out[k] = f(); seconds[k] = round(time.perf_counter() - t, 1)
+        t = time.perf_counter()
+        out[k] = f()
+        seconds[k] = round(time.perf_counter() - t, 1)
     hours = [r for s in out['sizes'] for r in gpu_hours(s)]
     return out | dict(hours=hours, seconds=seconds, utilisation=utilisation(out))
 
-def utilisation(out:dict) -> list: # rows
+
+def utilisation(out: dict) -> list:  # rows
     "Model operations per second over the measured peak and over the published one, for each step and training that was timed and counted."
     flops = {s['profile']: sum(s['flops_per_clip'].values()) for s in out['sizes']}
     published = next((v for k, v in PEAKS.items() if any(n in out['setting']['device'] for n in k.split(', '))), None)
-    rows = [(what, r) for what in ('step', 'true_step', 'batches', 'training') for r in (out[what] if isinstance(out[what], list) else [out[what]])]
-    return [dict(what=what, profile=r['profile'], b=r['b'], compiled=r.get('compiled', False), precision=r['precision'], clips_per_s=r['clips_per_s'], flops_per_clip=flops[r['profile']],
-                 utilisation=(rate := r['clips_per_s']*flops[r['profile']])/out['peaks'][r['precision']], of_published_peak=published and rate/published)
-            for what, r in rows if r and r['clips_per_s'] and r['profile'] in flops]
+    rows = [
+        (what, r)
+        for what in ('step', 'true_step', 'batches', 'training')
+        for r in (out[what] if isinstance(out[what], list) else [out[what]])
+    ]
+    return [
+        dict(
+            what=what,
+            profile=r['profile'],
+            b=r['b'],
+            compiled=r.get('compiled', False),
+            precision=r['precision'],
+            clips_per_s=r['clips_per_s'],
+            flops_per_clip=flops[r['profile']],
+            utilisation=(rate := r['clips_per_s'] * flops[r['profile']]) / out['peaks'][r['precision']],
+            of_published_peak=published and rate / published,
+        )
+        for what, r in rows
+        if r and r['clips_per_s'] and r['profile'] in flops
+    ]
 
-def keep_by_device(results:Path, folder:Path) -> Path:
+
+def keep_by_device(results: Path, folder: Path) -> Path:
     "A copy of the results file in `folder`, named by its device."
     device = read_results(results)['results']['setting']
-    slug = re.sub(r'[^a-z0-9]+', '-', f"{device['device']} {device['threads']} threads".lower()).strip('-')
-    with atomic_path(Path(folder)/f'{slug}.json') as tmp: tmp.write_text(Path(results).read_text())
-    return Path(folder)/f'{slug}.json'
+    slug = re.sub(r'[^a-z0-9]+', '-', f'{device["device"]} {device["threads"]} threads'.lower()).strip('-')
+    with atomic_path(Path(folder) / f'{slug}.json') as tmp:
+        tmp.write_text(Path(results).read_text())
+    return Path(folder) / f'{slug}.json'

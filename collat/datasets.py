@@ -11,7 +11,11 @@ __all__ = ['TROUBLES', 'SOURCES', 'ALIASES', 'AUDIOSET_LISTS', 'ADAPTERS', 'UNRE
            'load_csv', 'held_out_ids', 'training_clips', 'check_data', 'data_check', 'table_1']
 
 # %% ../nbs/05_datasets.ipynb #c9e6e027
-import csv, dataclasses, json, os, re
+import csv
+import dataclasses
+import json
+import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -29,13 +33,14 @@ from .prompts import label_hash, label_to_words
 @dataclass(frozen=True, slots=True)
 class Clip:
     "One sound of a data set."
+
     path: str  # sound file
     labels: tuple = ()  # as the data set spells them
     captions: tuple = ()  # sentences
     split: str = ''  # official split
     fold: int = 0  # official fold from 1; 0 = none
     id: str = ''  # of the source: Freesound or YouTube id, or place
-    start: float = 0.  # s into the file
+    start: float = 0.0  # s into the file
     seconds: float | None = None  # s to read; None = to the end
     frames: tuple = ()  # image files of the video
 
@@ -43,6 +48,7 @@ class Clip:
 @dataclass
 class Report:
     "What was expected of a data set, what was found, and what is wrong with the rest. Plain values only."
+
     name: str
     expected: dict = field(default_factory=dict)  # split -> official number of clips
     listed: dict = field(default_factory=dict)  # split -> clips in the lists
@@ -52,15 +58,25 @@ class Report:
     corrupt: list = field(default_factory=list)
     unreadable: list = field(default_factory=list)  # whole files in a format that libsndfile does not read
     notes: list = field(default_factory=list)  # oddities of the lists
-    def counts(self) -> dict: return {k: len(getattr(self, k)) for k in TROUBLES}
+
+    def counts(self) -> dict:
+        return {k: len(getattr(self, k)) for k in TROUBLES}
+
     def __str__(self):
         "A few lines for people."
-        splits = [f'{s}: {self.found.get(s, 0):,} of {n:,} listed' + (f' ({e:,} officially)' if (e := self.expected.get(s)) not in (None, n) else '') for s, n in self.listed.items()]
+        splits = [
+            f'{s}: {self.found.get(s, 0):,} of {n:,} listed'
+            + (f' ({e:,} officially)' if (e := self.expected.get(s)) not in (None, n) else '')
+            for s, n in self.listed.items()
+        ]
         bad = [f'{n:,} {k} (first: {getattr(self, k)[0]})' for k, n in self.counts().items() if n]
         return '\n  '.join([f'{self.name}: ' + '; '.join(splits), *bad, *self.notes])
-    def save(self, path:str|Path):
+
+    def save(self, path: str | Path):
         "The whole report as JSON, every file named."
-        with atomic_path(path) as tmp: tmp.write_text(json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False))
+        with atomic_path(path) as tmp:
+            tmp.write_text(json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False))
+
 
 TROUBLES = ('missing', 'empty', 'corrupt', 'unreadable')
 
@@ -68,6 +84,7 @@ TROUBLES = ('missing', 'empty', 'corrupt', 'unreadable')
 @dataclass
 class Manifest:
     "The usable clips of a data set."
+
     name: str
     clips: list  # of Clip
     classes: list  # (k,) as the data set spells them, in its own order
@@ -75,49 +92,85 @@ class Manifest:
     licence: str = ''
     report: Report | None = None
 
-    def __len__(self): return len(self.clips)
-    def of(self, *splits) -> list: return [c for c in self.clips if c.split in splits]
+    def __len__(self):
+        return len(self.clips)
+
+    def of(self, *splits) -> list:
+        return [c for c in self.clips if c.split in splits]
+
     @property
-    def words(self) -> list: return [label_to_words(c) for c in self.classes]
+    def words(self) -> list:
+        return [label_to_words(c) for c in self.classes]
+
     @property
-    def splits(self) -> list: return list(dict.fromkeys(c.split for c in self.clips))
+    def splits(self) -> list:
+        return list(dict.fromkeys(c.split for c in self.clips))
+
     @property
-    def folds(self) -> list: return sorted({c.fold for c in self.clips} - {0})
-    def fold(self, k:int) -> tuple: # training clips, test clips
+    def folds(self) -> list:
+        return sorted({c.fold for c in self.clips} - {0})
+
+    def fold(self, k: int) -> tuple:  # training clips, test clips
         "Official fold `k` held out. Raises ValueError when there is none."
-        if k not in self.folds: raise ValueError(f"{self.name}: fold {k!r}; {f'accepted: {self.folds}' if self.folds else 'this set has no folds'}")
+        if k not in self.folds:
+            raise ValueError(
+                f'{self.name}: fold {k!r}; {f"accepted: {self.folds}" if self.folds else "this set has no folds"}'
+            )
         return [c for c in self.clips if c.fold not in (0, k)], [c for c in self.clips if c.fold == k]
+
     def stamp(self) -> dict:
         "What has to stand beside a number on these clips."
-        return dict(data=self.name, n=len(self), captions=sum(len(c.captions) for c in self.clips), classes=len(self.classes), label_hash=label_hash(self.words) if self.classes else None,
-                    listed=self.report and dict(self.report.listed), left_out=self.report and self.report.counts())
+        return dict(
+            data=self.name,
+            n=len(self),
+            captions=sum(len(c.captions) for c in self.clips),
+            classes=len(self.classes),
+            label_hash=label_hash(self.words) if self.classes else None,
+            listed=self.report and dict(self.report.listed),
+            left_out=self.report and self.report.counts(),
+        )
 
 # %% ../nbs/05_datasets.ipynb #5306e973
 def read_clips(
-    clips:Iterable, # of Clip
-    sample_rate:int, # Hz
-    skipped:list|None=None, # receives (index, reason) of each clip that cannot be read
-    min_seconds:float=.025, # shorter ones cannot be read; one frame
-) -> Iterator[tuple[int, Tensor]]: # index into `clips`, (s,) waveform
+    clips: Iterable,  # of Clip
+    sample_rate: int,  # Hz
+    skipped: list | None = None,  # receives (index, reason) of each clip that cannot be read
+    min_seconds: float = 0.025,  # shorter ones cannot be read; one frame
+) -> Iterator[tuple[int, Tensor]]:  # index into `clips`, (s,) waveform
     "The sounds of `clips`, one at a time; what `load_audio` refuses is skipped and noted."
     skipped = [] if skipped is None else skipped
     for i, c in enumerate(clips):
-        try: wav = load_audio(c.path, sample_rate, c.seconds and c.start + c.seconds, min_seconds)[round(c.start*sample_rate):]
-        except AudioError as e: skipped.append((i, str(e))); continue
-        if len(wav) < min_seconds*sample_rate: skipped.append((i, f'{c.path}: {len(wav)/sample_rate:.3f} s of sound from second {c.start:g} on, {min_seconds:g} s are needed'))
-        else: yield i, wav
+        try:
+            wav = load_audio(c.path, sample_rate, c.seconds and c.start + c.seconds, min_seconds)[
+                round(c.start * sample_rate) :
+            ]
+        except AudioError as e:
+            skipped.append((i, str(e)))
+            continue
+        if len(wav) < min_seconds * sample_rate:
+            skipped.append(
+                (
+                    i,
+                    f'{c.path}: {len(wav) / sample_rate:.3f} s of sound from second {c.start:g} on, {min_seconds:g} s are needed',
+                )
+            )
+        else:
+            yield i, wav
 
 # %% ../nbs/05_datasets.ipynb #7887db34
 @dataclass(frozen=True)
 class Remote:
     "One file that may be fetched."
+
     url: str
     checksum: str = ''  # 'md5:…', 'git:…' (blob id), or '' where none is published
     to: str = ''  # place below the data set's folder, for files that are not archives
 
+
 @dataclass(frozen=True)
 class Source:
     "Where a data set comes from, and how to know that it is there."
+
     name: str
     title: str
     folders: tuple  # places below `root` where it may lie; `data get` fills the first
@@ -133,27 +186,69 @@ class Source:
     checked: str = ''  # how the facts above were checked
 
 # %% ../nbs/05_datasets.ipynb #c1dc97bc
-def _zenodo(record, files:str) -> tuple:
+def _zenodo(record, files: str) -> tuple:
     "Remotes from lines of `md5 file`."
-    return tuple(Remote(f'https://zenodo.org/records/{record}/files/{name}?download=1', f'md5:{md5}') for md5, name in map(str.split, files.strip().splitlines()))
+    return tuple(
+        Remote(f'https://zenodo.org/records/{record}/files/{name}?download=1', f'md5:{md5}')
+        for md5, name in map(str.split, files.strip().splitlines())
+    )
 
-def _github(repo, commit, files:str) -> tuple:
+
+def _github(repo, commit, files: str) -> tuple:
     "Remotes from lines of `blob path place`."
-    return tuple(Remote(f'https://raw.githubusercontent.com/{repo}/{commit}/{path}', f'git:{blob}', to) for blob, path, to in map(str.split, files.strip().splitlines()))
+    return tuple(
+        Remote(f'https://raw.githubusercontent.com/{repo}/{commit}/{path}', f'git:{blob}', to)
+        for blob, path, to in map(str.split, files.strip().splitlines())
+    )
+
 
 _AUDIOSET = 'http://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv/'
 _TUT, _FSD = 'TUT-acoustic-scenes-2017', 'FSD50K'
 
 # %% ../nbs/05_datasets.ipynb #563111fc
 _freesound = [
-    Source('esc50', 'ESC-50', ('ESC-50', 'ESC-50-master', 'esc50'), ('meta/esc50.csv', 'esc50.csv'), 'meta/esc50.csv and audio/*.wav', 'https://github.com/karolpiczak/ESC-50', '0.6 GB to fetch',
-           'CC BY-NC 3.0', dict(all=2000), 50, (Remote('https://github.com/karolpiczak/ESC-50/archive/master.zip'),),
-           checked='README of the repository; GitHub builds the archive on request, so no checksum holds for long: its CRCs and the counts are compared'),
-    Source('urbansound8k', 'UrbanSound8K', ('UrbanSound8K',), ('metadata/UrbanSound8K.csv',), 'metadata/UrbanSound8K.csv and audio/fold1 to audio/fold10', 'https://zenodo.org/records/1203745',
-           '6 GB to fetch, 7 GB unpacked', 'CC BY-NC (3.0 on the project\'s page, 4.0 in loaders that cite Zenodo)', dict(all=8732), 10, _zenodo(1203745, '9aa69802bbf37fb986f71ec1483a196e UrbanSound8K.tar.gz'),
-           checked='project page; md5 as in soundata'),
-    Source('fsd50k', 'FSD50K', (_FSD,), ('FSD50K.ground_truth/dev.csv', 'FSD50K.ground_truth/eval.csv'), 'FSD50K.ground_truth/{dev,eval,vocabulary}.csv, FSD50K.dev_audio/ and FSD50K.eval_audio/',
-           'https://zenodo.org/records/4060432', '108 h, 35 GB unpacked', 'CC BY 4.0; each clip its own, in FSD50K.metadata', dict(train=36_796, val=4_170, eval=10_231), 200, _zenodo(4060432, '''
+    Source(
+        'esc50',
+        'ESC-50',
+        ('ESC-50', 'ESC-50-master', 'esc50'),
+        ('meta/esc50.csv', 'esc50.csv'),
+        'meta/esc50.csv and audio/*.wav',
+        'https://github.com/karolpiczak/ESC-50',
+        '0.6 GB to fetch',
+        'CC BY-NC 3.0',
+        dict(all=2000),
+        50,
+        (Remote('https://github.com/karolpiczak/ESC-50/archive/master.zip'),),
+        checked='README of the repository; GitHub builds the archive on request, so no checksum holds for long: its CRCs and the counts are compared',
+    ),
+    Source(
+        'urbansound8k',
+        'UrbanSound8K',
+        ('UrbanSound8K',),
+        ('metadata/UrbanSound8K.csv',),
+        'metadata/UrbanSound8K.csv and audio/fold1 to audio/fold10',
+        'https://zenodo.org/records/1203745',
+        '6 GB to fetch, 7 GB unpacked',
+        "CC BY-NC (3.0 on the project's page, 4.0 in loaders that cite Zenodo)",
+        dict(all=8732),
+        10,
+        _zenodo(1203745, '9aa69802bbf37fb986f71ec1483a196e UrbanSound8K.tar.gz'),
+        checked='project page; md5 as in soundata',
+    ),
+    Source(
+        'fsd50k',
+        'FSD50K',
+        (_FSD,),
+        ('FSD50K.ground_truth/dev.csv', 'FSD50K.ground_truth/eval.csv'),
+        'FSD50K.ground_truth/{dev,eval,vocabulary}.csv, FSD50K.dev_audio/ and FSD50K.eval_audio/',
+        'https://zenodo.org/records/4060432',
+        '108 h, 35 GB unpacked',
+        'CC BY 4.0; each clip its own, in FSD50K.metadata',
+        dict(train=36_796, val=4_170, eval=10_231),
+        200,
+        _zenodo(
+            4060432,
+            """
 ca27382c195e37d2269c4c866dd73485 FSD50K.ground_truth.zip
 b9ea0c829a411c1d42adb9da539ed237 FSD50K.metadata.zip
 3516162b82dc2945d3e7feba0904e800 FSD50K.doc.zip
@@ -164,13 +259,32 @@ faa7cf4cc076fc34a44a479a5ed862a3 FSD50K.dev_audio.z01
 1196ef47d267a993d30fa98af54b7159 FSD50K.dev_audio.z03
 d088ac4e11ba53daf9f7574c11cccac9 FSD50K.dev_audio.z04
 81356521aa159accd3c35de22da28c7f FSD50K.dev_audio.z05
-c480d119b8f7a7e32fdb58f3ea4d6c5a FSD50K.dev_audio.zip'''),
-           checked='Zenodo record (40,966 + 10,231 clips; the size is 108.3 h of 16 bit at 44.1 kHz); md5 as in soundata; the numbers of train and val only by their sum')]
+c480d119b8f7a7e32fdb58f3ea4d6c5a FSD50K.dev_audio.zip""",
+        ),
+        checked='Zenodo record (40,966 + 10,231 clips; the size is 108.3 h of 16 bit at 44.1 kHz); md5 as in soundata; the numbers of train and val only by their sum',
+    ),
+]
 
 # %% ../nbs/05_datasets.ipynb #f6a270ab
-_scenes_2017 = [Source('tut2017', 'TUT Acoustic Scenes 2017', (_TUT,), (f'{_TUT}-development/meta.txt', f'{_TUT}-evaluation/meta.txt', f'{_TUT}-evaluation/evaluation_setup/evaluate.txt'),
-    f'{_TUT}-development/ and {_TUT}-evaluation/, each with meta.txt, evaluation_setup/ and audio/', 'https://zenodo.org/records/400515 (development) and https://zenodo.org/records/1040168 (evaluation)',
-    '14.3 GB to fetch', 'non-commercial, see EULA.pdf in its archives', dict(dev=4680, eval=1620), 15, _zenodo(400515, '''
+_scenes_2017 = [
+    Source(
+        'tut2017',
+        'TUT Acoustic Scenes 2017',
+        (_TUT,),
+        (
+            f'{_TUT}-development/meta.txt',
+            f'{_TUT}-evaluation/meta.txt',
+            f'{_TUT}-evaluation/evaluation_setup/evaluate.txt',
+        ),
+        f'{_TUT}-development/ and {_TUT}-evaluation/, each with meta.txt, evaluation_setup/ and audio/',
+        'https://zenodo.org/records/400515 (development) and https://zenodo.org/records/1040168 (evaluation)',
+        '14.3 GB to fetch',
+        'non-commercial, see EULA.pdf in its archives',
+        dict(dev=4680, eval=1620),
+        15,
+        _zenodo(
+            400515,
+            """
 2065495aaf3f1103e795c9899e2af1df TUT-acoustic-scenes-2017-development.doc.zip
 9007fd4772d816590c5db5f5e9568f5d TUT-acoustic-scenes-2017-development.meta.zip
 802c700b021769e52a2c1e3b9c117a1b TUT-acoustic-scenes-2017-development.error.zip
@@ -183,187 +297,388 @@ a4815775f8a5e629179726ee4cd4f55a TUT-acoustic-scenes-2017-development.audio.3.zi
 c7d79db84264401c0f8680dcc36013ad TUT-acoustic-scenes-2017-development.audio.7.zip
 35043f25123439392338c790494c7a19 TUT-acoustic-scenes-2017-development.audio.8.zip
 0805dcf5d8e6871dc9610182b2efb93a TUT-acoustic-scenes-2017-development.audio.9.zip
-5df83a191295a04e290b125c634e13e7 TUT-acoustic-scenes-2017-development.audio.10.zip''') + _zenodo(1040168, '''
+5df83a191295a04e290b125c634e13e7 TUT-acoustic-scenes-2017-development.audio.10.zip""",
+        )
+        + _zenodo(
+            1040168,
+            """
 47bbdc0614b468d2bfadbc49e561a320 TUT-acoustic-scenes-2017-evaluation.doc.zip
 e006cfec14a49dd79a6ab8f8d5b1c5e6 TUT-acoustic-scenes-2017-evaluation.meta.zip
 5d97dea8461baec8027ae4a0c2b18d4b TUT-acoustic-scenes-2017-evaluation.audio.1.zip
 4085ef5fa286f2169074993a4e405953 TUT-acoustic-scenes-2017-evaluation.audio.2.zip
 cac432579e7cf2dff0aec7aaed248956 TUT-acoustic-scenes-2017-evaluation.audio.3.zip
-664bf09c3d24bd26c6b587f1d709de36 TUT-acoustic-scenes-2017-evaluation.audio.4.zip'''),
-    checked='15 scenes: the challenge\'s page; md5 and bytes as in dcase_util; the counts are not on a page that could be read, their sum is the 6.3K of the paper\'s Table 1')]
+664bf09c3d24bd26c6b587f1d709de36 TUT-acoustic-scenes-2017-evaluation.audio.4.zip""",
+        ),
+        checked="15 scenes: the challenge's page; md5 and bytes as in dcase_util; the counts are not on a page that could be read, their sum is the 6.3K of the paper's Table 1",
+    )
+]
 
 # %% ../nbs/05_datasets.ipynb #9ee46502
 _youtube = [
-    Source('audioset', 'AudioSet', ('AudioSet', 'audioset'), ('eval_segments.csv', 'balanced_train_segments.csv', 'unbalanced_train_segments.csv'),
-           '{balanced_train,unbalanced_train,eval}_segments.csv, class_labels_indices.csv, and clips as audio/{balanced,unbalanced,eval}/<YouTube id>.wav', 'https://research.google.com/audioset/download.html',
-           'about 100 MB of lists; 1 TB or more of sound', 'lists CC BY 4.0; the clips belong to their uploaders', dict(balanced=22_160, unbalanced=2_041_789, eval=20_371), 527,
-           tuple(Remote(_AUDIOSET + f, to=f) for f in ('eval_segments.csv', 'balanced_train_segments.csv', 'unbalanced_train_segments.csv', 'class_labels_indices.csv')), audio=False,
-           checked='publisher\'s page for licence and format; counts from the third line of each list as quoted by several loaders; no checksum is published'),
-    Source('vggsound', 'VGGSound', ('VGGSound', 'vggsound'), ('vggsound.csv', 'data/vggsound.csv'), 'vggsound.csv, clips as audio/<YouTube id>_<start, six digits>.wav, frames as frames/<the same>/*.jpg',
-           'https://www.robots.ox.ac.uk/~vgg/data/vggsound', 'about 8 MB of list; 300 GB or more of video', 'list CC BY 4.0; the clips belong to their uploaders', dict(train=183_730, test=15_446), 309,
-           _github('hche11/VGGSound', '9bbc7491c054a203e53584c0065df336e1322bb7', '53da0dc492b8a3fadf770f0f175cef1e652c0447 data/vggsound.csv vggsound.csv'), audio=False,
-           checked='LICENCE.txt, stat.csv (309 classes, 199,176 clips) and test.csv (15,446) of the repository; train by subtraction'),
-    *(Source(f'audiocaps{v}', f'AudioCaps {v or 1}', ('AudioCaps', 'audiocaps'), markers, f'{folder}/{{train,val,test}}.csv, and clips as audio/{{train,val,test}}/<YouTube id>_<start>.wav', 'https://github.com/cdjkim/audiocaps',
-             '4 to 8 MB of captions; about 30 GB of sound', 'captions MIT (its README asks for academic use only); the clips belong to their uploaders', expected, 0,
-             _github('cdjkim/audiocaps', 'd004db3ea1b01cf4fd0347dd8d27db90cadc8809', '\n'.join(f'{b} {folder}/{s}.csv {folder}/{s}.csv' for s, b in blobs.items())), audio=False, checked=checked)
-      for v, folder, markers, expected, blobs, checked in (
-        ('', 'dataset', ('dataset/test.csv', 'dataset/val.csv', 'dataset/train.csv', 'test.csv'), dict(train=49_838, val=495, test=975),
-         dict(train='93db5bd4d37bbf958eae519ede406a5dbc6a7972', val='f0bcd1ede16fea308c9249ed77e819cdb6b0f462', test='aa65f39a8205413bba7a5295a2aa92f97420fe8a'), 'all three lists read at this commit'),
-        ('2', 'dataset2.0', ('dataset2.0/test.csv', 'dataset2.0/val.csv', 'dataset2.0/train.csv'), dict(val=495, test=975),
-         dict(train='be6e5492dda2de6a784bf227febf3b09a7a8a367', val='deca888ca318387b3ff016f07cf1605815955e4c', test='8589c127c26c2cc9609b6ba148f557ca1196502b'),
-         'val and test read at this commit (the clips of version 1, captions in lower case); the README gives 91,256 captions for train, the number of its clips was not seen')))]
+    Source(
+        'audioset',
+        'AudioSet',
+        ('AudioSet', 'audioset'),
+        ('eval_segments.csv', 'balanced_train_segments.csv', 'unbalanced_train_segments.csv'),
+        '{balanced_train,unbalanced_train,eval}_segments.csv, class_labels_indices.csv, and clips as audio/{balanced,unbalanced,eval}/<YouTube id>.wav',
+        'https://research.google.com/audioset/download.html',
+        'about 100 MB of lists; 1 TB or more of sound',
+        'lists CC BY 4.0; the clips belong to their uploaders',
+        dict(balanced=22_160, unbalanced=2_041_789, eval=20_371),
+        527,
+        tuple(
+            Remote(_AUDIOSET + f, to=f)
+            for f in (
+                'eval_segments.csv',
+                'balanced_train_segments.csv',
+                'unbalanced_train_segments.csv',
+                'class_labels_indices.csv',
+            )
+        ),
+        audio=False,
+        checked="publisher's page for licence and format; counts from the third line of each list as quoted by several loaders; no checksum is published",
+    ),
+    Source(
+        'vggsound',
+        'VGGSound',
+        ('VGGSound', 'vggsound'),
+        ('vggsound.csv', 'data/vggsound.csv'),
+        'vggsound.csv, clips as audio/<YouTube id>_<start, six digits>.wav, frames as frames/<the same>/*.jpg',
+        'https://www.robots.ox.ac.uk/~vgg/data/vggsound',
+        'about 8 MB of list; 300 GB or more of video',
+        'list CC BY 4.0; the clips belong to their uploaders',
+        dict(train=183_730, test=15_446),
+        309,
+        _github(
+            'hche11/VGGSound',
+            '9bbc7491c054a203e53584c0065df336e1322bb7',
+            '53da0dc492b8a3fadf770f0f175cef1e652c0447 data/vggsound.csv vggsound.csv',
+        ),
+        audio=False,
+        checked='LICENCE.txt, stat.csv (309 classes, 199,176 clips) and test.csv (15,446) of the repository; train by subtraction',
+    ),
+    *(
+        Source(
+            f'audiocaps{v}',
+            f'AudioCaps {v or 1}',
+            ('AudioCaps', 'audiocaps'),
+            markers,
+            f'{folder}/{{train,val,test}}.csv, and clips as audio/{{train,val,test}}/<YouTube id>_<start>.wav',
+            'https://github.com/cdjkim/audiocaps',
+            '4 to 8 MB of captions; about 30 GB of sound',
+            'captions MIT (its README asks for academic use only); the clips belong to their uploaders',
+            expected,
+            0,
+            _github(
+                'cdjkim/audiocaps',
+                'd004db3ea1b01cf4fd0347dd8d27db90cadc8809',
+                '\n'.join(f'{b} {folder}/{s}.csv {folder}/{s}.csv' for s, b in blobs.items()),
+            ),
+            audio=False,
+            checked=checked,
+        )
+        for v, folder, markers, expected, blobs, checked in (
+            (
+                '',
+                'dataset',
+                ('dataset/test.csv', 'dataset/val.csv', 'dataset/train.csv', 'test.csv'),
+                dict(train=49_838, val=495, test=975),
+                dict(
+                    train='93db5bd4d37bbf958eae519ede406a5dbc6a7972',
+                    val='f0bcd1ede16fea308c9249ed77e819cdb6b0f462',
+                    test='aa65f39a8205413bba7a5295a2aa92f97420fe8a',
+                ),
+                'all three lists read at this commit',
+            ),
+            (
+                '2',
+                'dataset2.0',
+                ('dataset2.0/test.csv', 'dataset2.0/val.csv', 'dataset2.0/train.csv'),
+                dict(val=495, test=975),
+                dict(
+                    train='be6e5492dda2de6a784bf227febf3b09a7a8a367',
+                    val='deca888ca318387b3ff016f07cf1605815955e4c',
+                    test='8589c127c26c2cc9609b6ba148f557ca1196502b',
+                ),
+                'val and test read at this commit (the clips of version 1, captions in lower case); the README gives 91,256 captions for train, the number of its clips was not seen',
+            ),
+        )
+    ),
+]
 SOURCES = {s.name: s for s in (*_freesound, *_scenes_2017, *_youtube)}
-ALIASES = dict(us8k='urbansound8k', urbansound='urbansound8k', tut='tut2017', tutacousticscenes2017='tut2017', audiocaps1='audiocaps', audiocapsv2='audiocaps2')
+ALIASES = dict(
+    us8k='urbansound8k',
+    urbansound='urbansound8k',
+    tut='tut2017',
+    tutacousticscenes2017='tut2017',
+    audiocaps1='audiocaps',
+    audiocapsv2='audiocaps2',
+)
 
 # %% ../nbs/05_datasets.ipynb #d413b749
 class DatasetMissing(FileNotFoundError):
     "A data set is not there; the message says where to get it and where to put it."
 
-def source_of(name:str) -> Source:
+
+def source_of(name: str) -> Source:
     "The source by name, however it is written. Raises ValueError naming the nearest."
     key = re.sub(r'[^a-z0-9]', '', str(name).lower())
-    if (key := ALIASES.get(key, key)) in SOURCES: return SOURCES[key]
-    raise ValueError(f"data set '{name}' is neither a table (*.csv) nor one of {', '.join(SOURCES)}.{nearest_name(key, SOURCES)}")
+    if (key := ALIASES.get(key, key)) in SOURCES:
+        return SOURCES[key]
+    raise ValueError(
+        f"data set '{name}' is neither a table (*.csv) nor one of {', '.join(SOURCES)}.{nearest_name(key, SOURCES)}"
+    )
 
-def missing_data(source:Source, root:str|Path, why:str) -> DatasetMissing:
+
+def missing_data(source: Source, root: str | Path, why: str) -> DatasetMissing:
     "The one message: what is missing, where to get it, how large, which licence, where to put it."
-    get = f'`collat data get {source.name}` fetches ' + ('it' if source.audio else 'the lists; the sound is not distributed') + '. ' if source.remotes else ''
+    get = (
+        f'`collat data get {source.name}` fetches '
+        + ('it' if source.audio else 'the lists; the sound is not distributed')
+        + '. '
+        if source.remotes
+        else ''
+    )
     n = ', '.join(f'{s} {n:,}' for s, n in source.expected.items())
-    return DatasetMissing(f'{source.title}: {why}. {get}By hand: {source.url} ({n} clips; {source.size}; licence: {source.licence}); put into {data_folders(root)[0]/source.folders[0]}: {source.layout}')
+    return DatasetMissing(
+        f'{source.title}: {why}. {get}By hand: {source.url} ({n} clips; {source.size}; licence: {source.licence}); put into {data_folders(root)[0] / source.folders[0]}: {source.layout}'
+    )
 
-def locate(source:Source, root:str|Path) -> Path|None:
+
+def locate(source: Source, root: str | Path) -> Path | None:
     "The folder that holds one of the source's lists: in a data folder, or one level deeper, as archives unpack."
-    for top in (folder/f for folder in data_folders(root) for f in source.folders):
+    for top in (folder / f for folder in data_folders(root) for f in source.folders):
         for base in (top, *(sorted(p for p in top.iterdir() if p.is_dir()) if top.is_dir() else [])):
-            if any((base/m).is_file() for m in source.markers): return base
+            if any((base / m).is_file() for m in source.markers):
+                return base
 
 # %% ../nbs/05_datasets.ipynb #17cdc455
-def csv_rows(path:Path) -> tuple: # column names, rows as dicts
+def csv_rows(path: Path) -> tuple:  # column names, rows as dicts
     "A CSV with a header, with or without a byte order mark."
-    with open(path, newline='', encoding='utf-8-sig') as f: return list((reader := csv.DictReader(f, skipinitialspace=True)).fieldnames or []), list(reader)
+    with open(path, newline='', encoding='utf-8-sig') as f:
+        return list((reader := csv.DictReader(f, skipinitialspace=True)).fieldnames or []), list(reader)
 
-def table(path:Path, *columns) -> list: # of dicts
+
+def table(path: Path, *columns) -> list:  # of dicts
     "The rows of a CSV. Raises ValueError that names the file and the columns it lacks."
     have, rows = csv_rows(path)
-    if lacking := [c for c in columns if c not in have]: raise ValueError(f"{path}: columns {have or 'none'}; {', '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} needed")
-    if bad := next((i for i, r in enumerate(rows, 2) if any(r[c] is None for c in columns)), 0): raise ValueError(f'{path}: row {bad} is cut off; has the file arrived whole?')
+    if lacking := [c for c in columns if c not in have]:
+        raise ValueError(
+            f'{path}: columns {have or "none"}; {", ".join(lacking)} {"is" if len(lacking) == 1 else "are"} needed'
+        )
+    if bad := next((i for i, r in enumerate(rows, 2) if any(r[c] is None for c in columns)), 0):
+        raise ValueError(f'{path}: row {bad} is cut off; has the file arrived whole?')
     return rows
 
-def by_number(rows, number:str, label:str) -> list:
+
+def by_number(rows, number: str, label: str) -> list:
     "Class names in the order of their numbers."
     return [c for _, c in sorted({(int(r[number]), r[label]) for r in rows})]
 
-def list_esc50(base:Path, splits:tuple) -> tuple: # clips, classes, notes
-    "ESC-50: `meta/esc50.csv` (or `esc50.csv`, beside the sound), folds 1 to 5."
-    file = next(base/m for m in SOURCES['esc50'].markers if (base/m).is_file())
-    rows = table(file, 'filename', 'fold', 'target', 'category', 'src_file')
-    return [Clip(f"audio/{r['filename']}", (r['category'],), split='all', fold=int(r['fold']), id=r['src_file']) for r in rows], by_number(rows, 'target', 'category'), []
 
-def list_urbansound8k(base:Path, splits:tuple) -> tuple:
+def list_esc50(base: Path, splits: tuple) -> tuple:  # clips, classes, notes
+    "ESC-50: `meta/esc50.csv` (or `esc50.csv`, beside the sound), folds 1 to 5."
+    file = next(base / m for m in SOURCES['esc50'].markers if (base / m).is_file())
+    rows = table(file, 'filename', 'fold', 'target', 'category', 'src_file')
+    return (
+        [
+            Clip(f'audio/{r["filename"]}', (r['category'],), split='all', fold=int(r['fold']), id=r['src_file'])
+            for r in rows
+        ],
+        by_number(rows, 'target', 'category'),
+        [],
+    )
+
+
+def list_urbansound8k(base: Path, splits: tuple) -> tuple:
     "UrbanSound8K: `metadata/UrbanSound8K.csv`, folds 1 to 10, each in its folder."
-    rows = table(base/'metadata/UrbanSound8K.csv', 'slice_file_name', 'fsID', 'fold', 'classID', 'class')
-    return [Clip(f"audio/fold{r['fold']}/{r['slice_file_name']}", (r['class'],), split='all', fold=int(r['fold']), id=r['fsID']) for r in rows], by_number(rows, 'classID', 'class'), []
+    rows = table(base / 'metadata/UrbanSound8K.csv', 'slice_file_name', 'fsID', 'fold', 'classID', 'class')
+    return (
+        [
+            Clip(
+                f'audio/fold{r["fold"]}/{r["slice_file_name"]}',
+                (r['class'],),
+                split='all',
+                fold=int(r['fold']),
+                id=r['fsID'],
+            )
+            for r in rows
+        ],
+        by_number(rows, 'classID', 'class'),
+        [],
+    )
 
 # %% ../nbs/05_datasets.ipynb #b8af448b
-def tabbed(path:Path) -> list: # of tuples
+def tabbed(path: Path) -> list:  # of tuples
     "The non-empty lines of a tab-separated file without header."
     return [tuple(x.strip() for x in l.split('\t')) for l in path.read_text(encoding='utf-8').splitlines() if l.strip()]
 
-def tut_folds(base:Path, files:set) -> tuple: # {file: fold}, notes
+
+def tut_folds(base: Path, files: set) -> tuple:  # {file: fold}, notes
     "The official cross-validation of the development set, whose clips are `files`."
     fold, notes = {}, []
     for k in range(1, 5):
-        test, train = (base/f'evaluation_setup/fold{k}_{p}.txt' for p in ('evaluate', 'train'))
-        if not test.is_file(): notes.append(f'TUT: {test.name} is not there, fold {k} is unknown'); continue
+        test, train = (base / f'evaluation_setup/fold{k}_{p}.txt' for p in ('evaluate', 'train'))
+        if not test.is_file():
+            notes.append(f'TUT: {test.name} is not there, fold {k} is unknown')
+            continue
         held = {r[0] for r in tabbed(test)}
         fold |= dict.fromkeys(held, k)
-        if train.is_file() and (odd := {r[0] for r in tabbed(train)} ^ (files - held)): notes.append(f'TUT: {train.name} differs from "all the rest" in {len(odd)} clips')
+        if train.is_file() and (odd := {r[0] for r in tabbed(train)} ^ (files - held)):
+            notes.append(f'TUT: {train.name} differs from "all the rest" in {len(odd)} clips')
     return fold, notes
 
-def list_tut2017(base:Path, splits:tuple) -> tuple:
+
+def list_tut2017(base: Path, splits: tuple) -> tuple:
     "TUT Acoustic Scenes 2017: `meta.txt` (file, scene, place) of both sets, four folds in development."
     clips, notes = [], []
     for split, part in dict(dev=f'{_TUT}-development', eval=f'{_TUT}-evaluation').items():
-        meta = next((m for m in (base/part/'meta.txt', base/part/'evaluation_setup/evaluate.txt') if m.is_file()), None)
-        if split not in splits: continue
-        if meta is None: notes.append(f'TUT: {part} is not there'); continue
+        meta = next(
+            (m for m in (base / part / 'meta.txt', base / part / 'evaluation_setup/evaluate.txt') if m.is_file()), None
+        )
+        if split not in splits:
+            continue
+        if meta is None:
+            notes.append(f'TUT: {part} is not there')
+            continue
         rows = tabbed(meta)
-        if bad := [r for r in rows if len(r) < 2]: raise ValueError(f'{meta}: line {bad[0]} has no tab; file, scene and place with tabs between are needed')
-        fold, more = tut_folds(base/part, {r[0] for r in rows}) if split == 'dev' else ({}, [])
-        clips += [Clip(f'{part}/{r[0]}', (r[1],), split=split, fold=fold.get(r[0], 0), id=r[2] if len(r) > 2 else '') for r in rows]
+        if bad := [r for r in rows if len(r) < 2]:
+            raise ValueError(f'{meta}: line {bad[0]} has no tab; file, scene and place with tabs between are needed')
+        fold, more = tut_folds(base / part, {r[0] for r in rows}) if split == 'dev' else ({}, [])
+        clips += [
+            Clip(f'{part}/{r[0]}', (r[1],), split=split, fold=fold.get(r[0], 0), id=r[2] if len(r) > 2 else '')
+            for r in rows
+        ]
         notes += more
     return clips, sorted({c.labels[0] for c in clips}), notes
 
 # %% ../nbs/05_datasets.ipynb #78f025bd
-def list_fsd50k(base:Path, splits:tuple) -> tuple:
+def list_fsd50k(base: Path, splits: tuple) -> tuple:
     "FSD50K: `FSD50K.ground_truth/{dev,eval,vocabulary}.csv`."
-    truth, clips, notes, odd = base/'FSD50K.ground_truth', [], [], 0
-    with open(truth/'vocabulary.csv', newline='', encoding='utf-8-sig') as f: vocabulary = sorted((int(i), label, mid) for i, label, mid in csv.reader(f))
+    truth, clips, notes, odd = base / 'FSD50K.ground_truth', [], [], 0
+    with open(truth / 'vocabulary.csv', newline='', encoding='utf-8-sig') as f:
+        vocabulary = sorted((int(i), label, mid) for i, label, mid in csv.reader(f))
     mid = {label: m for _, label, m in vocabulary}
     for part in ('dev', 'eval'):
-        if not {part, *(('train', 'val') if part == 'dev' else ())} & set(splits): continue
-        if not (truth/f'{part}.csv').is_file(): notes.append(f'FSD50K: {part}.csv is not there'); continue
-        for r in table(truth/f'{part}.csv', 'fname', 'labels', 'mids', *(['split'] if part == 'dev' else [])):
+        if not {part, *(('train', 'val') if part == 'dev' else ())} & set(splits):
+            continue
+        if not (truth / f'{part}.csv').is_file():
+            notes.append(f'FSD50K: {part}.csv is not there')
+            continue
+        for r in table(truth / f'{part}.csv', 'fname', 'labels', 'mids', *(['split'] if part == 'dev' else [])):
             labels, split = tuple(r['labels'].split(',')), r['split'] if part == 'dev' else 'eval'
             odd += [mid.get(l) for l in labels] != r['mids'].split(',')
-            if split in splits: clips.append(Clip(f"FSD50K.{part}_audio/{r['fname']}.wav", labels, split=split, id=r['fname']))
-    if odd: notes.append(f'FSD50K: {odd} clips whose labels and mids do not agree with vocabulary.csv')
+            if split in splits:
+                clips.append(Clip(f'FSD50K.{part}_audio/{r["fname"]}.wav', labels, split=split, id=r['fname']))
+    if odd:
+        notes.append(f'FSD50K: {odd} clips whose labels and mids do not agree with vocabulary.csv')
     return clips, [label for _, label, _ in vocabulary], notes
 
 # %% ../nbs/05_datasets.ipynb #4857ecb5
-AUDIOSET_LISTS = dict(balanced='balanced_train_segments.csv', unbalanced='unbalanced_train_segments.csv', eval='eval_segments.csv')
+AUDIOSET_LISTS = dict(
+    balanced='balanced_train_segments.csv', unbalanced='unbalanced_train_segments.csv', eval='eval_segments.csv'
+)
 
-def segments(path:Path) -> tuple: # rows (id, start s, end s, mids), number of segments that the header promises
-    "One AudioSet list: three comment lines, then `id, start, end, \"mid,mid\"`."
-    with open(path, newline='', encoding='utf-8-sig') as f: lines = [l for l in f if l.strip()]
+
+def segments(path: Path) -> tuple:  # rows (id, start s, end s, mids), number of segments that the header promises
+    'One AudioSet list: three comment lines, then `id, start, end, "mid,mid"`.'
+    with open(path, newline='', encoding='utf-8-sig') as f:
+        lines = [l for l in f if l.strip()]
     promised = re.search(r'num_segs=(\d+)', ''.join(l for l in lines[:3] if l.startswith('#')))
     rows = list(csv.reader((l for l in lines if not l.startswith('#')), skipinitialspace=True))
-    if bad := next((r for r in rows if len(r) != 4), None): raise ValueError(f'{path}: line {bad}; YTID, start_seconds, end_seconds and quoted labels are needed')
+    if bad := next((r for r in rows if len(r) != 4), None):
+        raise ValueError(f'{path}: line {bad}; YTID, start_seconds, end_seconds and quoted labels are needed')
     return [(i, float(a), float(b), mids.split(',')) for i, a, b, mids in rows], int(promised[1]) if promised else None
 
-def list_audioset(base:Path, splits:tuple) -> tuple:
+
+def list_audioset(base: Path, splits: tuple) -> tuple:
     "AudioSet: the three segment lists and `class_labels_indices.csv`."
-    names = table(base/'class_labels_indices.csv', 'index', 'mid', 'display_name')
+    names = table(base / 'class_labels_indices.csv', 'index', 'mid', 'display_name')
     name, clips, notes, unknown = {r['mid']: r['display_name'] for r in names}, [], [], Counter()
     for split, file in AUDIOSET_LISTS.items():
-        if split not in splits: continue
-        if not (base/file).is_file(): notes.append(f'AudioSet: {file} is not there'); continue
-        rows, promised = segments(base/file)
-        if promised not in (None, len(rows)): notes.append(f'AudioSet: {file} has {len(rows):,} segments and promises {promised:,}: it has not arrived whole')
+        if split not in splits:
+            continue
+        if not (base / file).is_file():
+            notes.append(f'AudioSet: {file} is not there')
+            continue
+        rows, promised = segments(base / file)
+        if promised not in (None, len(rows)):
+            notes.append(
+                f'AudioSet: {file} has {len(rows):,} segments and promises {promised:,}: it has not arrived whole'
+            )
         unknown.update(m for r in rows for m in r[3] if m not in name)
-        clips += [Clip('', tuple(name[m] for m in mids if m in name), split=split, id=i, start=a, seconds=b - a) for i, a, b, mids in rows]
-    if unknown: notes.append(f'AudioSet: {len(unknown)} mids without a name, the first {next(iter(unknown))}')
+        clips += [
+            Clip('', tuple(name[m] for m in mids if m in name), split=split, id=i, start=a, seconds=b - a)
+            for i, a, b, mids in rows
+        ]
+    if unknown:
+        notes.append(f'AudioSet: {len(unknown)} mids without a name, the first {next(iter(unknown))}')
     return clips, by_number(names, 'index', 'display_name'), notes
 
 # %% ../nbs/05_datasets.ipynb #00cb1a84
-def list_vggsound(base:Path, splits:tuple) -> tuple:
+def list_vggsound(base: Path, splits: tuple) -> tuple:
     "VGGSound: `vggsound.csv`, four columns without header."
-    path = next(base/m for m in SOURCES['vggsound'].markers if (base/m).is_file())
-    with open(path, newline='', encoding='utf-8-sig') as f: rows = [r for r in csv.reader(f) if r]
+    path = next(base / m for m in SOURCES['vggsound'].markers if (base / m).is_file())
+    with open(path, newline='', encoding='utf-8-sig') as f:
+        rows = [r for r in csv.reader(f) if r]
     notes = []
-    if rows and not (len(rows[0]) > 1 and rows[0][1].strip().isdigit()): notes.append(f'VGGSound: the first line of {path.name} is taken for a header: {rows.pop(0)}')
-    if bad := next((r for r in rows if len(r) != 4 or not r[1].strip().isdigit()), None): raise ValueError(f'{path}: line {bad}; YouTube id, start second, label and split are needed')
-    clips = [Clip('', (label.strip(),), split=split.strip(), id=i, start=float(start), seconds=10.) for i, start, label, split in rows]
+    if rows and not (len(rows[0]) > 1 and rows[0][1].strip().isdigit()):
+        notes.append(f'VGGSound: the first line of {path.name} is taken for a header: {rows.pop(0)}')
+    if bad := next((r for r in rows if len(r) != 4 or not r[1].strip().isdigit()), None):
+        raise ValueError(f'{path}: line {bad}; YouTube id, start second, label and split are needed')
+    clips = [
+        Clip('', (label.strip(),), split=split.strip(), id=i, start=float(start), seconds=10.0)
+        for i, start, label, split in rows
+    ]
     return [c for c in clips if c.split in splits], sorted({c.labels[0] for c in clips}), notes
 
-def list_audiocaps(base:Path, splits:tuple, version:str='') -> tuple:
+
+def list_audiocaps(base: Path, splits: tuple, version: str = '') -> tuple:
     "AudioCaps: rows of one clip become one clip with all its captions."
     folder, gathered, notes = f'dataset{version}', {}, []
     for split in ('train', 'val', 'test'):
-        if split not in splits: continue
-        path = next((p for p in (base/folder/f'{split}.csv', *([base/f'{split}.csv'] if not version else [])) if p.is_file()), None)
-        if path is None: notes.append(f'AudioCaps: {folder}/{split}.csv is not there'); continue
-        for r in table(path, 'audiocap_id', 'youtube_id', 'start_time', 'caption'): gathered.setdefault((split, r['youtube_id'], float(r['start_time'])), []).append(r['caption'].strip())
-    return [Clip('', (), tuple(captions), split=s, id=i, start=start, seconds=10.) for (s, i, start), captions in gathered.items()], [], notes
+        if split not in splits:
+            continue
+        path = next(
+            (
+                p
+                for p in (base / folder / f'{split}.csv', *([base / f'{split}.csv'] if not version else []))
+                if p.is_file()
+            ),
+            None,
+        )
+        if path is None:
+            notes.append(f'AudioCaps: {folder}/{split}.csv is not there')
+            continue
+        for r in table(path, 'audiocap_id', 'youtube_id', 'start_time', 'caption'):
+            gathered.setdefault((split, r['youtube_id'], float(r['start_time'])), []).append(r['caption'].strip())
+    return (
+        [
+            Clip('', (), tuple(captions), split=s, id=i, start=start, seconds=10.0)
+            for (s, i, start), captions in gathered.items()
+        ],
+        [],
+        notes,
+    )
 
-ADAPTERS = dict(esc50=list_esc50, urbansound8k=list_urbansound8k, tut2017=list_tut2017, fsd50k=list_fsd50k, audioset=list_audioset, vggsound=list_vggsound,
-                audiocaps=list_audiocaps, audiocaps2=lambda base, splits: list_audiocaps(base, splits, '2.0'))
+
+ADAPTERS = dict(
+    esc50=list_esc50,
+    urbansound8k=list_urbansound8k,
+    tut2017=list_tut2017,
+    fsd50k=list_fsd50k,
+    audioset=list_audioset,
+    vggsound=list_vggsound,
+    audiocaps=list_audiocaps,
+    audiocaps2=lambda base, splits: list_audiocaps(base, splits, '2.0'),
+)
 
 # %% ../nbs/05_datasets.ipynb #c08b0888
 UNREADABLE = {'.m4a', '.mp4', '.webm', '.mkv', '.aac', '.wma', '.3gp', '.mov', '.avi'}  # by libsndfile
 IMAGES = {'.jpg', '.jpeg', '.png'}
 
-def index_files(folders:Iterable) -> tuple: # {stem: sound file}, {stem or folder name: image files}
+
+def index_files(folders: Iterable) -> tuple:  # {stem: sound file}, {stem or folder name: image files}
     "Every sound and image below the folders; of two sounds with one name the readable one."
     sounds, images = {}, defaultdict(list)
     for folder in folders:
@@ -371,183 +686,322 @@ def index_files(folders:Iterable) -> tuple: # {stem: sound file}, {stem or folde
             below.sort()
             for n in sorted(names):
                 stem, ext = os.path.splitext(n)
-                if ext.lower() in IMAGES: images[stem].append(f'{top}/{n}'); images[os.path.basename(top)].append(f'{top}/{n}')
-                elif ext.lower() in ('.csv', '.json', '.txt', '.part') or n.startswith('.'): continue
-                elif stem not in sounds or os.path.splitext(sounds[stem])[1].lower() in UNREADABLE: sounds[stem] = f'{top}/{n}'
+                if ext.lower() in IMAGES:
+                    images[stem].append(f'{top}/{n}')
+                    images[os.path.basename(top)].append(f'{top}/{n}')
+                elif ext.lower() in ('.csv', '.json', '.txt', '.part') or n.startswith('.'):
+                    continue
+                elif stem not in sounds or os.path.splitext(sounds[stem])[1].lower() in UNREADABLE:
+                    sounds[stem] = f'{top}/{n}'
     return sounds, images
 
-def spellings(id:str, start:float, end:float, bare:bool=True) -> list:
+
+def spellings(id: str, start: float, end: float, bare: bool = True) -> list:
     "File names (without extension) under which downloaders keep one stretch of a video."
     a, b = int(start), int(end)
-    moments = (f'_{a:06d}', f'_{a}_{b}', f'_{a*1000}_{b*1000}', f'_{start:.3f}_{end:.3f}', f'_{start:.3f}', f'_{a}', f'_{a*1000}')
+    moments = (
+        f'_{a:06d}',
+        f'_{a}_{b}',
+        f'_{a * 1000}_{b * 1000}',
+        f'_{start:.3f}_{end:.3f}',
+        f'_{start:.3f}',
+        f'_{a}',
+        f'_{a * 1000}',
+    )
     return [p + id + t for t in (*moments, *([''] if bare else [])) for p in ('', 'Y')]
 
-def find_youtube(clips:list, folders:Iterable, whole:bool=False, everything:list|None=None) -> list:
+
+def find_youtube(clips: list, folders: Iterable, whole: bool = False, everything: list | None = None) -> list:
     "The clips with the files that were found; path '' where there is none. `everything` is the whole list, where `clips` are some of its splits."
     sounds, images = index_files(folders)
     once, out = Counter(c.id for c in everything or clips), []
-    if not sounds: return list(clips)   # lists without sound; AudioSet's are long
+    if not sounds:
+        return list(clips)  # lists without sound; AudioSet's are long
     for c in clips:
         names = spellings(c.id, c.start, c.start + (c.seconds or 0), whole or once[c.id] == 1)
         path, frames = (next((found[n] for n in names if n in found), '') for found in (sounds, images))
-        out.append(replace(c, path=path, frames=tuple(frames), **({} if whole or not path else dict(start=0., seconds=None))))
+        out.append(
+            replace(c, path=path, frames=tuple(frames), **({} if whole or not path else dict(start=0.0, seconds=None)))
+        )
     return out
 
 # %% ../nbs/05_datasets.ipynb #645c3556
-def trouble(path:str, check:str) -> str|None: # one of TROUBLES, or None
+def trouble(path: str, check: str) -> str | None:  # one of TROUBLES, or None
     "What is wrong with a file, as far as `check` (stat | header | decode) looks."
-    try: size = os.stat(path).st_size if path else None
-    except OSError: size = None
-    if size is None: return 'missing'
-    if size == 0: return 'empty'
-    if Path(path).suffix.lower() in UNREADABLE: return 'unreadable'
-    if check == 'stat': return None
     try:
-        if check == 'decode': load_audio(path)
+        size = os.stat(path).st_size if path else None
+    except OSError:
+        size = None
+    if size is None:
+        return 'missing'
+    if size == 0:
+        return 'empty'
+    if Path(path).suffix.lower() in UNREADABLE:
+        return 'unreadable'
+    if check == 'stat':
+        return None
+    try:
+        if check == 'decode':
+            load_audio(path)
         return 'empty' if sf.info(path).frames == 0 else None
-    except (sf.LibsndfileError, AudioError, TypeError): return 'corrupt'
+    except (sf.LibsndfileError, AudioError, TypeError):
+        return 'corrupt'
 
-def check_clips(name:str, clips:list, base:Path, expected:dict, check:str='stat', notes:Iterable=()) -> tuple: # usable clips, Report
+
+def check_clips(
+    name: str, clips: list, base: Path, expected: dict, check: str = 'stat', notes: Iterable = ()
+) -> tuple:  # usable clips, Report
     "Sorts the listed clips by what is wrong with their files."
-    if check not in ('stat', 'header', 'decode'): raise ValueError(f"check={check!r}: 'stat', 'header' or 'decode' is accepted")
+    if check not in ('stat', 'header', 'decode'):
+        raise ValueError(f"check={check!r}: 'stat', 'header' or 'decode' is accepted")
     report, good = Report(name, dict(expected), dict(Counter(c.split or 'all' for c in clips)), notes=list(notes)), []
     for c in tqdm(clips, desc=f'checking {name}', unit='clip', disable=len(clips) < 10_000):
         why = trouble(c.path, check)
-        if why: getattr(report, why).append(os.path.relpath(c.path, base) if c.path else f'{c.id} {c.start:g} s')
-        else: good.append(c)
+        if why:
+            getattr(report, why).append(os.path.relpath(c.path, base) if c.path else f'{c.id} {c.start:g} s')
+        else:
+            good.append(c)
     report.found = dict(Counter(c.split or 'all' for c in good))
-    if report.unreadable: report.notes.append(f'{len(report.unreadable)} files are of a kind that libsndfile does not read; `ffmpeg -i IN -vn OUT.flac` beside each makes them usable')
+    if report.unreadable:
+        report.notes.append(
+            f'{len(report.unreadable)} files are of a kind that libsndfile does not read; `ffmpeg -i IN -vn OUT.flac` beside each makes them usable'
+        )
     return good, report
 
 # %% ../nbs/05_datasets.ipynb #6f972d7a
 @dataclass
 class Listing:
     "What the lists of a data set say, whether the sound is there or not."
+
     source: Source
     base: Path  # folder of the lists
     clips: list  # of Clip; path below `base`, or '' where the list names no file
     classes: list
     notes: list
 
+
 def listed(
-    name:str,
-    root:str|Path='', # folders of the data sets, as in `data_folders`
-    splits:Iterable|None=None, # official splits; None = all
+    name: str,
+    root: str | Path = '',  # folders of the data sets, as in `data_folders`
+    splits: Iterable | None = None,  # official splits; None = all
 ) -> Listing:
     "The lists alone (captions need no sound). Raises DatasetMissing, or ValueError for an unknown name or split."
     source = source_of(name)
     known = list(source.expected) + (['train'] if source.name == 'audiocaps2' else [])
     splits = (splits,) if isinstance(splits, str) else tuple(splits or known)
-    if bad := [s for s in splits if s not in known]: raise ValueError(f"{source.title}: split '{bad[0]}' is not one of {', '.join(known)}.{nearest_name(bad[0], known)}")
+    if bad := [s for s in splits if s not in known]:
+        raise ValueError(
+            f"{source.title}: split '{bad[0]}' is not one of {', '.join(known)}.{nearest_name(bad[0], known)}"
+        )
     base = locate(source, root)
-    if base is None: raise missing_data(source, root, f'its lists are not in {" or ".join(str(f/source.folders[0]) for f in data_folders(root))} (looked for {", ".join(source.markers)})')
-    try: clips, classes, notes = ADAPTERS[source.name](base, splits)
-    except FileNotFoundError as e: raise missing_data(source, root, f'{e.filename} is not there') from e
+    if base is None:
+        raise missing_data(
+            source,
+            root,
+            f'its lists are not in {" or ".join(str(f / source.folders[0]) for f in data_folders(root))} (looked for {", ".join(source.markers)})',
+        )
+    try:
+        clips, classes, notes = ADAPTERS[source.name](base, splits)
+    except FileNotFoundError as e:
+        raise missing_data(source, root, f'{e.filename} is not there') from e
     return Listing(source, base, clips, classes, notes)
 
 # %% ../nbs/05_datasets.ipynb #c88e26e1
 def load_dataset(
-    name:str|Path, # esc50 | urbansound8k | tut2017 | fsd50k | audioset | vggsound | audiocaps | audiocaps2, or a table (*.csv)
-    root:str|Path='', # folders of the data sets, as in `data_folders`
-    splits:Iterable|None=None, # official splits; None = all
-    check:str='stat', # stat | header | decode
-    whole:bool=False, # YouTube sets: files are whole videos
+    name: str
+    | Path,  # esc50 | urbansound8k | tut2017 | fsd50k | audioset | vggsound | audiocaps | audiocaps2, or a table (*.csv)
+    root: str | Path = '',  # folders of the data sets, as in `data_folders`
+    splits: Iterable | None = None,  # official splits; None = all
+    check: str = 'stat',  # stat | header | decode
+    whole: bool = False,  # YouTube sets: files are whole videos
 ) -> Manifest:
     "The usable clips of a data set. Raises DatasetMissing with one message when there are none, ValueError for a wrong name, split or list."
-    if str(name).lower().endswith('.csv'): return load_csv(name, check)
+    if str(name).lower().endswith('.csv'):
+        return load_csv(name, check)
     splits = (splits,) if isinstance(splits, str) else splits and tuple(splits)
     l = listed(name, root, splits)
     if l.source in _youtube:
-        other = [b for n in ('audioset',) if l.source.name.startswith('audiocaps') and (b := locate(SOURCES[n], root))]   # AudioCaps clips are AudioSet clips
+        other = [
+            b for n in ('audioset',) if l.source.name.startswith('audiocaps') and (b := locate(SOURCES[n], root))
+        ]  # AudioCaps clips are AudioSet clips
         clips = find_youtube(l.clips, [l.base, *other], whole, listed(name, root).clips if splits else None)
-    else: clips = [replace(c, path=f'{l.base}/{c.path}') for c in l.clips]
+    else:
+        clips = [replace(c, path=f'{l.base}/{c.path}') for c in l.clips]
     expected = {s: n for s, n in l.source.expected.items() if s in (splits or l.source.expected)}
     good, report = check_clips(l.source.title, clips, l.base, expected, check, l.notes)
-    if not good: raise missing_data(l.source, root, f'the lists are in {l.base}, but none of the {len(clips):,} listed clips can be used ({", ".join(f"{n:,} {k}" for k, n in report.counts().items() if n)})')
+    if not good:
+        raise missing_data(
+            l.source,
+            root,
+            f'the lists are in {l.base}, but none of the {len(clips):,} listed clips can be used ({", ".join(f"{n:,} {k}" for k, n in report.counts().items() if n)})',
+        )
     return Manifest(l.source.name, good, l.classes, l.source.name in ('fsd50k', 'audioset'), l.source.licence, report)
 
 # %% ../nbs/05_datasets.ipynb #393be7df
-def _value(row:dict, key:str, kind, default, where:str):
+def _value(row: dict, key: str, kind, default, where: str):
     "A number of a table's row, or its default where the cell is empty."
-    try: return kind(row[key]) if (row.get(key) or '').strip() else default
-    except ValueError: raise ValueError(f'{where}: {key}={row[key]!r}; a number is needed') from None
+    try:
+        return kind(row[key]) if (row.get(key) or '').strip() else default
+    except ValueError:
+        raise ValueError(f'{where}: {key}={row[key]!r}; a number is needed') from None
 
-def _row_clip(row:dict, folder:Path, where:str) -> Clip:
+
+def _row_clip(row: dict, folder: Path, where: str) -> Clip:
     "One row of a user's table."
-    if not (row['path'] or '').strip(): raise ValueError(f'{where}: no path')
-    captions = [row.get('caption') or '', *(row.get('captions') or '').split('|'), *(v or '' for k, v in row.items() if k and re.fullmatch(r'caption_\d+', k))]
+    if not (row['path'] or '').strip():
+        raise ValueError(f'{where}: no path')
+    captions = [
+        row.get('caption') or '',
+        *(row.get('captions') or '').split('|'),
+        *(v or '' for k, v in row.items() if k and re.fullmatch(r'caption_\d+', k)),
+    ]
     labels = tuple(dict.fromkeys(l.strip() for l in (row.get('labels') or '').split(';') if l.strip()))
-    return Clip(str(folder/row['path'].strip()), labels, tuple(c.strip() for c in captions if c.strip()), (row.get('split') or '').strip(), _value(row, 'fold', int, 0, where),
-                (row.get('id') or '').strip(), _value(row, 'start', float, 0., where), _value(row, 'seconds', float, None, where))
+    return Clip(
+        str(folder / row['path'].strip()),
+        labels,
+        tuple(c.strip() for c in captions if c.strip()),
+        (row.get('split') or '').strip(),
+        _value(row, 'fold', int, 0, where),
+        (row.get('id') or '').strip(),
+        _value(row, 'start', float, 0.0, where),
+        _value(row, 'seconds', float, None, where),
+    )
 
-def load_csv(path:str|Path, check:str='stat') -> Manifest:
+
+def load_csv(path: str | Path, check: str = 'stat') -> Manifest:
     "A user's own table. Raises ValueError naming file, row and what is needed."
     path, merged = Path(path), {}
-    if not path.is_file(): raise ValueError(f'{path}: no such file; a CSV with the column path and one of labels, caption, captions is accepted')
+    if not path.is_file():
+        raise ValueError(
+            f'{path}: no such file; a CSV with the column path and one of labels, caption, captions is accepted'
+        )
     columns, rows = csv_rows(path)
     if 'path' not in columns or not any(re.fullmatch(r'labels|captions?|caption_\d+', c or '') for c in columns):
-        raise ValueError(f"{path}: columns {columns or 'none'}; the columns path and labels (separated by ;), caption or captions are needed.{nearest_name('labels', columns)}")
-    if not rows: raise ValueError(f'{path}: no rows below the columns')
+        raise ValueError(
+            f'{path}: columns {columns or "none"}; the columns path and labels (separated by ;), caption or captions are needed.{nearest_name("labels", columns)}'
+        )
+    if not rows:
+        raise ValueError(f'{path}: no rows below the columns')
     for i, r in enumerate(rows):
         c = _row_clip(r, path.parent, f'{path}: row {i + 2}')
         old = merged.get((c.path, c.start, c.seconds))
-        merged[c.path, c.start, c.seconds] = c if old is None else replace(old, labels=tuple(dict.fromkeys(old.labels + c.labels)), captions=old.captions + c.captions)
+        merged[c.path, c.start, c.seconds] = (
+            c
+            if old is None
+            else replace(old, labels=tuple(dict.fromkeys(old.labels + c.labels)), captions=old.captions + c.captions)
+        )
     clips, report = check_clips(path.name, list(merged.values()), path.parent, {}, check)
-    if not clips: raise ValueError(f'{path}: none of the {len(merged)} clips can be used: {report}')
-    return Manifest(path.stem, clips, sorted({l for c in clips for l in c.labels}), any(len(c.labels) > 1 for c in clips), "the user's own", report)
+    if not clips:
+        raise ValueError(f'{path}: none of the {len(merged)} clips can be used: {report}')
+    return Manifest(
+        path.stem,
+        clips,
+        sorted({l for c in clips for l in c.labels}),
+        any(len(c.labels) > 1 for c in clips),
+        "the user's own",
+        report,
+    )
 
 # %% ../nbs/05_datasets.ipynb #ca83fdb2
-LEAKS = dict(fsd50k=dict(train=('train',), against=(('fsd50k', 'eval'), ('esc50', 'all'), ('urbansound8k', 'all'))),
-             audioset=dict(train=('balanced', 'unbalanced'), against=(('audioset', 'eval'), ('audiocaps', 'test'), ('vggsound', 'test'))))
+LEAKS = dict(
+    fsd50k=dict(train=('train',), against=(('fsd50k', 'eval'), ('esc50', 'all'), ('urbansound8k', 'all'))),
+    audioset=dict(
+        train=('balanced', 'unbalanced'), against=(('audioset', 'eval'), ('audiocaps', 'test'), ('vggsound', 'test'))
+    ),
+)
 
-def held_out_ids(name:str, split:str, root:str|Path) -> set:
+
+def held_out_ids(name: str, split: str, root: str | Path) -> set:
     "Source ids of a split; empty where its list is not there. AudioCaps 1 and 2 share their test clips."
     for n in (name, *(['audiocaps2'] if name == 'audiocaps' else [])):
-        try: return {c.id for c in listed(n, root, split).clips}
-        except DatasetMissing: continue
+        try:
+            return {c.id for c in listed(n, root, split).clips}
+        except DatasetMissing:
+            continue
     return set()
 
+
 def training_clips(
-    manifest:Manifest, # of fsd50k or audioset
-    root:str|Path='', # folders of the data sets, as in `data_folders`
-    allow_missing:bool=False, # go on when another set's list is not there
-) -> tuple: # clips to train on, counts to record
+    manifest: Manifest,  # of fsd50k or audioset
+    root: str | Path = '',  # folders of the data sets, as in `data_folders`
+    allow_missing: bool = False,  # go on when another set's list is not there
+) -> tuple:  # clips to train on, counts to record
     "The training split without the sources of the test sets. Raises DatasetMissing naming the list that is needed."
-    if manifest.name not in LEAKS: raise ValueError(f"'{manifest.name}' is no training set with a leakage rule; accepted: {', '.join(LEAKS)}")
+    if manifest.name not in LEAKS:
+        raise ValueError(f"'{manifest.name}' is no training set with a leakage rule; accepted: {', '.join(LEAKS)}")
     rule, forbidden, counts = LEAKS[manifest.name], set(), {}
     clips = manifest.of(*rule['train'])
     for name, split in rule['against']:
         ids = held_out_ids(name, split, root)
-        if not ids and not allow_missing: raise missing_data(source_of(name), root, f"its list of '{split}' is needed (only the list, not the sound) to keep its clips out of the training on {manifest.name}")
+        if not ids and not allow_missing:
+            raise missing_data(
+                source_of(name),
+                root,
+                f"its list of '{split}' is needed (only the list, not the sound) to keep its clips out of the training on {manifest.name}",
+            )
         counts[f'{name} {split}'] = sum(c.id in ids for c in clips) if ids else None
         forbidden |= ids
     kept = [c for c in clips if c.id not in forbidden]
     return kept, dict(listed=len(clips), kept=len(kept), left_out=len(clips) - len(kept), by_list=counts)
 
 # %% ../nbs/05_datasets.ipynb #9f8b3dc3
-def check_data(root:str|Path='', check:str='stat') -> list: # of dicts, one a set
+def check_data(root: str | Path = '', check: str = 'stat') -> list:  # of dicts, one a set
     "What is there of every data set; never raises for what is missing or broken."
     rows = []
     for s in SOURCES.values():
-        row = dict(name=s.name, title=s.title, state='absent', found=0, listed=0, expected=sum(s.expected.values()), classes=s.classes, size=s.size, licence=s.licence, splits={}, trouble={}, notes=[], why='')
+        row = dict(
+            name=s.name,
+            title=s.title,
+            state='absent',
+            found=0,
+            listed=0,
+            expected=sum(s.expected.values()),
+            classes=s.classes,
+            size=s.size,
+            licence=s.licence,
+            splits={},
+            trouble={},
+            notes=[],
+            why='',
+        )
         try:
             m = load_dataset(s.name, root, check=check)
-            row |= dict(found=len(m), listed=sum(m.report.listed.values()), classes=len(m.classes), splits=m.report.found, trouble=m.report.counts(), notes=m.report.notes)
-            row['state'] = 'complete' if row['found'] >= row['expected'] and not any(row['trouble'].values()) else 'partly'
+            row |= dict(
+                found=len(m),
+                listed=sum(m.report.listed.values()),
+                classes=len(m.classes),
+                splits=m.report.found,
+                trouble=m.report.counts(),
+                notes=m.report.notes,
+            )
+            row['state'] = (
+                'complete' if row['found'] >= row['expected'] and not any(row['trouble'].values()) else 'partly'
+            )
         except DatasetMissing as e:
             row['why'] = str(e)
-            if locate(s, root): row['state'] = 'lists only'
-        except ValueError as e: row |= dict(state='not readable', why=str(e))
+            if locate(s, root):
+                row['state'] = 'lists only'
+        except ValueError as e:
+            row |= dict(state='not readable', why=str(e))
         rows.append(row)
     return rows
 
-def data_check(root:str|Path='', check:str='stat') -> str:
+
+def data_check(root: str | Path = '', check: str = 'stat') -> str:
     "`collat data check`: one line a set, then what is wrong and where to get the rest."
     rows = check_data(root, check)
-    lines = [f"{r['name']:13} {r['state']:12} {r['found']:>9,} of {r['expected']:>9,} clips {r['classes'] or '-':>4} classes  {r['licence'].split(';')[0]}" for r in rows]
+    lines = [
+        f'{r["name"]:13} {r["state"]:12} {r["found"]:>9,} of {r["expected"]:>9,} clips {r["classes"] or "-":>4} classes  {r["licence"].split(";")[0]}'
+        for r in rows
+    ]
     for r in rows:
         bad = ', '.join(f'{n:,} {k}' for k, n in r['trouble'].items() if n)
-        lines += [''] * bool(bad or r['notes'] or r['why']) + ([f"{r['name']}: {bad}"] if bad else []) + [*r['notes']] + ([r['why']] if r['why'] else [])
+        lines += (
+            [''] * bool(bad or r['notes'] or r['why'])
+            + ([f'{r["name"]}: {bad}'] if bad else [])
+            + [*r['notes']]
+            + ([r['why']] if r['why'] else [])
+        )
     return '\n'.join(lines)
 
 # %% ../nbs/05_datasets.ipynb #dbe9a5cb
@@ -555,19 +1009,60 @@ PAPER_TABLE1 = (  # as printed: data set, task, instances, classes, metric; spli
     ('esc50', 'audio classification', '2K', 50, 'Acc.', ('all',), ''),
     ('urbansound8k', 'audio classification', '8K', 10, 'Acc.', ('all',), ''),
     ('tut2017', 'audio classification', '6.3K', 15, 'Acc.', ('dev', 'eval'), 'development and evaluation together'),
-    ('fsd50k', 'audio classification', '51K', 50, 'MAP', ('train', 'val', 'eval'), 'the paper prints 50 classes, the data set has 200; scored on eval, 10,231 clips'),
-    ('audioset', 'audio classification', '20.4K', 527, 'MAP', ('eval',), "trained on 2,041,792 pairs as printed; the unbalanced list has 2,041,789 segments below three comment lines"),
+    (
+        'fsd50k',
+        'audio classification',
+        '51K',
+        50,
+        'MAP',
+        ('train', 'val', 'eval'),
+        'the paper prints 50 classes, the data set has 200; scored on eval, 10,231 clips',
+    ),
+    (
+        'audioset',
+        'audio classification',
+        '20.4K',
+        527,
+        'MAP',
+        ('eval',),
+        'trained on 2,041,792 pairs as printed; the unbalanced list has 2,041,789 segments below three comment lines',
+    ),
     ('vggsound', 'cross-modal retrieval', '15K', 309, 'MRR', ('test',), ''),
-    ('audiocaps', 'retrieval, captioning, images', '46K', None, 'MAP@10, COCO metrics', ('train', 'val', 'test'), 'version 1 lists 51,308 clips; scored on test, 975 clips of 5 captions'))
+    (
+        'audiocaps',
+        'retrieval, captioning, images',
+        '46K',
+        None,
+        'MAP@10, COCO metrics',
+        ('train', 'val', 'test'),
+        'version 1 lists 51,308 clips; scored on test, 975 clips of 5 captions',
+    ),
+)
 
-def table_1(root:str|Path='') -> list: # of dicts
+
+def table_1(root: str | Path = '') -> list:  # of dicts
     "Table 1: the paper's counts, the official ones, and what was found here."
     there = {r['name']: r for r in check_data(root)}
     rows = []
     for name, task, n, k, metric, splits, remark in PAPER_TABLE1:
         r = there[name]
         found = sum(r['splits'].get(s, 0) for s in splits)
-        rows.append(dict(data=r['title'], task=task, metric=metric, paper_instances=n, paper_classes=k, official=sum(SOURCES[name].expected[s] for s in splits), official_classes=SOURCES[name].classes or None,
-                         found=found, found_classes=(r['classes'] or None) if found else None, state=r['state'], splits=r['splits'], trouble=r['trouble'], remark=remark,
-                         reason='' if found else r['why'] or f"none of its clips are in {', '.join(splits)}"))
+        rows.append(
+            dict(
+                data=r['title'],
+                task=task,
+                metric=metric,
+                paper_instances=n,
+                paper_classes=k,
+                official=sum(SOURCES[name].expected[s] for s in splits),
+                official_classes=SOURCES[name].classes or None,
+                found=found,
+                found_classes=(r['classes'] or None) if found else None,
+                state=r['state'],
+                splits=r['splits'],
+                trouble=r['trouble'],
+                remark=remark,
+                reason='' if found else r['why'] or f'none of its clips are in {", ".join(splits)}',
+            )
+        )
     return rows

@@ -6,7 +6,15 @@
 __all__ = ['DownloadError', 'Resuming', 'git_blob', 'fetch', 'Chain', 'open_zip', 'unpack', 'there', 'data_get']
 
 # %% ../nbs/05a_downloads.ipynb #14dbf322
-import hashlib, json, os, re, struct, tarfile, time, zipfile, zlib
+import hashlib
+import json
+import os
+import re
+import struct
+import tarfile
+import time
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,147 +28,237 @@ from .datasets import DatasetMissing, Remote, Report, Source, listed, load_datas
 class DownloadError(OSError):
     "A file could not be fetched; the message says what is kept and how to go on."
 
+
 class Resuming:
     "A pooch downloader that continues `part` where it broke off; gives up after `tries` requests that bring nothing."
-    def __init__(self, part:Path, tries:int=5, wait:float=2., progress:bool=True): self.part, self.tries, self.wait, self.progress = Path(part), tries, wait, progress
+
+    def __init__(self, part: Path, tries: int = 5, wait: float = 2.0, progress: bool = True):
+        self.part, self.tries, self.wait, self.progress = Path(part), tries, wait, progress
 
     def __call__(self, url, output_file, pooch=None):
         import requests
+
         left = self.tries
         while True:
             have = self.have()
-            try: self.get(url); break
+            try:
+                self.get(url)
+                break
             except (requests.RequestException, OSError) as e:
-                left = left - 1 if self.have() <= have else self.tries - 1   # a try that brought something does not count
+                left = (
+                    left - 1 if self.have() <= have else self.tries - 1
+                )  # a try that brought something does not count
                 status = getattr(getattr(e, 'response', None), 'status_code', 500)
-                if left <= 0 or status < 500 and status != 429: raise
+                if left <= 0 or status < 500 and status != 429:
+                    raise
                 time.sleep(self.wait)
         os.replace(self.part, output_file)
 
-    def have(self) -> int: return self.part.stat().st_size if self.part.exists() else 0
+    def have(self) -> int:
+        return self.part.stat().st_size if self.part.exists() else 0
 
     def get(self, url):
         "One request, from the first byte that is not there yet."
         import requests
+
         have = self.have()
-        with requests.get(url, headers={'Accept-Encoding': 'identity'} | ({'Range': f'bytes={have}-'} if have else {}), stream=True, timeout=60) as r:
-            if r.status_code == 416:   # nothing after `have`: whole, or from another file
-                if r.headers.get('Content-Range', '').endswith(f'/{have}'): return
-                self.part.unlink(); raise OSError(f'{self.part.name} is longer than the file of the server and starts over')
+        with requests.get(
+            url,
+            headers={'Accept-Encoding': 'identity'} | ({'Range': f'bytes={have}-'} if have else {}),
+            stream=True,
+            timeout=60,
+        ) as r:
+            if r.status_code == 416:  # nothing after `have`: whole, or from another file
+                if r.headers.get('Content-Range', '').endswith(f'/{have}'):
+                    return
+                self.part.unlink()
+                raise OSError(f'{self.part.name} is longer than the file of the server and starts over')
             r.raise_for_status()
-            if r.status_code != 206: have = 0
+            if r.status_code != 206:
+                have = 0
             total = have + int(r.headers['Content-Length']) if 'Content-Length' in r.headers else None
-            with open(self.part, 'ab' if have else 'wb') as f, tqdm(total=total, initial=have, unit='B', unit_scale=True, desc=self.part.stem, disable=not self.progress) as bar:
-                for block in r.iter_content(1 << 14): f.write(block); bar.update(len(block))
-        if total not in (None, self.have()): raise OSError(f'the line broke at {self.have():,} of {total:,} bytes')
+            with (
+                open(self.part, 'ab' if have else 'wb') as f,
+                tqdm(
+                    total=total, initial=have, unit='B', unit_scale=True, desc=self.part.stem, disable=not self.progress
+                ) as bar,
+            ):
+                for block in r.iter_content(1 << 14):
+                    f.write(block)
+                    bar.update(len(block))
+        if total not in (None, self.have()):
+            raise OSError(f'the line broke at {self.have():,} of {total:,} bytes')
 
 # %% ../nbs/05a_downloads.ipynb #0870391f
-def git_blob(path:Path) -> str:
+def git_blob(path: Path) -> str:
     "The id that git gives to a file's content."
     return hashlib.sha1(b'blob %d\0' % path.stat().st_size + path.read_bytes()).hexdigest()
 
+
 def fetch(
-    remote:Remote,
-    folder:str|Path, # where the file goes
-    tries:int=5, wait:float=2., # s between them
-    progress:bool=True,
+    remote: Remote,
+    folder: str | Path,  # where the file goes
+    tries: int = 5,
+    wait: float = 2.0,  # s between them
+    progress: bool = True,
 ) -> Path:
     "One file, verified, continued where an earlier call broke off. Raises DownloadError."
-    import logging, pooch, requests
+    import logging
+
+    import pooch
+    import requests
+
     pooch.get_logger().setLevel(logging.WARNING)
     name = Path(remote.to or remote.url.split('?')[0]).name
-    path, kind = Path(folder)/name, remote.checksum.split(':')[0]
+    path, kind = Path(folder) / name, remote.checksum.split(':')[0]
     path.parent.mkdir(parents=True, exist_ok=True)
     part, good = path.with_name(f'{name}.part'), lambda: kind != 'git' or git_blob(path) == remote.checksum[4:]
     try:
-        if path.exists() and not good(): path.unlink()   # pooch looks at md5 itself
-        pooch.retrieve(remote.url, remote.checksum if kind == 'md5' else None, fname=name, path=path.parent, downloader=Resuming(part, tries, wait, progress))
-        if not good(): path.unlink(); raise ValueError(f'its content is not the pinned one ({remote.checksum})')
+        if path.exists() and not good():
+            path.unlink()  # pooch looks at md5 itself
+        pooch.retrieve(
+            remote.url,
+            remote.checksum if kind == 'md5' else None,
+            fname=name,
+            path=path.parent,
+            downloader=Resuming(part, tries, wait, progress),
+        )
+        if not good():
+            path.unlink()
+            raise ValueError(f'its content is not the pinned one ({remote.checksum})')
     except (requests.RequestException, OSError, ValueError) as e:
-        kept = f'{part.stat().st_size:,} bytes are kept and the same command goes on from there' if part.exists() else 'nothing is kept'
-        raise DownloadError(f'{name} could not be fetched from {remote.url}: {e}; {kept}. By hand: put the file at {path}') from e
+        kept = (
+            f'{part.stat().st_size:,} bytes are kept and the same command goes on from there'
+            if part.exists()
+            else 'nothing is kept'
+        )
+        raise DownloadError(
+            f'{name} could not be fetched from {remote.url}: {e}; {kept}. By hand: put the file at {path}'
+        ) from e
     return path
 
 # %% ../nbs/05a_downloads.ipynb #aea0b1d5
 class Chain:
     "Several files read as one, as far as `zipfile` needs it."
-    def __init__(self, paths:Iterable):
+
+    def __init__(self, paths: Iterable):
         self.files, self.at = [open(p, 'rb') for p in paths], 0
         sizes = [os.fstat(f.fileno()).st_size for f in self.files]
         self.starts, self.size = [sum(sizes[:i]) for i in range(len(sizes))], sum(sizes)
-    def seekable(self): return True
-    def tell(self): return self.at
-    def seek(self, n, whence=0): self.at = max(0, n + (0, self.at, self.size)[whence]); return self.at
-    def close(self): [f.close() for f in self.files]
+
+    def seekable(self):
+        return True
+
+    def tell(self):
+        return self.at
+
+    def seek(self, n, whence=0):
+        self.at = max(0, n + (0, self.at, self.size)[whence])
+        return self.at
+
+    def close(self):
+        [f.close() for f in self.files]
+
     def read(self, n=-1):
         out, n = [], self.size - self.at if n is None or n < 0 else n
         while n > 0 and self.at < self.size:
             i = max(i for i, s in enumerate(self.starts) if s <= self.at)
             self.files[i].seek(self.at - self.starts[i])
-            out.append(block := self.files[i].read(n)); self.at += len(block); n -= len(block)
+            out.append(block := self.files[i].read(n))
+            self.at += len(block)
+            n -= len(block)
         return b''.join(out)
 
-def open_zip(path:Path) -> zipfile.ZipFile:
+
+def open_zip(path: Path) -> zipfile.ZipFile:
     "A zip, split (`.z01`, …, `.zip`) or not. Raises BadZipFile."
     parts = sorted(path.parent.glob(f'{path.stem}.z[0-9][0-9]'))
-    if not parts: return zipfile.ZipFile(path)
+    if not parts:
+        return zipfile.ZipFile(path)
     z = zipfile.ZipFile(chain := Chain([*parts, path]))
-    chain.seek(-min(chain.size, 66_000), 2); end = chain.read()
-    shift = z.start_dir - struct.unpack('<L', end[(at := end.rfind(b'PK\5\6')) + 16:at + 20])[0]   # what zipfile added to each offset
+    chain.seek(-min(chain.size, 66_000), 2)
+    end = chain.read()
+    shift = (
+        z.start_dir - struct.unpack('<L', end[(at := end.rfind(b'PK\5\6')) + 16 : at + 20])[0]
+    )  # what zipfile added to each offset
     for i in z.infolist():
         i.header_offset += chain.starts[i.volume] - shift
-        if hasattr(i, '_end_offset'): i._end_offset = None   # newer Pythons compute it from the uncorrected offsets
+        if hasattr(i, '_end_offset'):
+            i._end_offset = None  # newer Pythons compute it from the uncorrected offsets
     return z
 
 # %% ../nbs/05a_downloads.ipynb #e7701f5f
-def unpack(path:Path, folder:str|Path, progress:bool=True) -> int: # files
+def unpack(path: Path, folder: str | Path, progress: bool = True) -> int:  # files
     "A zip (split or not) or tar.gz into `folder`; what lies there with the right size is not written again. Raises ValueError."
     folder = Path(folder)
     try:
         if tarfile.is_tarfile(path):
-            with tarfile.open(path) as t: t.extractall(folder, filter='data'); return len(t.getnames())
+            with tarfile.open(path) as t:
+                t.extractall(folder, filter='data')
+                return len(t.getnames())
         with open_zip(path) as z:
             members = [i for i in z.infolist() if not i.is_dir()]
             for i in tqdm(members, desc=f'unpacking {path.name}', unit='file', disable=not progress):
-                if not ((old := folder/i.filename).is_file() and old.stat().st_size == i.file_size): z.extract(i, folder)
+                if not ((old := folder / i.filename).is_file() and old.stat().st_size == i.file_size):
+                    z.extract(i, folder)
             return len(members)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as e:
-        split = f'; by hand: `zip -s 0 {path.name} --out whole.zip && unzip whole.zip -d {folder}`' if list(path.parent.glob(f'{path.stem}.z01')) else ''
+        split = (
+            f'; by hand: `zip -s 0 {path.name} --out whole.zip && unzip whole.zip -d {folder}`'
+            if list(path.parent.glob(f'{path.stem}.z01'))
+            else ''
+        )
         raise ValueError(f'{path} cannot be unpacked ({e}); delete it and fetch it again{split}') from e
 
 # %% ../nbs/05a_downloads.ipynb #32e2368d
-def there(source:Source, root:str|Path='') -> Report|None:
+def there(source: Source, root: str | Path = '') -> Report | None:
     "The report of a set that lies whole in a data folder, however it came there; None else."
-    if not source.audio or not locate(source, root): return None
+    if not source.audio or not locate(source, root):
+        return None
     report = load_dataset(source.name, root).report
     return report if report.found == report.expected else None
 
+
 def data_get(
-    name:str, # data set
-    root:str|Path='', # folders of the data sets, as in `data_folders`; the first is filled
-    keep:bool=False, # keep the archives
-    source:Source|None=None, # instead of the one known under `name`
-    say=print, # told what is fetched, from where, how much
-    **how, # tries, wait, progress: see `fetch`
-) -> str: # what is there now
+    name: str,  # data set
+    root: str | Path = '',  # folders of the data sets, as in `data_folders`; the first is filled
+    keep: bool = False,  # keep the archives
+    source: Source | None = None,  # instead of the one known under `name`
+    say=print,  # told what is fetched, from where, how much
+    **how,  # tries, wait, progress: see `fetch`
+) -> str:  # what is there now
     "Fetches what may be fetched freely, verified and resumed. Raises DownloadError, or ValueError for an unknown name."
     source = source or source_of(name)
     whole, root = there(source, root), data_folders(root)[0]
-    top, stamp = root/source.folders[0], root/f'downloads/{source.name}.json'
-    if whole: return str(whole)
+    top, stamp = root / source.folders[0], root / f'downloads/{source.name}.json'
+    if whole:
+        return str(whole)
     done = json.loads(stamp.read_text()) if stamp.exists() and locate(source, root) else []
-    say(f'{source.title}: {len(source.remotes)} files ({source.size}) from {source.url} into {top}; licence: {source.licence}')
+    say(
+        f'{source.title}: {len(source.remotes)} files ({source.size}) from {source.url} into {top}; licence: {source.licence}'
+    )
     for r in source.remotes:
-        if r.to: fetch(r, (top/r.to).parent, **how)
-    archives = [(r, fetch(r, root/'downloads', **how)) for r in source.remotes if not r.to and r.url not in done]
+        if r.to:
+            fetch(r, (top / r.to).parent, **how)
+    archives = [(r, fetch(r, root / 'downloads', **how)) for r in source.remotes if not r.to and r.url not in done]
     for _, path in archives:
-        if not re.search(r'\.z\d\d$', path.name): unpack(path, top, how.get('progress', True))   # pieces go with their .zip
+        if not re.search(r'\.z\d\d$', path.name):
+            unpack(path, top, how.get('progress', True))  # pieces go with their .zip
     if archives:
-        with atomic_path(stamp) as tmp: tmp.write_text(json.dumps(done + [r.url for r, _ in archives]))
-    if not keep: [path.unlink() for _, path in archives]
+        with atomic_path(stamp) as tmp:
+            tmp.write_text(json.dumps(done + [r.url for r, _ in archives]))
+    if not keep:
+        [path.unlink() for _, path in archives]
     try:
-        if source.audio: return str(load_dataset(source.name, root).report)
+        if source.audio:
+            return str(load_dataset(source.name, root).report)
         l = listed(source.name, root)
-    except DatasetMissing as e: raise DownloadError(f'everything was fetched, and yet: {e}') from e
+    except DatasetMissing as e:
+        raise DownloadError(f'everything was fetched, and yet: {e}') from e
     n = ', '.join(f'{s} {n:,}' for s, n in Counter(c.split for c in l.clips).items())
-    return '\n  '.join([f'{source.title}: {n} clips are listed in {top}. The sound is not distributed; what belongs there: {source.layout}', *l.notes])
+    return '\n  '.join(
+        [
+            f'{source.title}: {n} clips are listed in {top}. The sound is not distributed; what belongs there: {source.layout}',
+            *l.notes,
+        ]
+    )

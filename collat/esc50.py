@@ -10,7 +10,8 @@ __all__ = ['PROMPTS', 'GAMMAS', 'Trial', 'new_class_trial', 'trial_clips', 'hear
            'esc50_table', 'generalised_table', 'plot_confusions', 'readme_table']
 
 # %% ../nbs/32_esc50.ipynb #bfec5a3b
-import dataclasses, os
+import dataclasses
+import os
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,78 +39,88 @@ from .yamnet import scores_by_name, yamnet_names
 @dataclass(frozen=True)
 class Trial:
     "One training on whole recordings."
-    fold:int # official fold that is kept for the test
-    split:int = -1 # draw of new classes (notebook 03a); -1: all fifty are trained
-    seed:int = 0
-    choices:bool = False # instead of the test: the next fold, and the draw's five classes for choices
+
+    fold: int  # official fold that is kept for the test
+    split: int = -1  # draw of new classes (notebook 03a); -1: all fifty are trained
+    seed: int = 0
+    choices: bool = False  # instead of the test: the next fold, and the draw's five classes for choices
 
     @property
     def name(self) -> str:
         kind = f'fold{self.fold}' if self.split < 0 else f'new{self.split}'
-        return f"{kind}{'-choices' if self.choices else ''}-seed{self.seed}"
+        return f'{kind}{"-choices" if self.choices else ""}-seed{self.seed}'
 
-    def classes(self) -> tuple: # trained, new: names in ESC-50's order
+    def classes(self) -> tuple:  # trained, new: names in ESC-50's order
         "Who is trained, and who is new."
-        if self.split < 0: return list(ESC50), []
+        if self.split < 0:
+            return list(ESC50), []
         draw = class_split(self.split)
         new = draw['valid_unseen' if self.choices else 'unseen']
         kept_away = new + (draw['unseen'] if self.choices else [])
         return [n for n in ESC50 if n not in kept_away], new
 
-def new_class_trial(split:int, seed:int=0, choices:bool=False) -> Trial:
+
+def new_class_trial(split: int, seed: int = 0, choices: bool = False) -> Trial:
     "The trial of a draw."
     return Trial(split % 5 + 1, split, seed, choices)
 
 # %% ../nbs/32_esc50.ipynb #5e019a04
-def trial_clips(trial:Trial, clips) -> dict: # train, seen, new: (n,) numbers of clips
+def trial_clips(trial: Trial, clips) -> dict:  # train, seen, new: (n,) numbers of clips
     "Who is trained on, and who is asked. Raises ValueError where a fold or a class is missing."
     label, fold = np.array([c.label for c in clips]), np.array([c.fold for c in clips])
     trained, new = (np.isin(label, names) for names in trial.classes())
     asked = trial.fold % 5 + 1 if trial.choices else trial.fold
     away = np.isin(fold, [trial.fold, asked])
-    if trial.choices: new = new & (fold != trial.fold)
+    if trial.choices:
+        new = new & (fold != trial.fold)
     rows = dict(train=trained & ~away, seen=trained & (fold == asked), new=new)
     if lost := sorted(set(trial.classes()[0]) - set(label[rows['train']])):
         raise ValueError(f"'{lost[0]}' has no clip to train on: ESC-50 isn't whole")
-    if not rows['seen'].any(): raise ValueError(f"no clip of fold {asked}: ESC-50 isn't whole")
+    if not rows['seen'].any():
+        raise ValueError(f"no clip of fold {asked}: ESC-50 isn't whole")
     return {k: np.flatnonzero(v) for k, v in rows.items()}
 
 # %% ../nbs/32_esc50.ipynb #09a101fe
-def hear_all(profile:Profile, run_dir:str|Path) -> tuple: # readable clips (n,), their `CachedTokens`, the model
+def hear_all(profile: Profile, run_dir: str | Path) -> tuple:  # readable clips (n,), their `CachedTokens`, the model
     "ESC-50 through the profile's ears. Raises FileNotFoundError where sound or weights are missing."
     clips = esc50_clips(profile.data_root)
     p = dataclasses.replace(profile, cache_clips=len(clips), ears='frozen')
     model = CoLLAT(p)
-    if p.pretrain_steps: load_audio_encoder(model, pretrain(p, run_dir))
-    else: load_published(model.audio, p)
+    if p.pretrain_steps:
+        load_audio_encoder(model, pretrain(p, run_dir))
+    else:
+        load_published(model.audio, p)
     model.to(best_device())
-    tokens = CachedTokens(cache_tokens(model, WholeClips(clips, p), Path(run_dir)/'tokens'))
+    tokens = CachedTokens(cache_tokens(model, WholeClips(clips, p), Path(run_dir) / 'tokens'))
     return [clips[i] for i in tokens.rows], tokens, model.eval()
 
-def view_of(tokens:CachedTokens, ids, view:int=0) -> Tensor: # (b m d)
+
+def view_of(tokens: CachedTokens, ids, view: int = 0) -> Tensor:  # (b m d)
     "Audio tokens of some clips; view 0 is clean, the others are noisy."
     return torch.from_numpy(np.stack([tokens.tokens[tokens.rows[i], view] for i in ids])).float()
 
-def by_hundred(n:int) -> list: # of ranges
+
+def by_hundred(n: int) -> list:  # of ranges
     "Numbers from 0, a hundred at a time."
     return [range(at, min(at + 100, n)) for at in range(0, n, 100)]
 
 # %% ../nbs/32_esc50.ipynb #d3004c80
 @torch.no_grad()
-def embed_tokens(model:CoLLAT, tokens:CachedTokens, view:int=0) -> Tensor: # (n d) unit norm
+def embed_tokens(model: CoLLAT, tokens: CachedTokens, view: int = 0) -> Tensor:  # (n d) unit norm
     "z of every cached clip."
     with evaluating(model):
         heard = (view_of(tokens, ids, view).to(best_device()) for ids in by_hundred(len(tokens)))
         z = [model.embed(model.interaction(h_a)) for h_a in heard]
     return F.normalize(torch.cat(z).float(), dim=-1).cpu()
 
+
 def train_trial(
-    profile:Profile,
-    tokens:CachedTokens, # of all clips
-    clips, # (n,) of Recording
-    trial:Trial,
-    run_dir:str|Path,
-) -> CoLLAT: # in evaluation mode
+    profile: Profile,
+    tokens: CachedTokens,  # of all clips
+    clips,  # (n,) of Recording
+    trial: Trial,
+    run_dir: str | Path,
+) -> CoLLAT:  # in evaluation mode
     "The training of a trial."
     p = dataclasses.replace(profile, seed=trial.seed)
     model = CoLLAT(p)
@@ -117,32 +128,40 @@ def train_trial(
     read_ahead(model, part.labels)
     loader = StepLoader(part, p.batch, p.steps, p.steps, p.seed, prompt_maker(model))
     new = [*model.interaction.parameters(), model.logit_scale]
-    model, _ = run_steps(model, loader, [(new, p.lr)], p, Path(run_dir)/'esc50', trial.name)
+    model, _ = run_steps(model, loader, [(new, p.lr)], p, Path(run_dir) / 'esc50', trial.name)
     return model.eval()
 
 # %% ../nbs/32_esc50.ipynb #0c666c08
-def run_trial(profile:Profile, tokens:CachedTokens, clips, trial:Trial, run_dir:str|Path) -> Path: # *.safetensors
+def run_trial(
+    profile: Profile, tokens: CachedTokens, clips, trial: Trial, run_dir: str | Path
+) -> Path:  # *.safetensors
     "Embeddings after a trial: clean and noisy (n d)."
-    folder = Path(run_dir)/'esc50'
-    path = folder/f'{trial.name}.safetensors'
-    if path.exists(): return path
+    folder = Path(run_dir) / 'esc50'
+    path = folder / f'{trial.name}.safetensors'
+    if path.exists():
+        return path
     model = train_trial(profile, tokens, clips, trial, run_dir)
     z = {name: embed_tokens(model, tokens, view).contiguous() for view, name in enumerate(('clean', 'noisy'))}
     kept = {f'model.{k}': v.cpu().contiguous() for k, v in model.interaction.state_dict().items()}
-    with atomic_path(path) as tmp: save_file(z | kept, tmp)
-    for f in (folder/'checkpoints/work').glob(f'{trial.name}.*'): f.unlink()
+    with atomic_path(path) as tmp:
+        save_file(z | kept, tmp)
+    for f in (folder / 'checkpoints/work').glob(f'{trial.name}.*'):
+        f.unlink()
     return path
 
-def run_trials(profile:Profile, tokens:CachedTokens, clips, trials, run_dir:str|Path) -> dict: # trial -> file
+
+def run_trials(profile: Profile, tokens: CachedTokens, clips, trials, run_dir: str | Path) -> dict:  # trial -> file
     "All trials; on a CPU as many at a time as it has cores, one thread each, their own words in `logs`."
     jobs = 1 if torch.cuda.is_available() else os.cpu_count()
     work = (delayed(_quiet_trial)(profile, tokens, clips, t, run_dir, jobs) for t in trials)
     done = tqdm(Parallel(jobs, return_as='generator')(work), total=len(trials), desc='trainings', unit='training')
     return dict(zip(trials, done))
 
+
 def _quiet_trial(profile, tokens, clips, trial, run_dir, jobs):
-    if jobs > 1: torch.set_num_threads(1)
-    log = Path(run_dir)/f'esc50/logs/{trial.name}.txt'
+    if jobs > 1:
+        torch.set_num_threads(1)
+    log = Path(run_dir) / f'esc50/logs/{trial.name}.txt'
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open('a') as f, redirect_stdout(f), redirect_stderr(f):
         return run_trial(profile, tokens, clips, trial, run_dir)
@@ -150,44 +169,52 @@ def _quiet_trial(profile, tokens, clips, trial, run_dir, jobs):
 # %% ../nbs/32_esc50.ipynb #c8ad8da2
 PROMPTS = 'name', 'described'
 
-def class_texts(model:CoLLAT, names, prompts:str='name') -> Tensor: # (k d) unit norm
+
+def class_texts(model: CoLLAT, names, prompts: str = 'name') -> Tensor:  # (k d) unit norm
     "Text embeddings of classes. Raises ValueError on another kind of prompts."
-    if prompts not in PROMPTS: raise ValueError(f"prompts '{prompts}': {' or '.join(PROMPTS)} is accepted")
+    if prompts not in PROMPTS:
+        raise ValueError(f"prompts '{prompts}': {' or '.join(PROMPTS)} is accepted")
     ways = [(n, *DESCRIBED[n]) if prompts == 'described' else (n,) for n in names]
     z = model.encode_text(class_prompts([w for of_class in ways for w in of_class], model.profile.template))
     return F.normalize(z.view(len(names), -1, z.shape[-1]).mean(1), dim=-1).cpu()
 
 # %% ../nbs/32_esc50.ipynb #125daaf1
-GAMMAS = np.arange(0, 1, .01)
+GAMMAS = np.arange(0, 1, 0.01)
 
-def harmonic(a:float, b:float) -> float:
+
+def harmonic(a: float, b: float) -> float:
     "Harmonic mean, 0 where either is."
-    return 2 * a * b / (a + b) if a + b else 0.
+    return 2 * a * b / (a + b) if a + b else 0.0
+
 
 def generalised(
-    new:tuple, seen:tuple, # of clips of new and of trained classes: scores (b k), classes (b,)
-    trained, # (k,) bool
-    gamma:float=0., # taken from the scores of trained classes
-) -> dict: # unseen, seen, harmonic
+    new: tuple,
+    seen: tuple,  # of clips of new and of trained classes: scores (b k), classes (b,)
+    trained,  # (k,) bool
+    gamma: float = 0.0,  # taken from the scores of trained classes
+) -> dict:  # unseen, seen, harmonic
     "Top-1 among all classes, of clips whose class is new and of clips whose class was trained."
     unseen, old = (accuracy(np.asarray(s) - gamma * np.asarray(trained), y) for s, y in (new, seen))
     return dict(unseen=unseen, seen=old, harmonic=harmonic(unseen, old))
 
-def choose_gamma(new:tuple, seen:tuple, trained) -> float:
+
+def choose_gamma(new: tuple, seen: tuple, trained) -> float:
     "The γ with the largest harmonic mean; of several, the smallest."
     return float(max(GAMMAS, key=lambda g: (generalised(new, seen, trained, g)['harmonic'], -g)))
 
 # %% ../nbs/32_esc50.ipynb #ba1354b4
-def scores_of(z:Tensor, texts:Tensor, rows, names, label) -> tuple: # scores (b k), classes (b,)
+def scores_of(z: Tensor, texts: Tensor, rows, names, label) -> tuple:  # scores (b k), classes (b,)
     "Cosines of some clips with some classes."
     index = {n: i for i, n in enumerate(names)}
     return (z[rows] @ texts.T).numpy(), np.array([index[label[i]] for i in rows])
 
-def top1(scores, y, ids) -> dict: # value, hits (b,), clips (b,)
+
+def top1(scores, y, ids) -> dict:  # value, hits (b,), clips (b,)
     "Top-1 accuracy, with what an interval over clips needs."
     return dict(value=accuracy(scores, y), hits=hits(scores, y).astype(int).tolist(), clips=[int(i) for i in ids])
 
-def closed_rows(z:dict, model:CoLLAT, clips, trial:Trial) -> list: # of rows
+
+def closed_rows(z: dict, model: CoLLAT, clips, trial: Trial) -> list:  # of rows
     "Protocols (a) and (e): top-1 among the fifty classes, clean and noisy, and among those of ESC-10."
     label, rows = [c.label for c in clips], trial_clips(trial, clips)['seen']
     ten = [i for i in rows if label[i] in ESC10]
@@ -202,7 +229,9 @@ def closed_rows(z:dict, model:CoLLAT, clips, trial:Trial) -> list: # of rows
     return out
 
 # %% ../nbs/32_esc50.ipynb #2cce60ad
-def asked(z:Tensor, model:CoLLAT, clips, trial:Trial, prompts:str) -> tuple: # new, seen, trained: as in `generalised`
+def asked(
+    z: Tensor, model: CoLLAT, clips, trial: Trial, prompts: str
+) -> tuple:  # new, seen, trained: as in `generalised`
     "What a trial with new classes says among all names that it knows of."
     label, (old, new), rows = [c.label for c in clips], trial.classes(), trial_clips(trial, clips)
     names = old + new
@@ -210,11 +239,14 @@ def asked(z:Tensor, model:CoLLAT, clips, trial:Trial, prompts:str) -> tuple: # n
     trained = np.arange(len(names)) < len(old)
     return scores_of(z, texts, rows['new'], names, label), scores_of(z, texts, rows['seen'], names, label), trained
 
+
 def new_rows(
-    z:dict, # embeddings after the trial
-    chosen:dict, # those after the one for choices
-    model:CoLLAT, clips, trial:Trial,
-) -> list: # of rows
+    z: dict,  # embeddings after the trial
+    chosen: dict,  # those after the one for choices
+    model: CoLLAT,
+    clips,
+    trial: Trial,
+) -> list:  # of rows
     "Protocol (b): top-1 of new classes among themselves and among all, with and without γ."
     out, about = [], dict(protocol='b', split=trial.split, fold=trial.fold, seed=trial.seed)
     for prompts in PROMPTS:
@@ -227,13 +259,14 @@ def new_rows(
     return out
 
 # %% ../nbs/32_esc50.ipynb #f5fbda69
-def yamnet_scores(ears, tokens:CachedTokens) -> Tensor: # (n 521), 0 to 1
+def yamnet_scores(ears, tokens: CachedTokens) -> Tensor:  # (n 521), 0 to 1
     "Mean score of each AudioSet class over the patches of each cached clip, from its tokens."
     patches = lambda ids: view_of(tokens, ids).unflatten(1, (-1, 6)).mean(2)
     with torch.no_grad():
         return torch.cat([ears.head(patches(ids)).sigmoid().mean(1) for ids in by_hundred(len(tokens))])
 
-def named_rows(scores:Tensor, names:list, clips) -> list: # of rows
+
+def named_rows(scores: Tensor, names: list, clips) -> list:  # of rows
     "YAMNet by its own class names, on each official fold."
     keys = [n.replace(' ', '_') for n in ESC50]
     s, y = scores_by_name(scores, names, keys).numpy(), np.array([ESC50.index(c.label) for c in clips])
@@ -245,10 +278,12 @@ def named_rows(scores:Tensor, names:list, clips) -> list: # of rows
         out.append(dict(protocol='e', fold=k) | top1(s[small][:, ten], np.cumsum(ten)[y[small]] - 1, small))
     return out
 
+
 def probe_rows(
-    features:dict, # name -> (n d) or n (m d), and the kind of probe
-    clips, profile:Profile,
-) -> list: # of rows
+    features: dict,  # name -> (n d) or n (m d), and the kind of probe
+    clips,
+    profile: Profile,
+) -> list:  # of rows
     "Protocol (c): probes on the official folds."
     p, out = profile, []
     y, fold = np.array([ESC50.index(c.label) for c in clips]), np.array([c.fold for c in clips])
@@ -260,10 +295,11 @@ def probe_rows(
 
 # %% ../nbs/32_esc50.ipynb #883a1dd2
 def retrieval_rows(
-    z:Tensor, # (n d)
-    texts:Tensor|None, # (50 d) in ESC-50's order; None: sound alone
-    clips, fold:int,
-) -> list: # of rows
+    z: Tensor,  # (n d)
+    texts: Tensor | None,  # (50 d) in ESC-50's order; None: sound alone
+    clips,
+    fold: int,
+) -> list:  # of rows
     "Protocol (d) on one fold."
     rows = [i for i, c in enumerate(clips) if c.fold == fold]
     y, z = np.array([ESC50.index(clips[i].label) for i in rows]), F.normalize(z[rows].float(), dim=-1)
@@ -279,17 +315,19 @@ def retrieval_rows(
     return [dict(protocol='d', fold=fold, task=k) | measures(x) for k, x in asked.items()]
 
 # %% ../nbs/32_esc50.ipynb #2d823b7b
-def plan_trials(profile:Profile) -> tuple: # of protocol (a), of protocol (b)
+def plan_trials(profile: Profile) -> tuple:  # of protocol (a), of protocol (b)
     "Every training that the profile asks for: five folds and its draws of new classes, under its seeds."
     seeds = range(profile.seed, profile.seed + profile.esc50_seeds)
     closed = [Trial(fold, seed=s) for s in seeds for fold in range(1, 6)]
     return closed, [new_class_trial(k, s) for s in seeds for k in range(profile.esc50_splits)]
 
-def read_trial(path:Path) -> dict: # clean, noisy: (n d)
+
+def read_trial(path: Path) -> dict:  # clean, noisy: (n d)
     "Embeddings of a finished trial."
     return {k: v for k, v in load_file(path).items() if not k.startswith('model.')}
 
-def evaluate_esc50(profile:Profile, run_dir:str|Path) -> dict: # rows, ears, clips, left_out
+
+def evaluate_esc50(profile: Profile, run_dir: str | Path) -> dict:  # rows, ears, clips, left_out
     "All five protocols. Raises FileNotFoundError where sound or weights are missing."
     clips, tokens, model = hear_all(profile, run_dir)
     closed, new = plan_trials(profile)
@@ -302,7 +340,8 @@ def evaluate_esc50(profile:Profile, run_dir:str|Path) -> dict: # rows, ears, cli
     missed = {Path(why.split(':')[0]).name: why for why in tokens.left_out.values()}
     return dict(rows=rows, ears=ears_alone(profile, model, tokens, clips), clips=len(clips), left_out=missed)
 
-def ears_alone(profile:Profile, model:CoLLAT, tokens:CachedTokens, clips) -> list: # of rows
+
+def ears_alone(profile: Profile, model: CoLLAT, tokens: CachedTokens, clips) -> list:  # of rows
     "What the ears say without us: YAMNet by its names, probes, and retrieval by the mean embedding."
     p, rows = profile, []
     mean = torch.cat([view_of(tokens, ids).mean(1) for ids in by_hundred(len(tokens))])
@@ -316,20 +355,22 @@ def ears_alone(profile:Profile, model:CoLLAT, tokens:CachedTokens, clips) -> lis
     return rows + [r for fold in range(1, 6) for r in retrieval_rows(mean, None, clips, fold)]
 
 # %% ../nbs/32_esc50.ipynb #82fb331b
-def interval(rows:list, n_boot:int=1_000) -> tuple: # mean, lo, hi over clips; smallest and largest row
+def interval(rows: list, n_boot: int = 1_000) -> tuple:  # mean, lo, hi over clips; smallest and largest row
     "The mean of some rows, with a bootstrap interval over their clips, each of which counts once."
     values, join = [r['value'] for r in rows], lambda key: np.concatenate([np.asarray(r[key]) for r in rows])
     lo, hi = bootstrap_ci(np.mean, join('hits').astype(float), n_boot=n_boot, groups=join('clips'))
     return float(np.mean(values)), lo, hi, min(values), max(values)
 
-def summary_row(name:str, rows:list, n_boot:int=1_000) -> dict: # a row of the table
+
+def summary_row(name: str, rows: list, n_boot: int = 1_000) -> dict:  # a row of the table
     "One line of the table."
     mean, lo, hi, least, most = interval(rows, n_boot)
     spread = {'95 %': f'{lo:.3f} to {hi:.3f}', 'range': f'{least:.3f} to {most:.3f}'}
     counts = dict(trainings=sum('seed' in r for r in rows), answers=sum(len(r['hits']) for r in rows))
     return {'': name, 'top-1': mean} | spread | counts
 
-def esc50_table(results:dict, n_boot:int=1_000) -> list: # of rows
+
+def esc50_table(results: dict, n_boot: int = 1_000) -> list:  # of rows
     "The table of notebook 32, from its results."
     rows, ears, out = results['rows'], results['ears'], []
     pick = lambda rows, **want: [r for r in rows if all(r.get(k) == v for k, v in want.items())]
@@ -344,23 +385,24 @@ def esc50_table(results:dict, n_boot:int=1_000) -> list: # of rows
         for way, said in ways.items():
             out.append(summary_row(f'{name}, {said}', pick(rows, prompts=way, **want), n_boot))
     for k, said in (('a', 'ESC-50'), ('e', 'ESC-10')):
-        if named := pick(ears, protocol=k): out.append(summary_row(f'YAMNet by its own names, {said}', named, n_boot))
+        if named := pick(ears, protocol=k):
+            out.append(summary_row(f'YAMNet by its own names, {said}', named, n_boot))
     return out
 
 # %% ../nbs/32_esc50.ipynb #bba4cf6b
-def generalised_table(results:dict) -> list: # of rows
+def generalised_table(results: dict) -> list:  # of rows
     "Means over draws and seeds of protocol (b) among all fifty names."
     out = []
     for way in PROMPTS:
         rows = [r for r in results['rows'] if r['protocol'] == 'b' and r['prompts'] == way]
         for how in ('plain', 'stacked'):
             mean = {k: float(np.mean([r[how][k] for r in rows])) for k in ('unseen', 'seen', 'harmonic')}
-            gammas = [r['gamma'] for r in rows] if how == 'stacked' else [0.]
+            gammas = [r['gamma'] for r in rows] if how == 'stacked' else [0.0]
             out.append(dict(prompts=way, γ=f'{min(gammas):.2f} to {max(gammas):.2f}') | mean)
     return out
 
 # %% ../nbs/32_esc50.ipynb #329e23d6
-def plot_confusions(results:dict, ax, prompts:str='name'):
+def plot_confusions(results: dict, ax, prompts: str = 'name'):
     "Which class is taken for which, over all folds; ESC-50's groups stand together."
     rows = [r for r in results['rows'] if r['protocol'] == 'a' and r['prompts'] == prompts and r['view'] == 'clean']
     table = np.zeros((50, 50))
@@ -369,34 +411,40 @@ def plot_confusions(results:dict, ax, prompts:str='name'):
     share = table / table.sum(1, keepdims=True)
     bar = dict(label='share of the clips of a class')
     sns.heatmap(share, ax=ax, cmap='rocket_r', xticklabels=ESC50, yticklabels=ESC50, square=True, cbar_kws=bar)
-    ax.hlines(range(0, 51, 10), 0, 50, color='grey', lw=.5)
-    ax.vlines(range(0, 51, 10), 0, 50, color='grey', lw=.5)
+    ax.hlines(range(0, 51, 10), 0, 50, color='grey', lw=0.5)
+    ax.vlines(range(0, 51, 10), 0, 50, color='grey', lw=0.5)
     ax.tick_params(labelsize=6)
     ax.set(xlabel='answered', ylabel='heard')
 
 # %% ../nbs/32_esc50.ipynb #a5b360a0
-def readme_table(results:dict) -> str: # Markdown
+def readme_table(results: dict) -> str:  # Markdown
     "What the README shows of the results of this notebook."
     rows = {r['']: r for r in esc50_table(results)}
+
     def line(said, name):
         r = rows[name]
-        return f"| {said} | {r['top-1']:.3f} | {r['95 %']} | {r['trainings'] or ''} |"
+        return f'| {said} | {r["top-1"]:.3f} | {r["95 %"]} | {r["trainings"] or ""} |'
+
     stacked = next(r for r in generalised_table(results) if r['prompts'] == 'name' and not r['γ'].startswith('0.00'))
     probes = {r['features']: r for r in results['ears'] if r['protocol'] == 'c' and r['folds'].startswith('mean')}
+
     def probe(said, name):
         r = probes[name]
-        return f"| {said} | {r['value']:.3f} | {r['lo']:.3f} to {r['hi']:.3f} | 5 |"
-    among = f"new {stacked['unseen']:.3f}, trained {stacked['seen']:.3f}"
+        return f'| {said} | {r["value"]:.3f} | {r["lo"]:.3f} to {r["hi"]:.3f} | 5 |'
+
+    among = f'new {stacked["unseen"]:.3f}, trained {stacked["seen"]:.3f}'
     draws = rows['(b) ten new classes, by name']['trainings']
-    return '\n'.join([
-        '| ESC-50, ears of YAMNet | top-1 | 95 % over clips | trainings |',
-        '|---|---|---|---|',
-        line('closed set: official folds, by prompts', '(a) official folds, by name'),
-        line('ten new classes among themselves (chance 0.10)', '(b) ten new classes, by name'),
-        f"| new and trained classes among all 50, harmonic mean | {stacked['harmonic']:.3f} | {among} | {draws} |",
-        line('ESC-10, closed set', '(e) ESC-10, by name'),
-        line('YAMNet by its own AudioSet names, untrained', 'YAMNet by its own names, ESC-50'),
-        probe('linear probe of YAMNet, mean embedding', 'mean embedding'),
-        probe('the same with the logarithms of its scores', 'mean embedding, log scores'),
-        probe("the paper's decoder probe on YAMNet's tokens", 'tokens'),
-    ])
+    return '\n'.join(
+        [
+            '| ESC-50, ears of YAMNet | top-1 | 95 % over clips | trainings |',
+            '|---|---|---|---|',
+            line('closed set: official folds, by prompts', '(a) official folds, by name'),
+            line('ten new classes among themselves (chance 0.10)', '(b) ten new classes, by name'),
+            f'| new and trained classes among all 50, harmonic mean | {stacked["harmonic"]:.3f} | {among} | {draws} |',
+            line('ESC-10, closed set', '(e) ESC-10, by name'),
+            line('YAMNet by its own AudioSet names, untrained', 'YAMNet by its own names, ESC-50'),
+            probe('linear probe of YAMNet, mean embedding', 'mean embedding'),
+            probe('the same with the logarithms of its scores', 'mean embedding, log scores'),
+            probe("the paper's decoder probe on YAMNet's tokens", 'tokens'),
+        ]
+    )

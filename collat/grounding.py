@@ -11,7 +11,8 @@ __all__ = ['METHODS', 'MOMENT', 'FRAMES', 'WINDOWS_S', 'VARIANTS', 'QUANTILES', 
            'all_detections', 'detection_rows', 'ground', 'overlay', 'draw_grounding', 'draw_figure1a']
 
 # %% ../nbs/26_grounding.ipynb #323513c1
-import time, warnings
+import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,8 @@ from torch import Tensor
 from .audio import windows
 from .audio_encoder import AST
 from .config import Profile, load_profile, write_results
-from .metrics import bootstrap_ci, mean_average_precision, paired_bootstrap
 from .image_generation import Painter, paint, sound_states, train_painter
+from .metrics import bootstrap_ci, mean_average_precision, paired_bootstrap
 from .model import CoLLAT, name_words, template_words
 from .prompts import class_prompts, label_to_words
 from .scenes import Scenes
@@ -36,20 +37,24 @@ from .zero_shot import checkpoint_id
 
 # %% ../nbs/26_grounding.ipynb #730145a7
 def attended(
-    ast:AST|YAMNet,
-    spec:Tensor, # (b t f)
-) -> tuple: # h_a (b m d), weights of each layer [(b h m m)], patches with positions (b m d), in the graph
+    ast: AST | YAMNet,
+    spec: Tensor,  # (b t f)
+) -> tuple:  # h_a (b m d), weights of each layer [(b h m m)], patches with positions (b m d), in the graph
     "The audio encoder with its attention weights, and with gradients for all three; of YAMNet, which has none, its tokens. Raises ValueError on another encoder."
     if isinstance(ast, YAMNet):
         h_a = ast(spec).detach().requires_grad_()
         return h_a, [], h_a
-    if not isinstance(ast, AST): raise ValueError(f'{type(ast).__name__} has no attention weights; maps can be drawn for backbone=ast and yamnet')
+    if not isinstance(ast, AST):
+        raise ValueError(
+            f'{type(ast).__name__} has no attention weights; maps can be drawn for backbone=ast and yamnet'
+        )
     x = first = ast.embed(spec).detach().requires_grad_()
     weights = []
     for block in ast.blocks:
         a = block.attn
         q, k, v = rearrange(a.qkv(block.norm1(x)), 'b m (three h c) -> three b h m c', three=3, h=a.num_heads)
-        w = (q @ k.mT * q.shape[-1] ** -.5).softmax(-1); weights.append(w)
+        w = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
+        weights.append(w)
         x = x + a.proj(rearrange(w @ v, 'b h m c -> b m (h c)'))
         x = x + block.mlp(block.norm2(x))
     return ast.norm(x), weights, first
@@ -57,52 +62,65 @@ def attended(
 # %% ../nbs/26_grounding.ipynb #3e25716e
 METHODS = ('rollout', 'relevance', 'gradient', 'rollout × gradient')
 
-def rollout(self_attn:list, cross_attn:list) -> Tensor: # [(b h m m)], [(b h n m)] -> (b n m)
+
+def rollout(self_attn: list, cross_attn: list) -> Tensor:  # [(b h m m)], [(b h n m)] -> (b n m)
     "Attention rollout (Abnar and Zuidema, 2020) from the patches to the predicted tokens; every row sums to 1."
     b, *_, m = cross_attn[0].shape
     r = torch.eye(m, device=cross_attn[0].device).expand(b, m, m)
-    for w in self_attn: r = (w.mean(1) @ r + r) / 2
+    for w in self_attn:
+        r = (w.mean(1) @ r + r) / 2
     out = cross_attn[0].mean(1)
-    for w in cross_attn[1:]: out = (out + w.mean(1)) / 2
+    for w in cross_attn[1:]:
+        out = (out + w.mean(1)) / 2
     return out @ r
 
-def relevance(self_attn:list, cross_attn:list, self_grad:list, cross_grad:list) -> Tensor: # -> (b n m)
+
+def relevance(self_attn: list, cross_attn: list, self_grad: list, cross_grad: list) -> Tensor:  # -> (b n m)
     "Gradient-weighted relevance (Chefer, Gur and Wolf, 2021)."
     pos = lambda w, g: (w * g).clamp(min=0).mean(1)
     b, *_, m = cross_attn[0].shape
     r = torch.eye(m, device=cross_attn[0].device).expand(b, m, m)
-    for w, g in zip(self_attn, self_grad): r = r + pos(w, g) @ r
+    for w, g in zip(self_attn, self_grad):
+        r = r + pos(w, g) @ r
     return sum(pos(w, g) for w, g in zip(cross_attn, cross_grad)) @ r
 
-def unit_range(x:Tensor) -> Tensor: # (b ...)
+
+def unit_range(x: Tensor) -> Tensor:  # (b ...)
     "Each sample moved and scaled to [0, 1]; a constant one becomes 0."
-    flat = x.flatten(1); lo, hi = flat.min(1).values, flat.max(1).values
+    flat = x.flatten(1)
+    lo, hi = flat.min(1).values, flat.max(1).values
     shape = (-1,) + (1,) * (x.ndim - 1)
     return (x - lo.view(shape)) / (hi - lo).clamp(min=1e-12).view(shape)
 
 # %% ../nbs/26_grounding.ipynb #06fda0e0
-MOMENT = 16 # frames between YAMNet's moments, once its patches are laid over each other
+MOMENT = 16  # frames between YAMNet's moments, once its patches are laid over each other
 
-def at_frames(x:np.ndarray, at:np.ndarray, times:np.ndarray) -> np.ndarray: # (b t'), (t',), (frames,) -> (b frames)
+
+def at_frames(x: np.ndarray, at: np.ndarray, times: np.ndarray) -> np.ndarray:  # (b t'), (t',), (frames,) -> (b frames)
     "Values known at some times, at the frames: linear in between, constant beyond."
     return np.stack([np.interp(times, at, row) for row in x])
 
-def moments(spec:Tensor, x:Tensor) -> Tensor: # (b t f), (... m) -> (... f' t')
+
+def moments(spec: Tensor, x: Tensor) -> Tensor:  # (b t f), (... m) -> (... f' t')
     "Relevance of YAMNet's tokens: in order of time, one column every `MOMENT` frames."
     at = np.array([3 * patch + 1 + 2 * k for patch in range(spec.shape[1] // PATCH_HOP - 1) for k in range(3)])
     order = at.argsort()
     between = torch.from_numpy(at_frames(np.eye(len(at)), at[order], np.arange(1, at.max() + 1))).to(x)
     return rearrange(x, '... (t f) -> ... f t', f=2)[..., order] @ between
 
-def to_grid(ast:AST|YAMNet, spec:Tensor, x:Tensor) -> Tensor: # (b t f), (... m) -> (... f' t')
+
+def to_grid(ast: AST | YAMNet, spec: Tensor, x: Tensor) -> Tensor:  # (b t f), (... m) -> (... f' t')
     "Relevance of tokens on the grid of patches; the two extra tokens of an AST are left out."
-    if isinstance(ast, YAMNet): return moments(spec, x)
+    if isinstance(ast, YAMNet):
+        return moments(spec, x)
     columns = (spec.shape[1] - ast.patch) // ast.stride + 1
     return rearrange(x[..., 2:], '... (f t) -> ... f t', t=columns)
 
-def token_maps(model:CoLLAT, wav:Tensor) -> Tensor: # (b s) -> (b n f' t')
+
+def token_maps(model: CoLLAT, wav: Tensor) -> Tensor:  # (b s) -> (b n f' t')
     "Where each predicted token comes from, by attention rollout."
-    model.eval(); spec = model.spectrogram(wav)
+    model.eval()
+    spec = model.spectrogram(wav)
     with torch.no_grad():
         h_a, own, _ = attended(model.audio, spec)
         cross = model.interaction(h_a, return_attn=True)[1]['attn']
@@ -110,14 +128,15 @@ def token_maps(model:CoLLAT, wav:Tensor) -> Tensor: # (b s) -> (b n f' t')
 
 # %% ../nbs/26_grounding.ipynb #f9380d67
 def concept_maps(
-    model:CoLLAT,
-    wav:Tensor, # (b s)
-    z_c:Tensor, # (b d) unit embedding of one concept for each sound
-    z_mean:Tensor, # (d,) mean embedding of all concepts
-    batch_size:int=32,
-) -> dict: # method -> (b f' t')
+    model: CoLLAT,
+    wav: Tensor,  # (b s)
+    z_c: Tensor,  # (b d) unit embedding of one concept for each sound
+    z_mean: Tensor,  # (d,) mean embedding of all concepts
+    batch_size: int = 32,
+) -> dict:  # method -> (b f' t')
     "Where in each sound its concept comes from, by all of `METHODS`."
-    model.eval(); out = {k: [] for k in METHODS}
+    model.eval()
+    out = {k: [] for k in METHODS}
     for w, z_t in zip(wav.split(batch_size), z_c.split(batch_size)):
         spec = model.spectrogram(w)
         h_a, own, patches = attended(model.audio, spec)
@@ -126,68 +145,90 @@ def concept_maps(
         grads = torch.autograd.grad((z * (z_t - z_mean)).sum(), [*own, *more['attn'], patches])
         with torch.no_grad():
             own, cross, n = [x.detach() for x in own], [x.detach() for x in more['attn']], len(own)
-            maps = [rollout(own, cross).mean(1), relevance(own, cross, grads[:n], grads[n:-1]).mean(1), (grads[-1] * patches).sum(-1)]
+            maps = [
+                rollout(own, cross).mean(1),
+                relevance(own, cross, grads[:n], grads[n:-1]).mean(1),
+                (grads[-1] * patches).sum(-1),
+            ]
             maps = [to_grid(model.audio, spec, x) for x in maps]
-            for k, x in zip(METHODS, [*maps, unit_range(maps[0].sum(1)).unsqueeze(1) * unit_range(maps[2].sum(1)).unsqueeze(1)]): out[k].append(x)
+            for k, x in zip(
+                METHODS, [*maps, unit_range(maps[0].sum(1)).unsqueeze(1) * unit_range(maps[2].sum(1)).unsqueeze(1)]
+            ):
+                out[k].append(x)
     return {k: torch.cat(v) for k, v in out.items()}
 
 # %% ../nbs/26_grounding.ipynb #56219472
-def frame_times(p:Profile, frames:int) -> np.ndarray: # (frames,) s
+def frame_times(p: Profile, frames: int) -> np.ndarray:  # (frames,) s
     "Middle of each frame of a clip."
-    return (np.arange(frames) + .5) * p.clip_seconds / frames
+    return (np.arange(frames) + 0.5) * p.clip_seconds / frames
 
-def map_frames(maps:Tensor, p:Profile, times:np.ndarray) -> np.ndarray: # (b f' t') -> (b frames)
+
+def map_frames(maps: Tensor, p: Profile, times: np.ndarray) -> np.ndarray:  # (b f' t') -> (b frames)
     "A map's sum over frequency, frame by frame."
     x = maps.sum(1).cpu().numpy()
     frames = (np.arange(x.shape[1]) + 1) * MOMENT if p.backbone == 'yamnet' else np.arange(x.shape[1]) * p.stride + 8
     return at_frames(x, frames * p.hop_ms / 1000, times)
 
-def loudness(model:CoLLAT, wav:Tensor, times:np.ndarray) -> np.ndarray: # (b s) -> (b frames)
+
+def loudness(model: CoLLAT, wav: Tensor, times: np.ndarray) -> np.ndarray:  # (b s) -> (b frames)
     "Mean of the log-mel spectrogram over frequency."
     x = model.spectrogram(wav).mean(2).cpu().numpy()
     return at_frames(x, np.arange(x.shape[1]) * model.profile.hop_ms / 1000, times)
 
+
 def sliding_scores(
-    model:CoLLAT,
-    wav:Tensor, # (b s) clips of one length
-    z_t:Tensor, # (k d) prompts
-    times:np.ndarray,
-    seconds:float, # of a window
-    hop:float=.2, # s between windows
-) -> np.ndarray: # (b k frames) cosines
+    model: CoLLAT,
+    wav: Tensor,  # (b s) clips of one length
+    z_t: Tensor,  # (k d) prompts
+    times: np.ndarray,
+    seconds: float,  # of a window
+    hop: float = 0.2,  # s between windows
+) -> np.ndarray:  # (b k frames) cosines
     "Global embedding of a sliding window against each prompt."
-    rate = model.profile.sample_rate; cut = torch.stack([windows(w, seconds, hop, rate) for w in wav])
+    rate = model.profile.sample_rate
+    cut = torch.stack([windows(w, seconds, hop, rate) for w in wav])
     starts = [*range(0, wav.shape[1] - round(seconds * rate), round(hop * rate)), wav.shape[1] - round(seconds * rate)]
     at = np.array(starts) / rate + seconds / 2
     z = rearrange(model.encode_audio(rearrange(cut, 'b w s -> (b w) s')), '(b w) d -> b w d', b=len(wav))
     return np.stack([at_frames(x, at, times) for x in rearrange(z @ z_t.T, 'b w k -> b k w').cpu().numpy()])
 
 # %% ../nbs/26_grounding.ipynb #59ef6844
-def activity(scenes:Scenes, ids, times:np.ndarray) -> np.ndarray: # (b k frames) bool
+def activity(scenes: Scenes, ids, times: np.ndarray) -> np.ndarray:  # (b k frames) bool
     "Which class sounds in which frame."
     y = np.zeros((len(ids), len(scenes.classes), len(times)), bool)
     for row, i in zip(y, ids):
-        for e in scenes.events(i): row[scenes.classes.index(e.label)] |= (times >= e.onset) & (times < e.offset)
+        for e in scenes.events(i):
+            row[scenes.classes.index(e.label)] |= (times >= e.onset) & (times < e.offset)
     return y
 
-def pairs_of(y:np.ndarray) -> np.ndarray: # (b k frames) -> (q 2) clip and class of each event
+
+def pairs_of(y: np.ndarray) -> np.ndarray:  # (b k frames) -> (q 2) clip and class of each event
     "Events that are neither inaudible nor as long as the clip."
     n = y.sum(2)
     return np.argwhere((n > 0) & (n < y.shape[2]))
 
-def score_event(s:np.ndarray, y:np.ndarray, sounding:np.ndarray) -> tuple: # (frames,) each -> AP, hit, AP among sounding frames or NaN
+
+def score_event(
+    s: np.ndarray, y: np.ndarray, sounding: np.ndarray
+) -> tuple:  # (frames,) each -> AP, hit, AP among sounding frames or NaN
     "One map against one event."
     on = y[sounding]
-    return average_precision_score(y, s), float(y[s >= s.max()].mean()), average_precision_score(on, s[sounding]) if on.any() and not on.all() else np.nan
+    return (
+        average_precision_score(y, s),
+        float(y[s >= s.max()].mean()),
+        average_precision_score(on, s[sounding]) if on.any() and not on.all() else np.nan,
+    )
+
 
 def score_maps(
-    s:np.ndarray, # (q frames)
-    y:np.ndarray, # (b k frames)
-    pairs:np.ndarray, # (q 2)
-) -> pd.DataFrame: # one row per event
+    s: np.ndarray,  # (q frames)
+    y: np.ndarray,  # (b k frames)
+    pairs: np.ndarray,  # (q 2)
+) -> pd.DataFrame:  # one row per event
     "Scores of all events."
     rows = [(i, c, y[i].any(1).sum(), *score_event(x, y[i, c], y[i].any(0))) for (i, c), x in zip(pairs, s)]
     return pd.DataFrame(rows, columns=['clip', 'concept', 'events', 'frame AP', 'pointing', 'sounding AP'])
+
 
 def concept_mean(values, concept) -> float:
     "Mean over concepts of the mean over a concept's events."
@@ -195,201 +236,357 @@ def concept_mean(values, concept) -> float:
     return float((np.bincount(which, np.asarray(values, float)) / np.bincount(which)).mean())
 
 # %% ../nbs/26_grounding.ipynb #65007001
-def number_rows(d:pd.DataFrame, n_boot:int, **more) -> list: # of dicts
+def number_rows(d: pd.DataFrame, n_boot: int, **more) -> list:  # of dicts
     "The three scores with intervals over clips: all events, and those of scenes."
     out = []
     for clips, part in (('all', d), ('scenes', d[d.events > 1])):
         for metric in ('frame AP', 'pointing', 'sounding AP'):
             x = part.dropna(subset=[metric])
-            if x['clip'].nunique() < 2: continue
+            if x['clip'].nunique() < 2:
+                continue
             args = x[metric].to_numpy(), x.concept.to_numpy()
             lo, hi = bootstrap_ci(concept_mean, *args, n_boot=n_boot, groups=x['clip'].to_numpy())
-            out.append(dict(clips=clips, metric=metric, value=concept_mean(*args), lo=lo, hi=hi, n=len(x), concepts=int(x.concept.nunique()), scenes=int(x['clip'].nunique()), **more))
+            out.append(
+                dict(
+                    clips=clips,
+                    metric=metric,
+                    value=concept_mean(*args),
+                    lo=lo,
+                    hi=hi,
+                    n=len(x),
+                    concepts=int(x.concept.nunique()),
+                    scenes=int(x['clip'].nunique()),
+                    **more,
+                )
+            )
     return out
 
 # %% ../nbs/26_grounding.ipynb #96ae1119
-def softmax_scores(model:CoLLAT, cosines:np.ndarray, axis:int=1) -> np.ndarray:
+def softmax_scores(model: CoLLAT, cosines: np.ndarray, axis: int = 1) -> np.ndarray:
     "Cosines as probabilities under the learned temperature."
     x = torch.as_tensor(cosines) * model.logit_scale.detach().cpu().exp().clamp(max=100)
     return x.softmax(axis).numpy()
 
-def detected(s:np.ndarray, names:list, classes:list, threshold:float, seconds:float) -> pd.DataFrame: # (b k frames) -> events
+
+def detected(
+    s: np.ndarray, names: list, classes: list, threshold: float, seconds: float
+) -> pd.DataFrame:  # (b k frames) -> events
     "Runs of frames at or above a threshold as events."
     on = np.pad(s >= threshold, ((0, 0), (0, 0), (1, 1))).astype(np.int8)
-    i, c, start = np.nonzero(np.diff(on) == 1); end = np.nonzero(np.diff(on) == -1)[2]
+    i, c, start = np.nonzero(np.diff(on) == 1)
+    end = np.nonzero(np.diff(on) == -1)[2]
     step = seconds / s.shape[2]
-    return pd.DataFrame(dict(filename=[names[j] for j in i], onset=start * step, offset=end * step, event_label=[classes[j] for j in c]))
+    return pd.DataFrame(
+        dict(filename=[names[j] for j in i], onset=start * step, offset=end * step, event_label=[classes[j] for j in c])
+    )
 
-def event_f1(s:np.ndarray, truth:pd.DataFrame, names:list, classes:list, seconds:float, threshold:float) -> float: # s: (b k frames)
+
+def event_f1(
+    s: np.ndarray, truth: pd.DataFrame, names: list, classes: list, seconds: float, threshold: float
+) -> float:  # s: (b k frames)
     "Macro F1 of detected events, by psds_eval's intersection criterion; over the classes that sound."
     from psds_eval import PSDSEval
-    heard = sorted(set(truth.event_label)); d = detected(s[:, [classes.index(c) for c in heard]], names, heard, threshold, seconds)
-    if not len(d): return 0.
-    e = PSDSEval(dtc_threshold=.5, gtc_threshold=.5, ground_truth=truth, metadata=pd.DataFrame(dict(filename=names, duration=seconds)))
+
+    heard = sorted(set(truth.event_label))
+    d = detected(s[:, [classes.index(c) for c in heard]], names, heard, threshold, seconds)
+    if not len(d):
+        return 0.0
+    e = PSDSEval(
+        dtc_threshold=0.5,
+        gtc_threshold=0.5,
+        ground_truth=truth,
+        metadata=pd.DataFrame(dict(filename=names, duration=seconds)),
+    )
     with np.errstate(all='ignore'), warnings.catch_warnings():
-        warnings.simplefilter('ignore')     # 0/0 where a class has no hit
+        warnings.simplefilter('ignore')  # 0/0 where a class has no hit
         per = e.compute_macro_f_score(d)[1]
     return float(np.nan_to_num([per[c] for c in heard]).mean())
 
 # %% ../nbs/26_grounding.ipynb #50124da7
-def frame_map(s:np.ndarray, y:np.ndarray) -> float: # (b k frames) each
+def frame_map(s: np.ndarray, y: np.ndarray) -> float:  # (b k frames) each
     "Macro AP over all frames of all clips."
     flat = lambda x: rearrange(x, 'b k t -> (b t) k')
     return mean_average_precision(flat(s), flat(y).astype(int))
 
-def truth_table(scenes:Scenes, ids) -> pd.DataFrame:
+
+def truth_table(scenes: Scenes, ids) -> pd.DataFrame:
     "The events as psds_eval reads them."
-    return pd.DataFrame([dict(filename=f'{i}.wav', onset=e.onset, offset=e.offset, event_label=e.label) for i in ids for e in scenes.events(i)])
+    return pd.DataFrame(
+        [
+            dict(filename=f'{i}.wav', onset=e.onset, offset=e.offset, event_label=e.label)
+            for i in ids
+            for e in scenes.events(i)
+        ]
+    )
 
 # %% ../nbs/26_grounding.ipynb #7761c253
 FRAMES = 60
 
-def load_scenes(scenes:Scenes, n:int) -> tuple: # waveforms (b s), activity (b k frames), times
+
+def load_scenes(scenes: Scenes, n: int) -> tuple:  # waveforms (b s), activity (b k frames), times
     "The first n scenes with their truth."
-    ids = range(min(n, len(scenes))); times = frame_times(scenes.profile, FRAMES)
+    ids = range(min(n, len(scenes)))
+    times = frame_times(scenes.profile, FRAMES)
     return torch.stack([scenes[i][0] for i in ids]), activity(scenes, ids, times), times
 
-def prompts_of(model:CoLLAT, classes:list) -> Tensor: # (k d)
+
+def prompts_of(model: CoLLAT, classes: list) -> Tensor:  # (k d)
     "One prompt per class, in the training template."
     return model.encode_text(class_prompts([label_to_words(c) for c in classes], model.profile.template))
 
-def event_maps(model:CoLLAT, wav:Tensor, z_t:Tensor, pairs:np.ndarray, times:np.ndarray) -> dict: # method -> (q frames)
+
+def event_maps(
+    model: CoLLAT, wav: Tensor, z_t: Tensor, pairs: np.ndarray, times: np.ndarray
+) -> dict:  # method -> (q frames)
     "Maps of the named concepts of some clips."
     i, c = torch.as_tensor(pairs).T
     return {k: map_frames(x, model.profile, times) for k, x in concept_maps(model, wav[i], z_t[c], z_t.mean(0)).items()}
 
-def detection_scores(model:CoLLAT, wav:Tensor, z_t:Tensor, times:np.ndarray, method:str, top:int=3, rest:float=.01) -> np.ndarray: # (b k frames)
+
+def detection_scores(
+    model: CoLLAT, wav: Tensor, z_t: Tensor, times: np.ndarray, method: str, top: int = 3, rest: float = 0.01
+) -> np.ndarray:  # (b k frames)
     "Clip probabilities, spread over the frames by the maps of the likeliest classes."
     prob = softmax_scores(model, (model.encode_audio(wav) @ z_t.T).cpu().numpy())
     out = np.repeat(prob[:, :, None] * rest, len(times), 2)
     best = np.argsort(-prob, 1)[:, :top]
     pairs = np.array([(i, c) for i, row in enumerate(best) for c in row])
     maps = event_maps(model, wav, z_t, pairs, times)[method]
-    for (i, c), m in zip(pairs, unit_range(torch.as_tensor(maps)).numpy()): out[i, c] = prob[i, c] * (rest + m)
+    for (i, c), m in zip(pairs, unit_range(torch.as_tensor(maps)).numpy()):
+        out[i, c] = prob[i, c] * (rest + m)
     return out
 
 # %% ../nbs/26_grounding.ipynb #f6603364
-WINDOWS_S = (.4, .6, 1.)
+WINDOWS_S = (0.4, 0.6, 1.0)
 
-def choose(model:CoLLAT, scenes:Scenes, n:int) -> tuple: # best method, best window (s), table
+
+def choose(model: CoLLAT, scenes: Scenes, n: int) -> tuple:  # best method, best window (s), table
     "Frame-level AP of every method and window on validation scenes."
     (wav, y, times), z_t = load_scenes(scenes, n), prompts_of(model, scenes.classes)
-    pairs = pairs_of(y); many = pairs[y[pairs[:, 0]].any(2).sum(1) > 1]
+    pairs = pairs_of(y)
+    many = pairs[y[pairs[:, 0]].any(2).sum(1) > 1]
     maps = event_maps(model, wav, z_t, many, times)
-    for w in WINDOWS_S: maps[w] = sliding_scores(model, wav, z_t, times, w)[many[:, 0], many[:, 1]]
+    for w in WINDOWS_S:
+        maps[w] = sliding_scores(model, wav, z_t, times, w)[many[:, 0], many[:, 1]]
     scores = {k: score_maps(x, y, many) for k, x in maps.items()}
-    table = {str(k): {m: concept_mean(d[m].dropna(), d.concept[d[m].notna()]) for m in ('frame AP', 'pointing', 'sounding AP')} for k, d in scores.items()}
+    table = {
+        str(k): {
+            m: concept_mean(d[m].dropna(), d.concept[d[m].notna()]) for m in ('frame AP', 'pointing', 'sounding AP')
+        }
+        for k, d in scores.items()
+    }
     best = lambda ks: max(ks, key=lambda k: table[str(k)]['frame AP'])
     return best(METHODS), best(WINDOWS_S), table
 
 # %% ../nbs/26_grounding.ipynb #546e2d0f
-def event_scores(model:CoLLAT, data:tuple, classes:list, method:str, window:float|None=None) -> dict: # name -> DataFrame
+def event_scores(
+    model: CoLLAT, data: tuple, classes: list, method: str, window: float | None = None
+) -> dict:  # name -> DataFrame
     "Grounding, and where a window is given the comparisons, on the same events."
     (wav, y, times), z_t = data, prompts_of(model, classes)
-    pairs = pairs_of(y); i, c = pairs.T
+    pairs = pairs_of(y)
+    i, c = pairs.T
     out = {'grounding': event_maps(model, wav, z_t, pairs, times)[method]}
-    if window: out |= {'sliding window': sliding_scores(model, wav, z_t, times, window)[i, c], 'loudness': loudness(model, wav, times)[i],
-                       'chance': np.random.default_rng(0).random((len(pairs), len(times)))}
+    if window:
+        out |= {
+            'sliding window': sliding_scores(model, wav, z_t, times, window)[i, c],
+            'loudness': loudness(model, wav, times)[i],
+            'chance': np.random.default_rng(0).random((len(pairs), len(times))),
+        }
     return {k: score_maps(x, y, pairs) for k, x in out.items()}
 
 # %% ../nbs/26_grounding.ipynb #9633b676
-def event_difference(a:pd.DataFrame, b:pd.DataFrame, n_boot:int) -> dict: # metric -> difference with interval
+def event_difference(a: pd.DataFrame, b: pd.DataFrame, n_boot: int) -> dict:  # metric -> difference with interval
     "Scores of one method minus another's on the same events."
-    return {m: paired_bootstrap(concept_mean, a[m], b[m], a.concept, n_boot=n_boot, groups=a['clip']) for m in ('frame AP', 'pointing')}
+    return {
+        m: paired_bootstrap(concept_mean, a[m], b[m], a.concept, n_boot=n_boot, groups=a['clip'])
+        for m in ('frame AP', 'pointing')
+    }
 
-VARIANTS = {'all losses': 'all_losses', 'without cross-token loss': '−_cross-token'} # folders of notebook 30
 
-def variant_rows(run:Path, p:Profile, data:tuple, classes:list, method:str) -> tuple: # rows, reasons of the missing, first minus second variant
+VARIANTS = {'all losses': 'all_losses', 'without cross-token loss': '−_cross-token'}  # folders of notebook 30
+
+
+def variant_rows(
+    run: Path, p: Profile, data: tuple, classes: list, method: str
+) -> tuple:  # rows, reasons of the missing, first minus second variant
     "Comparison (b): variants of the ablation, trained equally long, on the same events."
     rows, missing, scores = [], {}, []
     for name, folder in VARIANTS.items():
-        at = run/'ablations'/f'{p.ablation_steps}-steps'/f'{folder}-seed{p.seed}'/'checkpoints/model'
-        if not (at/'model.safetensors').exists(): missing[name] = f'no checkpoint {folder}-seed{p.seed} after {p.ablation_steps} steps; notebook 30 trains it'; continue
+        at = run / 'ablations' / f'{p.ablation_steps}-steps' / f'{folder}-seed{p.seed}' / 'checkpoints/model'
+        if not (at / 'model.safetensors').exists():
+            missing[name] = f'no checkpoint {folder}-seed{p.seed} after {p.ablation_steps} steps; notebook 30 trains it'
+            continue
         d = event_scores(CoLLAT.from_pretrained(at), data, classes, method)['grounding']
-        rows += number_rows(d, p.n_boot, method=f'grounding, {name}', steps=p.ablation_steps); scores.append(d)
+        rows += number_rows(d, p.n_boot, method=f'grounding, {name}', steps=p.ablation_steps)
+        scores.append(d)
     return rows, missing, event_difference(*scores, p.n_boot) if len(scores) == 2 else {}
 
 # %% ../nbs/26_grounding.ipynb #2fc2864c
-def all_detections(model:CoLLAT, data:tuple, classes:list, method:str, window:float) -> dict: # name -> (b k frames)
+def all_detections(
+    model: CoLLAT, data: tuple, classes: list, method: str, window: float
+) -> dict:  # name -> (b k frames)
     "Frame scores of grounding, of the sliding window, and of the clip's answer spread evenly."
     (wav, _, times), z_t = data, prompts_of(model, classes)
     clip = softmax_scores(model, (model.encode_audio(wav) @ z_t.T).cpu().numpy())
-    return {'grounding': detection_scores(model, wav, z_t, times, method), 'sliding window': softmax_scores(model, sliding_scores(model, wav, z_t, times, window)),
-            'clip, evenly': np.repeat(clip[:, :, None], len(times), 2)}
+    return {
+        'grounding': detection_scores(model, wav, z_t, times, method),
+        'sliding window': softmax_scores(model, sliding_scores(model, wav, z_t, times, window)),
+        'clip, evenly': np.repeat(clip[:, :, None], len(times), 2),
+    }
 
 # %% ../nbs/26_grounding.ipynb #55be749b
-QUANTILES = (.97, .98, .985, .99, .995)
+QUANTILES = (0.97, 0.98, 0.985, 0.99, 0.995)
 
-def detection_rows(model:CoLLAT, valid:Scenes, test:Scenes, n:int, method:str, window:float) -> list: # of dicts
+
+def detection_rows(model: CoLLAT, valid: Scenes, test: Scenes, n: int, method: str, window: float) -> list:  # of dicts
     "Frame mAP and event F1 on `test`, at the threshold that is best on `valid`."
     p, out, best = test.profile, [], {}
     for scenes, n in ((valid, n // 2), (test, n)):
-        data = load_scenes(scenes, n); names = [f'{i}.wav' for i in range(len(data[0]))]
+        data = load_scenes(scenes, n)
+        names = [f'{i}.wav' for i in range(len(data[0]))]
         f1 = lambda s, t: event_f1(s, truth_table(scenes, range(len(names))), names, scenes.classes, p.clip_seconds, t)
         for k, s in all_detections(model, data, scenes.classes, method, window).items():
-            if scenes is valid: best[k] = max(np.quantile(s, QUANTILES), key=lambda t: f1(s, t))
-            else: out.append(dict(method=k, frame_map=frame_map(s, data[1]), event_f1=f1(s, best[k]), threshold=float(best[k]), scenes=len(names)))
+            if scenes is valid:
+                best[k] = max(np.quantile(s, QUANTILES), key=lambda t: f1(s, t))
+            else:
+                out.append(
+                    dict(
+                        method=k,
+                        frame_map=frame_map(s, data[1]),
+                        event_f1=f1(s, best[k]),
+                        threshold=float(best[k]),
+                        scenes=len(names),
+                    )
+                )
     return out
 
 # %% ../nbs/26_grounding.ipynb #6f1dffb9
-def ground(model:CoLLAT, p:Profile, run:Path, purpose:str) -> tuple: # results, test scenes
+def ground(model: CoLLAT, p: Profile, run: Path, purpose: str) -> tuple:  # results, test scenes
     "Everything that the report shows; choices on `valid`, numbers on `test`."
-    valid = Scenes(run/'data', 'valid', p)
+    valid = Scenes(run / 'data', 'valid', p)
     method, window, table = choose(model, valid, p.grounding_scenes // 2)
-    scenes = Scenes(run/'data', 'test', p, purpose=purpose); data = load_scenes(scenes, p.grounding_scenes)
+    scenes = Scenes(run / 'data', 'test', p, purpose=purpose)
+    data = load_scenes(scenes, p.grounding_scenes)
     scores = event_scores(model, data, scenes.classes, method, window)
     rows = [r for k, d in scores.items() for r in number_rows(d, p.n_boot, method=k, steps=p.steps)]
     g, s = (scores[k] for k in ('grounding', 'sliding window'))
     more, missing, between = variant_rows(run, p, data, scenes.classes, method)
-    per = {k: {scenes.classes[c]: dict(frame_ap=float(x['frame AP'].mean()), pointing=float(x.pointing.mean()), n=len(x)) for c, x in d.groupby('concept')} for k, d in (('grounding', g), ('sliding window', s))}
-    return dict(method=method, window=window, valid=table, rows=rows + more, missing=missing, difference=event_difference(g, s, p.n_boot), variant_difference=between, per_concept=per,
-                detection=detection_rows(model, valid, scenes, p.grounding_scenes, method, window), template=p.template, frames=FRAMES), scenes
+    per = {
+        k: {
+            scenes.classes[c]: dict(frame_ap=float(x['frame AP'].mean()), pointing=float(x.pointing.mean()), n=len(x))
+            for c, x in d.groupby('concept')
+        }
+        for k, d in (('grounding', g), ('sliding window', s))
+    }
+    return dict(
+        method=method,
+        window=window,
+        valid=table,
+        rows=rows + more,
+        missing=missing,
+        difference=event_difference(g, s, p.n_boot),
+        variant_difference=between,
+        per_concept=per,
+        detection=detection_rows(model, valid, scenes, p.grounding_scenes, method, window),
+        template=p.template,
+        frames=FRAMES,
+    ), scenes
 
 # %% ../nbs/26_grounding.ipynb #8f59d8dd
-def overlay(ax, spec:Tensor, grid:Tensor|None, p:Profile, title:str): # (t f), (f' t') or None
+def overlay(ax, spec: Tensor, grid: Tensor | None, p: Profile, title: str):  # (t f), (f' t') or None
     "A spectrogram, and a map over it."
     seconds = len(spec) * p.hop_ms / 1000
     ax.imshow(spec.T.cpu(), origin='lower', aspect='auto', cmap='gray_r', extent=(0, seconds, 0, p.n_mels))
-    if grid is not None: ax.imshow(unit_range(grid[None].cpu())[0], origin='lower', aspect='auto', cmap='viridis', alpha=.6, interpolation='bilinear', extent=(0, seconds, 0, p.n_mels))
-    ax.set_title(title, fontsize=9); ax.set(xlim=(0, seconds), ylim=(0, p.n_mels))
+    if grid is not None:
+        ax.imshow(
+            unit_range(grid[None].cpu())[0],
+            origin='lower',
+            aspect='auto',
+            cmap='viridis',
+            alpha=0.6,
+            interpolation='bilinear',
+            extent=(0, seconds, 0, p.n_mels),
+        )
+    ax.set_title(title, fontsize=9)
+    ax.set(xlim=(0, seconds), ylim=(0, p.n_mels))
 
 # %% ../nbs/26_grounding.ipynb #b10b1fd8
-def draw_grounding(model:CoLLAT, wav:Tensor, concepts:list, method:str, names=(), events=(), n_tokens:int=3): # (s,) -> Figure
+def draw_grounding(
+    model: CoLLAT, wav: Tensor, concepts: list, method: str, names=(), events=(), n_tokens: int = 3
+):  # (s,) -> Figure
     "Sound, concept maps and token maps above each other; `events` (04_scenes) as bars where they are known."
-    import matplotlib.pyplot as plt, seaborn as sns
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
     p, spec = model.profile, model.spectrogram(wav[None])[0]
-    z_t = prompts_of(model, list(dict.fromkeys([*concepts, *names]))); k = len(concepts)
+    z_t = prompts_of(model, list(dict.fromkeys([*concepts, *names])))
+    k = len(concepts)
     maps = concept_maps(model, wav.repeat(k, 1), z_t[:k], z_t.mean(0))[method]
-    tokens = [(t[0], i) for i, t in enumerate(model.read_tokens(model.audio_tokens(wav[None])[0].detach(), 1, names=names)) if t[0][0] not in template_words(p.template) | {''}]
+    tokens = [
+        (t[0], i)
+        for i, t in enumerate(model.read_tokens(model.audio_tokens(wav[None])[0].detach(), 1, names=names))
+        if t[0][0] not in template_words(p.template) | {''}
+    ]
     tokens, rolls = sorted(tokens, key=lambda t: -t[0][1])[:n_tokens], token_maps(model, wav[None])[0]
-    rows = [('log-mel spectrogram' + (' and true events' if events else ''), None), *((f'“{c}”, {method}', m) for c, m in zip(concepts, maps)),
-            *((f'token {i} reads “{w}” ({s:.2f}), rollout', rolls[i]) for (w, s), i in tokens)]
-    fig, axes = plt.subplots(len(rows), 1, figsize=(6.5, 1.15 * len(rows) + .4), dpi=70, sharex=True, squeeze=False)
+    rows = [
+        ('log-mel spectrogram' + (' and true events' if events else ''), None),
+        *((f'“{c}”, {method}', m) for c, m in zip(concepts, maps)),
+        *((f'token {i} reads “{w}” ({s:.2f}), rollout', rolls[i]) for (w, s), i in tokens),
+    ]
+    fig, axes = plt.subplots(len(rows), 1, figsize=(6.5, 1.15 * len(rows) + 0.4), dpi=70, sharex=True, squeeze=False)
     colours = dict(zip(dict.fromkeys(e.label for e in events), sns.color_palette('colorblind')))
     for j, (ax, (title, grid)) in enumerate(zip(axes[:, 0], rows)):
         overlay(ax, spec, grid, p, title)
         for n, e in enumerate(events):
-            if j and f'“{e.label}”' not in title: continue
-            ax.plot([e.onset, e.offset], [p.n_mels * (.94 - .1 * n)] * 2, color=colours[e.label], lw=4, solid_capstyle='butt', label=e.label if not j else None)
-        if events and not j: ax.legend(fontsize=7, loc='lower right', framealpha=.8)
-        ax.set_ylabel('mel bin', fontsize=8); ax.tick_params(labelsize=7)
-    axes[-1, 0].set_xlabel('time, s', fontsize=8); fig.tight_layout()
+            if j and f'“{e.label}”' not in title:
+                continue
+            ax.plot(
+                [e.onset, e.offset],
+                [p.n_mels * (0.94 - 0.1 * n)] * 2,
+                color=colours[e.label],
+                lw=4,
+                solid_capstyle='butt',
+                label=e.label if not j else None,
+            )
+        if events and not j:
+            ax.legend(fontsize=7, loc='lower right', framealpha=0.8)
+        ax.set_ylabel('mel bin', fontsize=8)
+        ax.tick_params(labelsize=7)
+    axes[-1, 0].set_xlabel('time, s', fontsize=8)
+    fig.tight_layout()
     return fig
 
 # %% ../nbs/26_grounding.ipynb #0a393a39
-def draw_figure1a(model:CoLLAT, painter:Painter, wav:Tensor, concepts:list, method:str, names=(), events=()): # (s,) -> Figure
+def draw_figure1a(
+    model: CoLLAT, painter: Painter, wav: Tensor, concepts: list, method: str, names=(), events=()
+):  # (s,) -> Figure
     "One sound as spectrogram, as concepts with their words and maps, and as a picture (Fig. 1a)."
     import matplotlib.pyplot as plt
+
     p, spec, k = model.profile, model.spectrogram(wav[None])[0], len(concepts)
     z_t = prompts_of(model, list(dict.fromkeys([*concepts, *names])))
-    maps, heard = concept_maps(model, wav.repeat(k, 1), z_t[:k], z_t.mean(0))[method], model.words(wav, 1, names).concepts
+    maps, heard = (
+        concept_maps(model, wav.repeat(k, 1), z_t[:k], z_t.mean(0))[method],
+        model.words(wav, 1, names).concepts,
+    )
     said = lambda c: ', '.join(f'“{w}” {s:.2f}' for w, s in heard if w in name_words(c)) or 'no word of it'
-    fig, axes = plt.subplot_mosaic([[i, 'picture'] for i in range(k + 1)], figsize=(8.5, 1.3 * (k + 1) + .3), dpi=70, width_ratios=(1.9, 1))
+    fig, axes = plt.subplot_mosaic(
+        [[i, 'picture'] for i in range(k + 1)], figsize=(8.5, 1.3 * (k + 1) + 0.3), dpi=70, width_ratios=(1.9, 1)
+    )
     for i, (title, grid) in enumerate([('heard', None), *((f'{c}: {said(c)}', m) for c, m in zip(concepts, maps))]):
-        overlay(axes[i], spec, grid, p, title); axes[i].set_ylabel('mel bin', fontsize=8); axes[i].tick_params(labelsize=7)
+        overlay(axes[i], spec, grid, p, title)
+        axes[i].set_ylabel('mel bin', fontsize=8)
+        axes[i].tick_params(labelsize=7)
         for e in events:
-            if i and e.label == concepts[i - 1]: axes[i].plot([e.onset, e.offset], [p.n_mels * .94] * 2, color='#d55e00', lw=4, solid_capstyle='butt')
+            if i and e.label == concepts[i - 1]:
+                axes[i].plot([e.onset, e.offset], [p.n_mels * 0.94] * 2, color='#d55e00', lw=4, solid_capstyle='butt')
     axes[k].set_xlabel('time, s', fontsize=8)
-    axes['picture'].imshow(paint(painter, sound_states(model, wav), p.seed, p.diffusion_guidance, p.diffusion_sampling)[0], interpolation='nearest')
-    axes['picture'].set_title('painted', fontsize=9); axes['picture'].axis('off'); fig.tight_layout()
+    axes['picture'].imshow(
+        paint(painter, sound_states(model, wav), p.seed, p.diffusion_guidance, p.diffusion_sampling)[0],
+        interpolation='nearest',
+    )
+    axes['picture'].set_title('painted', fontsize=9)
+    axes['picture'].axis('off')
+    fig.tight_layout()
     return fig

@@ -12,7 +12,10 @@ __all__ = ['SD_FILES', 'SD_SIZES', 'DTYPES', 'SIZE', 'PATCH', 'CONCEPTS', 'BOXES
            'evaluate_pictures', 'figure5']
 
 # %% ../nbs/24_image_generation.ipynb #23134e0e
-import json, sys, time, zlib
+import json
+import sys
+import time
+import zlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -39,153 +42,230 @@ from .zero_shot import at_least, checkpoint_id
 # %% ../nbs/24_image_generation.ipynb #d710fbfa
 @torch.no_grad()
 def written_states(
-    text:LockedTextEncoder,
-    prompts:list, # (b,) written prompts; '' is the unconditional one
-    n:int, # slots
-    form:str='slots', # or raw, as the profile says
-    batch_size:int=64,
-) -> Tensor: # (b, n + special, d), or (b n d) if raw, on the CPU
+    text: LockedTextEncoder,
+    prompts: list,  # (b,) written prompts; '' is the unconditional one
+    n: int,  # slots
+    form: str = 'slots',  # or raw, as the profile says
+    batch_size: int = 64,
+) -> Tensor:  # (b, n + special, d), or (b n d) if raw, on the CPU
     "Last states of written prompts at all positions, padding included. Raises ValueError for a prompt that does not fit."
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    parts = [text.encode_audio_tokens(text.targets(prompts[i:i + batch_size], n, form).h, form)[1] for i in range(0, len(prompts), batch_size)]
+    parts = [
+        text.encode_audio_tokens(text.targets(prompts[i : i + batch_size], n, form).h, form)[1]
+        for i in range(0, len(prompts), batch_size)
+    ]
     return torch.cat(parts).cpu()
 
+
 def sound_states(
-    model:CoLLAT,
-    wavs, # waveforms or file names, each at most one and a half training clips long
-) -> Tensor: # (b, n + special, d), or (b n d) if raw, on the CPU
+    model: CoLLAT,
+    wavs,  # waveforms or file names, each at most one and a half training clips long
+) -> Tensor:  # (b, n + special, d), or (b n d) if raw, on the CPU
     "Last states of the locked encoder for what is heard (§5.4). Raises ValueError for a sound longer than one window."
     wavs, p = as_waveforms(wavs, model.profile.sample_rate), model.profile
     longest = max(len(w) for w in wavs) / p.sample_rate
-    if longest > 1.5 * p.clip_seconds: raise ValueError(f'a sound of {longest:.1f} s: at most {1.5 * p.clip_seconds:g} s make one picture; cut out the part that is meant')
+    if longest > 1.5 * p.clip_seconds:
+        raise ValueError(
+            f'a sound of {longest:.1f} s: at most {1.5 * p.clip_seconds:g} s make one picture; cut out the part that is meant'
+        )
     return torch.stack(model.token_features(wavs, 'states'))
 
 # %% ../nbs/24_image_generation.ipynb #40469c2b
 SD_FILES = ['model_index.json', '*/*.json', '*/*.txt', '*/*.safetensors']
-SD_SIZES = {'stable-diffusion-v1-5/stable-diffusion-v1-5': (2.7, 5.5), 'CompVis/stable-diffusion-v1-4': (2.7, 5.5)}   # GB in fp16 and fp32, safety checker included
+SD_SIZES = {
+    'stable-diffusion-v1-5/stable-diffusion-v1-5': (2.7, 5.5),
+    'CompVis/stable-diffusion-v1-4': (2.7, 5.5),
+}  # GB in fp16 and fp32, safety checker included
+
 
 def pipeline_folder(
-    source:str|Path, # a folder saved by diffusers, or a Hugging Face id
-    half:bool=True, # take the fp16 files of a repository
+    source: str | Path,  # a folder saved by diffusers, or a Hugging Face id
+    half: bool = True,  # take the fp16 files of a repository
 ) -> Path:
     "Where a diffusers pipeline lies: the folder, the cache, or freshly downloaded. Raises FileNotFoundError or ConnectionError with instructions."
     folder = Path(source).expanduser()
-    if (folder/'model_index.json').exists(): return folder
-    if folder.exists() or str(source).count('/') != 1: raise FileNotFoundError(f'{source}: no model_index.json there; a folder written by save_pretrained of a diffusers pipeline, or a Hugging Face id such as {next(iter(SD_SIZES))}, is accepted')
+    if (folder / 'model_index.json').exists():
+        return folder
+    if folder.exists() or str(source).count('/') != 1:
+        raise FileNotFoundError(
+            f'{source}: no model_index.json there; a folder written by save_pretrained of a diffusers pipeline, or a Hugging Face id such as {next(iter(SD_SIZES))}, is accepted'
+        )
     from huggingface_hub import snapshot_download
+
     wanted = [f.replace('.safetensors', '.fp16.safetensors') for f in SD_FILES] if half else SD_FILES
-    size = f'about {SD_SIZES[str(source)][0 if half else 1]} GB' if str(source) in SD_SIZES else '2 to 6 GB for a Stable Diffusion 1.x'
+    size = (
+        f'about {SD_SIZES[str(source)][0 if half else 1]} GB'
+        if str(source) in SD_SIZES
+        else '2 to 6 GB for a Stable Diffusion 1.x'
+    )
     unwanted = None if half else ['*.fp16.*', '*non_ema*']
     named = ' '.join(f"--{k}clude '{f}'" for k, fs in (('in', wanted), ('ex', unwanted or ())) for f in fs)
-    hand = f"By hand: on a machine with a network, `hf download {source} {named} --local-dir FOLDER`, then name FOLDER"
-    try: return Path(snapshot_download(str(source), allow_patterns=wanted, ignore_patterns=unwanted, local_files_only=True))
-    except (OSError, ValueError): pass
-    if _offline(): raise ConnectionError(f'{source} ({size}) is not on this machine, and HF_HUB_OFFLINE is set. {hand}')
+    hand = f'By hand: on a machine with a network, `hf download {source} {named} --local-dir FOLDER`, then name FOLDER'
+    try:
+        return Path(
+            snapshot_download(str(source), allow_patterns=wanted, ignore_patterns=unwanted, local_files_only=True)
+        )
+    except (OSError, ValueError):
+        pass
+    if _offline():
+        raise ConnectionError(f'{source} ({size}) is not on this machine, and HF_HUB_OFFLINE is set. {hand}')
     print(f'downloading {source} from https://huggingface.co/{source}: {size}')
-    try: return Path(snapshot_download(str(source), allow_patterns=wanted, ignore_patterns=unwanted, etag_timeout=5))
-    except Exception as e: raise ConnectionError(f'cannot download {source} ({size}) from https://huggingface.co/{source}: {type(e).__name__}. {hand}') from e
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=wanted, ignore_patterns=unwanted, etag_timeout=5))
+    except Exception as e:
+        raise ConnectionError(
+            f'cannot download {source} ({size}) from https://huggingface.co/{source}: {type(e).__name__}. {hand}'
+        ) from e
 
 # %% ../nbs/24_image_generation.ipynb #ae07b92f
 DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 
+
 def load_stable_diffusion(
-    source:str|Path, # folder or Hugging Face id
-    precision:str='fp32', # fp16 | bf16 | fp32, of U-Net and VAE
-    device:str|None=None, # None = the GPU if there is one
-): # StableDiffusionPipeline
+    source: str | Path,  # folder or Hugging Face id
+    precision: str = 'fp32',  # fp16 | bf16 | fp32, of U-Net and VAE
+    device: str | None = None,  # None = the GPU if there is one
+):  # StableDiffusionPipeline
     "Stable Diffusion 1.x as diffusers loads it. Raises ValueError for another kind of pipeline or precision, and as `pipeline_folder`."
-    if precision not in DTYPES: raise ValueError(f"precision '{precision}': {', '.join(DTYPES)} is accepted")
+    if precision not in DTYPES:
+        raise ValueError(f"precision '{precision}': {', '.join(DTYPES)} is accepted")
     from diffusers import StableDiffusionPipeline
+
     folder = pipeline_folder(source, half=precision != 'fp32')
-    kind = json.loads((folder/'model_index.json').read_text()).get('_class_name')
-    if kind != 'StableDiffusionPipeline': raise ValueError(f'{source} holds a {kind}; a StableDiffusionPipeline (1.x) is accepted')
-    variant = 'fp16' if any(folder.glob('unet/*.fp16.safetensors')) and (precision != 'fp32' or not (folder/'unet/diffusion_pytorch_model.safetensors').exists()) else None
-    pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=DTYPES[precision], variant=variant, local_files_only=True)
+    kind = json.loads((folder / 'model_index.json').read_text()).get('_class_name')
+    if kind != 'StableDiffusionPipeline':
+        raise ValueError(f'{source} holds a {kind}; a StableDiffusionPipeline (1.x) is accepted')
+    variant = (
+        'fp16'
+        if any(folder.glob('unet/*.fp16.safetensors'))
+        and (precision != 'fp32' or not (folder / 'unet/diffusion_pytorch_model.safetensors').exists())
+        else None
+    )
+    pipe = StableDiffusionPipeline.from_pretrained(
+        folder, dtype=DTYPES[precision], variant=variant, local_files_only=True
+    )
     return pipe.to(device or best_device())
+
 
 def pipeline_text(pipe) -> LockedTextEncoder:
     "The text transformer inside a pipeline as a locked encoder: its own tokenizer and padding id."
     return HFCLIPText(pipe.text_encoder, pipe.tokenizer, 'stable diffusion', origin='pipeline')
 
 # %% ../nbs/24_image_generation.ipynb #89ec2921
-def check_tower(model:CoLLAT, text:LockedTextEncoder):
+def check_tower(model: CoLLAT, text: LockedTextEncoder):
     "Raises ValueError unless the model was trained for this tower: same width, same static embeddings."
     ours = model.text
-    if ours.d != text.d: raise ValueError(f"the model's locked encoder {ours.name} is {ours.d} wide, this pipeline's is {text.d}; a model trained for the pipeline's own tower is accepted (profile `paper` for Stable Diffusion 1.x)")
-    if ours.table.shape != text.table.shape or not torch.allclose(ours.table[:512].float().cpu(), text.table[:512].float().cpu(), atol=2e-3):
-        raise ValueError(f"the model's locked encoder {ours.name} has other word embeddings than the text encoder of this pipeline: its tokens would mean something else there")
+    if ours.d != text.d:
+        raise ValueError(
+            f"the model's locked encoder {ours.name} is {ours.d} wide, this pipeline's is {text.d}; a model trained for the pipeline's own tower is accepted (profile `paper` for Stable Diffusion 1.x)"
+        )
+    if ours.table.shape != text.table.shape or not torch.allclose(
+        ours.table[:512].float().cpu(), text.table[:512].float().cpu(), atol=2e-3
+    ):
+        raise ValueError(
+            f"the model's locked encoder {ours.name} has other word embeddings than the text encoder of this pipeline: its tokens would mean something else there"
+        )
+
 
 def draw(
-    pipe, # from `load_stable_diffusion`
-    states:Tensor, # (b 77 d) from `written_states` or `sound_states`
-    negative:str|Tensor='', # negative prompt, or its states (77 d)
-    guidance:float=7.5, # classifier-free guidance scale; 1 = none
-    steps:int=50,
-    seeds:int|list=0, # one seed, or one for each picture
-    size:int|None=None, # pixels a side; None = what the U-Net was trained for
-    batch_size:int=4,
-    progress:bool=True,
-    output:str='pil', # or np: (b h w c) in 0..1
-): # b pictures
+    pipe,  # from `load_stable_diffusion`
+    states: Tensor,  # (b 77 d) from `written_states` or `sound_states`
+    negative: str | Tensor = '',  # negative prompt, or its states (77 d)
+    guidance: float = 7.5,  # classifier-free guidance scale; 1 = none
+    steps: int = 50,
+    seeds: int | list = 0,  # one seed, or one for each picture
+    size: int | None = None,  # pixels a side; None = what the U-Net was trained for
+    batch_size: int = 4,
+    progress: bool = True,
+    output: str = 'pil',  # or np: (b h w c) in 0..1
+):  # b pictures
     "Pictures from token states (Fig. 5). Raises ValueError when states and seeds, or states and pipeline, do not fit."
     text, b = pipeline_text(pipe), len(states)
-    if states.ndim != 3 or states.shape[1:] != (text.n_ctx, text.d): raise ValueError(f'states have shape {tuple(states.shape)}; (b, {text.n_ctx}, {text.d}) is accepted: n_tokens = {text.n_ctx - text.n_special} slots of this tower')
+    if states.ndim != 3 or states.shape[1:] != (text.n_ctx, text.d):
+        raise ValueError(
+            f'states have shape {tuple(states.shape)}; (b, {text.n_ctx}, {text.d}) is accepted: n_tokens = {text.n_ctx - text.n_special} slots of this tower'
+        )
     seeds = [seeds] * b if isinstance(seeds, int) else list(seeds)
-    if len(seeds) != b: raise ValueError(f'{len(seeds)} seeds for {b} pictures: one, or one for each is accepted')
+    if len(seeds) != b:
+        raise ValueError(f'{len(seeds)} seeds for {b} pictures: one, or one for each is accepted')
     to = lambda x: x.to(pipe.unet.device, pipe.unet.dtype)
-    no, out = written_states(text, negative, text.n_ctx - text.n_special) if isinstance(negative, str) else negative.reshape(1, *states.shape[1:]), []
+    no, out = (
+        written_states(text, negative, text.n_ctx - text.n_special)
+        if isinstance(negative, str)
+        else negative.reshape(1, *states.shape[1:]),
+        [],
+    )
     pipe.set_progress_bar_config(disable=not progress, desc='drawing', leave=False)
     for i in range(0, b, batch_size):
-        part = states[i:i + batch_size]
-        g = [torch.Generator('cpu').manual_seed(s) for s in seeds[i:i + batch_size]]
-        out += list(pipe(prompt_embeds=to(part), negative_prompt_embeds=to(no.expand(len(part), -1, -1)), guidance_scale=guidance, num_inference_steps=steps, generator=g, height=size, width=size, output_type=output).images)
+        part = states[i : i + batch_size]
+        g = [torch.Generator('cpu').manual_seed(s) for s in seeds[i : i + batch_size]]
+        out += list(
+            pipe(
+                prompt_embeds=to(part),
+                negative_prompt_embeds=to(no.expand(len(part), -1, -1)),
+                guidance_scale=guidance,
+                num_inference_steps=steps,
+                generator=g,
+                height=size,
+                width=size,
+                output_type=output,
+            ).images
+        )
     return np.stack(out) if output == 'np' else out
 
 # %% ../nbs/24_image_generation.ipynb #d60c5f9f
 def imagine(
-    model:CoLLAT, # trained for the pipeline's tower
-    pipe, # from `load_stable_diffusion`
-    wavs, # waveforms or file names
-    **kwargs, # as `draw`
-) -> list: # of pictures
+    model: CoLLAT,  # trained for the pipeline's tower
+    pipe,  # from `load_stable_diffusion`
+    wavs,  # waveforms or file names
+    **kwargs,  # as `draw`
+) -> list:  # of pictures
     "Pictures of sounds. Not for pictures of people's faces (paper, section 6). Errors as `check_tower`, `sound_states` and `draw`."
     check_tower(model, pipeline_text(pipe))
     return draw(pipe, sound_states(model, wavs), **kwargs)
 
 # %% ../nbs/24_image_generation.ipynb #4c312901
-SIZE, PATCH = 48, 6   # pixels a side of a picture, and of the squares that the U-Net sees as one position
+SIZE, PATCH = 48, 6  # pixels a side of a picture, and of the squares that the U-Net sees as one position
 CONCEPTS = tuple(sorted(GLYPH_OF))
-BOXES = {1: [(3, 3, 42)], 2: [(0, 12, 24), (24, 12, 24)], 3: [(0, 0, 24), (24, 0, 24), (12, 24, 24)]}   # left, top, side
+BOXES = {1: [(3, 3, 42)], 2: [(0, 12, 24), (24, 12, 24)], 3: [(0, 0, 24), (24, 0, 24), (12, 24, 24)]}  # left, top, side
 FORMS = ('paper', 'laion', 'msclap', 'wavcaps', 'bare')
 
+
 @cache
-def glyph_tile(name:str, side:int):
+def glyph_tile(name: str, side: int):
     "A glyph cut to what is drawn, fitted into a square of `side` pixels (RGBA)."
     from PIL import Image
+
     glyph = glyphs()[name]
-    glyph = glyph.crop(glyph.getbbox()); glyph.thumbnail((side, side), Image.Resampling.LANCZOS)
+    glyph = glyph.crop(glyph.getbbox())
+    glyph.thumbnail((side, side), Image.Resampling.LANCZOS)
     tile = Image.new('RGBA', (side, side), (255, 255, 255, 0))
     tile.paste(glyph, ((side - glyph.width) // 2, (side - glyph.height) // 2))
     return tile
 
+
 def compose_picture(
-    names, # one to three concepts
-    rng:np.random.Generator, # moves each glyph by up to two pixels
-) -> np.ndarray: # (h w c) uint8
+    names,  # one to three concepts
+    rng: np.random.Generator,  # moves each glyph by up to two pixels
+) -> np.ndarray:  # (h w c) uint8
     "One picture of some concepts, in alphabetical order. Raises ValueError on none, or more than three."
     from PIL import Image
+
     names = sorted(set(names))
-    if len(names) not in BOXES: raise ValueError(f'{len(names)} concepts: one to three make a picture')
+    if len(names) not in BOXES:
+        raise ValueError(f'{len(names)} concepts: one to three make a picture')
     out = Image.new('RGB', (SIZE, SIZE), (255, 255, 255))
     for name, (x, y, side) in zip(names, BOXES[len(names)]):
-        dx, dy = rng.integers(-2, 3, 2); tile = glyph_tile(name, side - 2)
+        dx, dy = rng.integers(-2, 3, 2)
+        tile = glyph_tile(name, side - 2)
         out.paste(tile, (int(x + 1 + dx), int(y + 1 + dy)), tile)
     return np.array(out)
 
-def write_caption(names, rng:np.random.Generator, glyph_of:dict=GLYPH_OF) -> str:
+
+def write_caption(names, rng: np.random.Generator, glyph_of: dict = GLYPH_OF) -> str:
     "A caption that names some concepts, by one of their classes or by the glyph, in random order."
-    words = [str(rng.choice(glyph_of[n])) if rng.random() < .9 else n for n in rng.permutation(list(names))]
-    form = 'paper' if rng.random() < .5 else rng.choice([*FORMS, 'picture'])
+    words = [str(rng.choice(glyph_of[n])) if rng.random() < 0.9 else n for n in rng.permutation(list(names))]
+    form = 'paper' if rng.random() < 0.5 else rng.choice([*FORMS, 'picture'])
     return ('a picture of {}' if form == 'picture' else TEMPLATES[str(form)]).replace('{}', join_labels(words))
 
 # %% ../nbs/24_image_generation.ipynb #d2522e1c
@@ -194,30 +274,55 @@ def held_out(names) -> bool:
     names = sorted(set(names))
     return len(names) > 1 and zlib.crc32(' + '.join(names).encode()) % 5 == 0
 
-def draw_set(rng:np.random.Generator, tests:bool=False, concepts=CONCEPTS) -> tuple: # one to three concepts
+
+def draw_set(rng: np.random.Generator, tests: bool = False, concepts=CONCEPTS) -> tuple:  # one to three concepts
     "A set for training, or with `tests` one of two or three that training never sees."
     while True:
-        names = tuple(sorted(str(n) for n in rng.choice(concepts, int(rng.integers(2 if tests else 1, 4)), replace=False)))
-        if held_out(names) == tests: return names
+        names = tuple(
+            sorted(str(n) for n in rng.choice(concepts, int(rng.integers(2 if tests else 1, 4)), replace=False))
+        )
+        if held_out(names) == tests:
+            return names
 
-def multi_hot_sets(sets, concepts=CONCEPTS) -> Tensor: # (b k)
+
+def multi_hot_sets(sets, concepts=CONCEPTS) -> Tensor:  # (b k)
     "Sets of concepts as zeros and ones."
     return torch.tensor([[float(c in s) for c in concepts] for s in sets])
 
 # %% ../nbs/24_image_generation.ipynb #0188d91e
 class Painter(nn.Module):
     "A small text-to-image diffusion model on the token states of a locked encoder."
-    def __init__(self, d:int, width:int=80, steps:int=1000):
+
+    def __init__(self, d: int, width: int = 80, steps: int = 1000):
         super().__init__()
         from diffusers import DDIMScheduler, UNet2DConditionModel
+
         c = 3 * PATCH**2
-        self.unet = UNet2DConditionModel(sample_size=SIZE // PATCH, in_channels=c, out_channels=c, block_out_channels=(width, 16 * round(width / 12)), layers_per_block=1, cross_attention_dim=d,
-            down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'), up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D'), mid_block_type='UNetMidBlock2DCrossAttn', attention_head_dim=4, norm_num_groups=16)
-        self.scheduler = DDIMScheduler(steps, beta_schedule='squaredcos_cap_v2', prediction_type='sample', clip_sample=True, rescale_betas_zero_snr=True, timestep_spacing='trailing')
-        self.register_buffer('empty', torch.zeros(1, 1, d), persistent=True)   # states of '', set by `train_painter`
+        self.unet = UNet2DConditionModel(
+            sample_size=SIZE // PATCH,
+            in_channels=c,
+            out_channels=c,
+            block_out_channels=(width, 16 * round(width / 12)),
+            layers_per_block=1,
+            cross_attention_dim=d,
+            down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'),
+            up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D'),
+            mid_block_type='UNetMidBlock2DCrossAttn',
+            attention_head_dim=4,
+            norm_num_groups=16,
+        )
+        self.scheduler = DDIMScheduler(
+            steps,
+            beta_schedule='squaredcos_cap_v2',
+            prediction_type='sample',
+            clip_sample=True,
+            rescale_betas_zero_snr=True,
+            timestep_spacing='trailing',
+        )
+        self.register_buffer('empty', torch.zeros(1, 1, d), persistent=True)  # states of '', set by `train_painter`
         self.precision = 'fp32'
 
-    def forward(self, x:Tensor, t:Tensor, states:Tensor) -> Tensor: # (b c h w), (b,), (b n d) -> (b c h w)
+    def forward(self, x: Tensor, t: Tensor, states: Tensor) -> Tensor:  # (b c h w), (b,), (b n d) -> (b c h w)
         "The clean picture behind a noisy one."
         context = F.layer_norm(states, states.shape[-1:])
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == 'bf16'):
@@ -226,13 +331,13 @@ class Painter(nn.Module):
 
 # %% ../nbs/24_image_generation.ipynb #cc9d2b0f
 def painter_loss(
-    painter:Painter,
-    x:Tensor, # (b c h w) pictures in -1..1
-    states:Tensor, # (b n d)
-    g:torch.Generator, # all randomness of the step
-    drop:float=.1, # share of captions replaced by the empty one
-    blur:float=1., # most noise on the context, in units of its standard deviation
-) -> Tensor: # scalar
+    painter: Painter,
+    x: Tensor,  # (b c h w) pictures in -1..1
+    states: Tensor,  # (b n d)
+    g: torch.Generator,  # all randomness of the step
+    drop: float = 0.1,  # share of captions replaced by the empty one
+    blur: float = 1.0,  # most noise on the context, in units of its standard deviation
+) -> Tensor:  # scalar
     "Weighted error of the predicted clean picture."
     b, s = len(x), painter.scheduler
     t = torch.randint(s.config.num_train_timesteps, (b,), generator=g)
@@ -241,64 +346,108 @@ def painter_loss(
     c = torch.where(torch.rand(b, 1, 1, generator=g) < drop, painter.empty, states)
     c = c + blur * torch.rand(b, 1, 1, generator=g) * c.std(-1, keepdim=True) * torch.randn(c.shape, generator=g)
     noisy = a.sqrt()[:, None, None, None] * x + (1 - a).sqrt()[:, None, None, None] * noise
-    weight = (1 + a / (1 - a)).clamp(max=5.)
+    weight = (1 + a / (1 - a)).clamp(max=5.0)
     return (weight * (painter(noisy, t, c) - x).square().mean((1, 2, 3))).mean()
 
-def painter_batch(bank:dict, step:int, batch:int, seed:int) -> tuple: # (b c h w) pictures in -1..1, (b n d) states
+
+def painter_batch(bank: dict, step: int, batch: int, seed: int) -> tuple:  # (b c h w) pictures in -1..1, (b n d) states
     "The batch of a step: the same whenever it is asked for."
     rng = np.random.default_rng([seed, 24, step])
     ids = rng.integers(len(bank['sets']), size=batch)
     x = np.stack([compose_picture(bank['sets'][i], rng) for i in ids])
     return torch.from_numpy(x).permute(0, 3, 1, 2).float() / 127.5 - 1, bank['states'][ids].float()
 
-def fitting_caption(names, rng:np.random.Generator, text:LockedTextEncoder, n:int, tries:int=100, glyph_of:dict=GLYPH_OF) -> str:
+
+def fitting_caption(
+    names, rng: np.random.Generator, text: LockedTextEncoder, n: int, tries: int = 100, glyph_of: dict = GLYPH_OF
+) -> str:
     "The first caption drawn that has room in `n` slots. Raises ValueError when none has."
     for _ in range(tries):
-        if text.count_tokens(caption := write_caption(names, rng, glyph_of)) <= n: return caption
-    raise ValueError(f"no caption of {', '.join(names)} fits {n} slots; more n_tokens are needed")
+        if text.count_tokens(caption := write_caption(names, rng, glyph_of)) <= n:
+            return caption
+    raise ValueError(f'no caption of {", ".join(names)} fits {n} slots; more n_tokens are needed')
 
-def caption_bank(text:LockedTextEncoder, p:Profile) -> dict: # sets, captions, states (m, n + special, d)
+
+def caption_bank(text: LockedTextEncoder, p: Profile) -> dict:  # sets, captions, states (m, n + special, d)
     "Captions for training with their states, encoded once."
     rng, glyph_of = np.random.default_rng([p.seed, 23]), glyphs_of(p.data)
     sets = [draw_set(rng, concepts=sorted(glyph_of)) for _ in range(p.diffusion_captions)]
     captions = [fitting_caption(s, rng, text, p.n_tokens, glyph_of=glyph_of) for s in sets]
-    parts = [written_states(text, captions[i:i + 64], p.n_tokens, p.form).half() for i in tqdm(range(0, len(captions), 64), desc='captions', leave=False)]
+    parts = [
+        written_states(text, captions[i : i + 64], p.n_tokens, p.form).half()
+        for i in tqdm(range(0, len(captions), 64), desc='captions', leave=False)
+    ]
     return dict(sets=sets, captions=captions, states=torch.cat(parts))
 
 # %% ../nbs/24_image_generation.ipynb #a7cbe1d3
-def painter_settings(text:LockedTextEncoder, p:Profile) -> dict:
+def painter_settings(text: LockedTextEncoder, p: Profile) -> dict:
     "What a painter depends on."
-    return dict(text=text.fingerprint()[:16], n=p.n_tokens, form=p.form, steps=p.diffusion_steps, batch=p.diffusion_batch, lr=p.diffusion_lr, captions=p.diffusion_captions,
-                width=p.diffusion_width, seed=p.seed, concepts=zlib.crc32(' '.join(sorted(glyphs_of(p.data))).encode()), version=2)
+    return dict(
+        text=text.fingerprint()[:16],
+        n=p.n_tokens,
+        form=p.form,
+        steps=p.diffusion_steps,
+        batch=p.diffusion_batch,
+        lr=p.diffusion_lr,
+        captions=p.diffusion_captions,
+        width=p.diffusion_width,
+        seed=p.seed,
+        concepts=zlib.crc32(' '.join(sorted(glyphs_of(p.data))).encode()),
+        version=2,
+    )
 
-def fit_painter(painter:Painter, bank:dict, p:Profile, work:Path, settings:dict) -> list: # loss of each step
+
+def fit_painter(painter: Painter, bank: dict, p: Profile, work: Path, settings: dict) -> list:  # loss of each step
     "Train to `diffusion_steps`, resuming from `work` when it was made with the same settings."
-    opt = torch.optim.AdamW(painter.parameters(), p.diffusion_lr, betas=(.9, .99), weight_decay=.01)
+    opt = torch.optim.AdamW(painter.parameters(), p.diffusion_lr, betas=(0.9, 0.99), weight_decay=0.01)
     start, losses = 0, []
     if work.exists() and (held := torch.load(work, weights_only=True))['settings'] == settings:
-        painter.load_state_dict(held['painter']); opt.load_state_dict(held['opt'])
+        painter.load_state_dict(held['painter'])
+        opt.load_state_dict(held['opt'])
         start, losses = held['step'], held['losses']
         print(f'painter: resumed at step {start} of {p.diffusion_steps}')
     painter.train()
-    for step in tqdm(range(start, p.diffusion_steps), desc='painter', unit='step', initial=start, total=p.diffusion_steps):
-        opt.param_groups[0]['lr'] = p.diffusion_lr * lr_factor(step, p.diffusion_steps, min(50, p.diffusion_steps // 10))
+    for step in tqdm(
+        range(start, p.diffusion_steps), desc='painter', unit='step', initial=start, total=p.diffusion_steps
+    ):
+        opt.param_groups[0]['lr'] = p.diffusion_lr * lr_factor(
+            step, p.diffusion_steps, min(50, p.diffusion_steps // 10)
+        )
         x, c = painter_batch(bank, step, p.diffusion_batch, p.seed)
         with training_attention(x.device, painter.precision):
             loss = painter_loss(painter, x, c, torch.Generator().manual_seed(p.seed * 1_000_003 + step))
-            opt.zero_grad(); loss.backward()
-        nn.utils.clip_grad_norm_(painter.parameters(), 1.)
-        opt.step(); losses.append(loss.item())
+            opt.zero_grad()
+            loss.backward()
+        nn.utils.clip_grad_norm_(painter.parameters(), 1.0)
+        opt.step()
+        losses.append(loss.item())
         if (step + 1) % p.checkpoint_every == 0 and step + 1 < p.diffusion_steps:
-            with atomic_path(work) as tmp: torch.save(dict(settings=settings, step=step + 1, losses=losses, painter=painter.state_dict(), opt=opt.state_dict()), tmp)
+            with atomic_path(work) as tmp:
+                torch.save(
+                    dict(
+                        settings=settings,
+                        step=step + 1,
+                        losses=losses,
+                        painter=painter.state_dict(),
+                        opt=opt.state_dict(),
+                    ),
+                    tmp,
+                )
     return losses
 
 # %% ../nbs/24_image_generation.ipynb #7a8189de
-def load_painter(folder:str|Path, text:LockedTextEncoder, precision:str='bf16') -> Painter:
+def load_painter(folder: str | Path, text: LockedTextEncoder, precision: str = 'bf16') -> Painter:
     "A painter that `train_painter` left in a folder. Raises FileNotFoundError when there is none, ValueError when it reads another text encoder."
-    file = Path(folder)/'model.safetensors'
-    if not file.exists(): raise FileNotFoundError(f'{folder}: no painter there (config.json and model.safetensors); run make reproduce, or --stages image_generation')
-    settings, weights = json.loads((Path(folder)/'config.json').read_text())['settings'], load_file(file)
-    if settings['text'] != text.fingerprint()[:16]: raise ValueError(f'{folder}: this painter learnt to read another text encoder than {text.name}; a painter from the run of the model is accepted')
+    file = Path(folder) / 'model.safetensors'
+    if not file.exists():
+        raise FileNotFoundError(
+            f'{folder}: no painter there (config.json and model.safetensors); run make reproduce, or --stages image_generation'
+        )
+    settings, weights = json.loads((Path(folder) / 'config.json').read_text())['settings'], load_file(file)
+    if settings['text'] != text.fingerprint()[:16]:
+        raise ValueError(
+            f'{folder}: this painter learnt to read another text encoder than {text.name}; a painter from the run of the model is accepted'
+        )
     painter = Painter(text.d, settings['width'])
     painter.empty, painter.precision = weights['empty'], best_precision(precision)
     painter.load_state_dict(weights)
@@ -306,25 +455,35 @@ def load_painter(folder:str|Path, text:LockedTextEncoder, precision:str='bf16') 
 
 # %% ../nbs/24_image_generation.ipynb #a3d1d2df
 def train_painter(
-    folder:str|Path, # checkpoints/painter of a run
-    text:LockedTextEncoder,
-    p:Profile, # diffusion_… fields
+    folder: str | Path,  # checkpoints/painter of a run
+    text: LockedTextEncoder,
+    p: Profile,  # diffusion_… fields
 ) -> Painter:
     "The painter for a locked text encoder: trained once, then loaded from `folder`. It reads; it never hears."
     folder, settings = Path(folder), painter_settings(text, p)
-    file, note = folder/'model.safetensors', folder/'config.json'
+    file, note = folder / 'model.safetensors', folder / 'config.json'
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(p.seed); painter = Painter(text.d, p.diffusion_width)
+        torch.manual_seed(p.seed)
+        painter = Painter(text.d, p.diffusion_width)
     painter.empty = written_states(text, '', p.n_tokens, p.form)
     painter.precision = best_precision(p.precision)
-    if file.exists() and note.exists() and json.loads(note.read_text())['settings'] == settings: return load_painter(folder, text, p.precision)
+    if file.exists() and note.exists() and json.loads(note.read_text())['settings'] == settings:
+        return load_painter(folder, text, p.precision)
     started = time.time()
-    losses = fit_painter(painter, caption_bank(text, p), p, folder/'work.pt', settings)
-    with atomic_path(file) as tmp: save_file({k: v.contiguous() for k, v in painter.state_dict().items()}, tmp)
-    with atomic_path(note) as tmp: tmp.write_text(json.dumps(dict(settings=settings, losses=[round(l, 5) for l in losses], seconds=round(time.time() - started, 1))))
-    with atomic_path(folder/'README.md') as tmp: tmp.write_text(PAINTER_CARD)
-    (folder/'work.pt').unlink(missing_ok=True)
+    losses = fit_painter(painter, caption_bank(text, p), p, folder / 'work.pt', settings)
+    with atomic_path(file) as tmp:
+        save_file({k: v.contiguous() for k, v in painter.state_dict().items()}, tmp)
+    with atomic_path(note) as tmp:
+        tmp.write_text(
+            json.dumps(
+                dict(settings=settings, losses=[round(l, 5) for l in losses], seconds=round(time.time() - started, 1))
+            )
+        )
+    with atomic_path(folder / 'README.md') as tmp:
+        tmp.write_text(PAINTER_CARD)
+    (folder / 'work.pt').unlink(missing_ok=True)
     return painter.eval()
+
 
 PAINTER_CARD = """# A painter of glyphs
 
@@ -337,189 +496,301 @@ Neither this model nor Stable Diffusion driven by the same tokens may be used to
 # %% ../nbs/24_image_generation.ipynb #3d58970a
 @torch.no_grad()
 def paint(
-    painter:Painter,
-    states:Tensor, # (b n d) from `written_states` or `sound_states`
-    seeds:int|list=0, # one, or one for each picture
-    guidance:float=2., # classifier-free guidance scale; 1 = none
-    steps:int=16,
-    negative:Tensor|None=None, # (1 n d) or (n d) states of a negative prompt; None = the empty one
-    batch_size:int=64,
-) -> np.ndarray: # (b h w c) uint8
+    painter: Painter,
+    states: Tensor,  # (b n d) from `written_states` or `sound_states`
+    seeds: int | list = 0,  # one, or one for each picture
+    guidance: float = 2.0,  # classifier-free guidance scale; 1 = none
+    steps: int = 16,
+    negative: Tensor | None = None,  # (1 n d) or (n d) states of a negative prompt; None = the empty one
+    batch_size: int = 64,
+) -> np.ndarray:  # (b h w c) uint8
     "Pictures from token states by DDIM. Raises ValueError when states, seeds and painter do not fit."
     b, n, d = states.shape
-    if (n, d) != painter.empty.shape[1:]: raise ValueError(f'states are {n} positions of width {d}; the painter learnt from {painter.empty.shape[1]} of width {painter.empty.shape[2]}')
+    if (n, d) != painter.empty.shape[1:]:
+        raise ValueError(
+            f'states are {n} positions of width {d}; the painter learnt from {painter.empty.shape[1]} of width {painter.empty.shape[2]}'
+        )
     seeds = list(range(seeds, seeds + b)) if isinstance(seeds, int) else list(seeds)
-    if len(seeds) != b: raise ValueError(f'{len(seeds)} seeds for {b} pictures: the first, or one for each is accepted')
+    if len(seeds) != b:
+        raise ValueError(f'{len(seeds)} seeds for {b} pictures: the first, or one for each is accepted')
     s, no, out = painter.scheduler, painter.empty if negative is None else negative, []
-    if no.shape[-2:] != (n, d): raise ValueError(f'the states of the negative prompt have shape {tuple(no.shape)}; (1, {n}, {d}) is accepted')
+    if no.shape[-2:] != (n, d):
+        raise ValueError(f'the states of the negative prompt have shape {tuple(no.shape)}; (1, {n}, {d}) is accepted')
     for i in tqdm(range(0, b, batch_size), desc='painting', leave=False, disable=b <= batch_size):
-        c = states[i:i + batch_size]
-        x = torch.stack([torch.randn(3, SIZE, SIZE, generator=torch.Generator().manual_seed(k)) for k in seeds[i:i + batch_size]])
+        c = states[i : i + batch_size]
+        x = torch.stack(
+            [torch.randn(3, SIZE, SIZE, generator=torch.Generator().manual_seed(k)) for k in seeds[i : i + batch_size]]
+        )
         s.set_timesteps(steps)
         both = torch.cat([c, no.expand_as(c)]) if guidance != 1 else c
         for t in s.timesteps:
             y = painter(x.repeat(len(both) // len(c), 1, 1, 1), t.expand(len(both)), both)
-            if guidance != 1: y = y[len(c):] + guidance * (y[:len(c)] - y[len(c):])
+            if guidance != 1:
+                y = y[len(c) :] + guidance * (y[: len(c)] - y[len(c) :])
             x = s.step(y, t, x).prev_sample
         out.append(((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1))
     return torch.cat(out).numpy()
 
 # %% ../nbs/24_image_generation.ipynb #1cc5c427
 def imagine_files(
-    model:CoLLAT,
-    files:list, # paths
-    out:str|Path, # folder of the pictures
-    painter, # from `load_painter`, or a pipeline from `load_stable_diffusion`
-    skipped:list, # filled with (file, reason)
-    progress:bool=True, # bar on stderr
-) -> Iterator: # of dicts: file, image
+    model: CoLLAT,
+    files: list,  # paths
+    out: str | Path,  # folder of the pictures
+    painter,  # from `load_painter`, or a pipeline from `load_stable_diffusion`
+    skipped: list,  # filled with (file, reason)
+    progress: bool = True,  # bar on stderr
+) -> Iterator:  # of dicts: file, image
     "One PNG for each sound that can be read and is no longer than one picture's. Not for pictures of people's faces (paper, section 6). Errors as `check_tower`."
     from PIL import Image
+
     p, taken, own = model.profile, set(), isinstance(painter, Painter)
-    if not own: check_tower(model, pipeline_text(painter))
+    if not own:
+        check_tower(model, pipeline_text(painter))
     for f in tqdm(files, desc='imagine', unit='file', disable=not progress, file=sys.stderr):
-        try: states = sound_states(model, at_least(load_audio(f, p.sample_rate), p.sample_rate))
-        except ValueError as e: skipped.append((str(f), str(e) if str(f) in str(e) else f'{f}: {e}')); continue
-        picture = Image.fromarray(paint(painter, states, p.seed, p.diffusion_guidance, p.diffusion_sampling)[0]) if own else draw(painter, states, seeds=p.seed, progress=False)[0]
-        name = next(n for j in range(len(taken) + 1) if (n := Path(f).stem + f'-{j + 1}' * (j > 0)) not in taken); taken.add(name)
-        with atomic_path(Path(out)/f'{name}.png') as tmp: picture.save(tmp, format='PNG')
-        yield dict(file=str(f), image=str(Path(out)/f'{name}.png'))
+        try:
+            states = sound_states(model, at_least(load_audio(f, p.sample_rate), p.sample_rate))
+        except ValueError as e:
+            skipped.append((str(f), str(e) if str(f) in str(e) else f'{f}: {e}'))
+            continue
+        picture = (
+            Image.fromarray(paint(painter, states, p.seed, p.diffusion_guidance, p.diffusion_sampling)[0])
+            if own
+            else draw(painter, states, seeds=p.seed, progress=False)[0]
+        )
+        name = next(n for j in range(len(taken) + 1) if (n := Path(f).stem + f'-{j + 1}' * (j > 0)) not in taken)
+        taken.add(name)
+        with atomic_path(Path(out) / f'{name}.png') as tmp:
+            picture.save(tmp, format='PNG')
+        yield dict(file=str(f), image=str(Path(out) / f'{name}.png'))
 
 # %% ../nbs/24_image_generation.ipynb #bd18ef56
 class Reader(nn.Module):
     "Which concepts are in a picture? Four strided convolutions and one logit per concept."
-    def __init__(self, width:int=32, concepts=CONCEPTS):
+
+    def __init__(self, width: int = 32, concepts=CONCEPTS):
         super().__init__()
         self.concepts = tuple(concepts)
         from timm.layers import ConvNormAct
+
         w = [3, width, 2 * width, 4 * width, 4 * width]
-        self.blocks, self.head = nn.Sequential(*(ConvNormAct(a, b, 3, stride=2) for a, b in zip(w, w[1:]))), nn.Linear(9 * 4 * width, len(self.concepts))
-    def forward(self, x:Tensor) -> Tensor: # (b c h w) in -1..1 -> (b k)
+        self.blocks, self.head = (
+            nn.Sequential(*(ConvNormAct(a, b, 3, stride=2) for a, b in zip(w, w[1:]))),
+            nn.Linear(9 * 4 * width, len(self.concepts)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:  # (b c h w) in -1..1 -> (b k)
         return self.head(self.blocks(x).flatten(1))
 
-def worn(x:Tensor, g:torch.Generator) -> Tensor: # (b c h w)
+
+def worn(x: Tensor, g: torch.Generator) -> Tensor:  # (b c h w)
     "Pictures under noise and softening of random strength, so that the reader does not insist on clean lines."
-    soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), value=1.), 3, 1)
-    mix, level = torch.rand(len(x), 1, 1, 1, generator=g), .3 * torch.rand(len(x), 1, 1, 1, generator=g)
+    soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), value=1.0), 3, 1)
+    mix, level = torch.rand(len(x), 1, 1, 1, generator=g), 0.3 * torch.rand(len(x), 1, 1, 1, generator=g)
     return x + mix * (soft - x) + level * torch.randn(x.shape, generator=g)
 
-def reader_batch(rng:np.random.Generator, batch:int, tests:bool=False, concepts=CONCEPTS) -> tuple: # (b c h w), (b k)
+
+def reader_batch(
+    rng: np.random.Generator, batch: int, tests: bool = False, concepts=CONCEPTS
+) -> tuple:  # (b c h w), (b k)
     "Composed pictures and the concepts in them."
     sets = [draw_set(rng, tests, concepts) for _ in range(batch)]
     x = np.stack([compose_picture(s, rng) for s in sets])
     return torch.from_numpy(x).permute(0, 3, 1, 2).float() / 127.5 - 1, multi_hot_sets(sets, concepts)
 
 # %% ../nbs/24_image_generation.ipynb #2a577d24
-def train_reader(folder:str|Path, steps:int, seed:int=0, batch:int=64, concepts=CONCEPTS) -> Reader:
+def train_reader(folder: str | Path, steps: int, seed: int = 0, batch: int = 64, concepts=CONCEPTS) -> Reader:
     "The classifier of composed pictures: trained once, then loaded from `folder`."
-    folder, settings = Path(folder), dict(steps=steps, seed=seed, batch=batch, concepts=zlib.crc32(' '.join(concepts).encode()), version=1)
-    file, note = folder/'model.safetensors', folder/'config.json'
+    folder, settings = (
+        Path(folder),
+        dict(steps=steps, seed=seed, batch=batch, concepts=zlib.crc32(' '.join(concepts).encode()), version=1),
+    )
+    file, note = folder / 'model.safetensors', folder / 'config.json'
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + 1); reader = Reader(concepts=concepts)
+        torch.manual_seed(seed + 1)
+        reader = Reader(concepts=concepts)
     if file.exists() and note.exists() and json.loads(note.read_text())['settings'] == settings:
-        reader.load_state_dict(load_file(file)); return reader.eval()
-    opt = torch.optim.AdamW(reader.parameters(), 3e-3, weight_decay=.01)
+        reader.load_state_dict(load_file(file))
+        return reader.eval()
+    opt = torch.optim.AdamW(reader.parameters(), 3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(opt, 3e-3, total_steps=steps)
     rng, g = np.random.default_rng([seed, 25]), torch.Generator().manual_seed(seed + 1)
     for _ in tqdm(range(steps), desc='reader', unit='step'):
         x, y = reader_batch(rng, batch, concepts=concepts)
         loss = F.binary_cross_entropy_with_logits(reader(worn(x, g)), y)
-        opt.zero_grad(); loss.backward(); opt.step(); schedule.step()
-    with atomic_path(file) as tmp: save_file(reader.state_dict(), tmp)
-    with atomic_path(note) as tmp: tmp.write_text(json.dumps(dict(settings=settings, last_loss=loss.item())))
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        schedule.step()
+    with atomic_path(file) as tmp:
+        save_file(reader.state_dict(), tmp)
+    with atomic_path(note) as tmp:
+        tmp.write_text(json.dumps(dict(settings=settings, last_loss=loss.item())))
     return reader.eval()
 
+
 @torch.no_grad()
-def concepts_in(reader:Reader, pictures:np.ndarray) -> np.ndarray: # (b h w c) uint8 -> (b k) bool
+def concepts_in(reader: Reader, pictures: np.ndarray) -> np.ndarray:  # (b h w c) uint8 -> (b k) bool
     "Which concepts the reader finds (probability above one half)."
     x = torch.from_numpy(np.asarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
     return torch.cat([reader(part) > 0 for part in x.split(256)]).numpy()
 
 # %% ../nbs/24_image_generation.ipynb #419a8f40
-def reader_check(reader:Reader, n:int=500, seed:int=1) -> dict:
+def reader_check(reader: Reader, n: int = 500, seed: int = 1) -> dict:
     "Recall, precision and whole-picture accuracy on sets of concepts that it never saw together, clean and worn."
     x, y = reader_batch(np.random.default_rng([seed, 26]), n, True, reader.concepts)
     out = dict(n=n)
     for name, pictures in (('clean', x), ('worn', worn(x, torch.Generator().manual_seed(seed)))):
-        with torch.no_grad(): found = reader(pictures) > 0
+        with torch.no_grad():
+            found = reader(pictures) > 0
         hit = (found & y.bool()).sum()
-        out[name] = dict(recall=float(hit / y.sum()), precision=float(hit / found.sum().clamp(min=1)), exact=float((found == y.bool()).all(1).float().mean()))
+        out[name] = dict(
+            recall=float(hit / y.sum()),
+            precision=float(hit / found.sum().clamp(min=1)),
+            exact=float((found == y.bool()).all(1).float().mean()),
+        )
     return out
 
 # %% ../nbs/24_image_generation.ipynb #7964d472
-def image_scenes(scenes:Scenes, n:int, look:int=200_000) -> dict: # scene -> its concepts, as many of each number of events
+def image_scenes(
+    scenes: Scenes, n: int, look: int = 200_000
+) -> dict:  # scene -> its concepts, as many of each number of events
     "The first scenes that can be painted: `n` in all, a third with each of one, two and three events where the classes allow it. Raises ValueError when `look` scenes do not hold so many."
     ks = [k for k in (1, 2, 3) if k <= len({PICTURED[c] for c in scenes.classes if c in PICTURED})]
     room, out = {k: n // len(ks) + (k <= n % len(ks)) for k in ks}, {}
     for i in range(look):
-        if not any(room.values()): return out
+        if not any(room.values()):
+            return out
         labels = scenes.labels(i)
-        if not room.get(len(labels)): continue
+        if not room.get(len(labels)):
+            continue
         names = {PICTURED.get(l) for l in labels}
-        if None not in names and len(names) == len(labels): out[i] = tuple(sorted(names)); room[len(labels)] -= 1
-    if any(room.values()): raise ValueError(f'{scenes.split}: {n - sum(room.values())} of {n} scenes that can be painted among the first {look}')
+        if None not in names and len(names) == len(labels):
+            out[i] = tuple(sorted(names))
+            room[len(labels)] -= 1
+    if any(room.values()):
+        raise ValueError(
+            f'{scenes.split}: {n - sum(room.values())} of {n} scenes that can be painted among the first {look}'
+        )
     return out
 
-def shares(found:np.ndarray, sets:list, concepts=CONCEPTS) -> np.ndarray: # (b k) bool, (b,) sets -> (b,)
+
+def shares(found: np.ndarray, sets: list, concepts=CONCEPTS) -> np.ndarray:  # (b k) bool, (b,) sets -> (b,)
     "Which share of its concepts is found in each picture."
     y = multi_hot_sets(sets, concepts).bool().numpy()
     return (found & y).sum(1) / y.sum(1)
 
+
 def coverage_rows(
-    found:np.ndarray, # (b k) bool, from `concepts_in`
-    sets:list, # (b,) concepts of each scene
-    n_boot:int=1000,
-    known=CONCEPTS, # the k concepts
-    **more, # what every row shall carry: source, split, …
-) -> list: # of rows: concepts (0 = all), value, lo, hi, invented, n
+    found: np.ndarray,  # (b k) bool, from `concepts_in`
+    sets: list,  # (b,) concepts of each scene
+    n_boot: int = 1000,
+    known=CONCEPTS,  # the k concepts
+    **more,  # what every row shall carry: source, split, …
+) -> list:  # of rows: concepts (0 = all), value, lo, hi, invented, n
     "Mean coverage with interval over scenes, and invented concepts, by number of concepts."
     counts, rows = np.array([len(s) for s in sets]), []
     share, invented = shares(found, sets, known), (found & ~multi_hot_sets(sets, known).bool().numpy()).sum(1)
     for k in (0, *sorted(set(counts))):
         at = (counts == k) if k else counts > 0
         lo, hi = bootstrap_ci(np.mean, share[at], n_boot=n_boot) if at.sum() > 1 else (None, None)
-        rows.append(dict(more, concepts=int(k), metric='coverage', value=float(share[at].mean()), lo=lo, hi=hi, invented=float(invented[at].mean()), all_found=float((share[at] == 1).mean()), n=int(at.sum())))
+        rows.append(
+            dict(
+                more,
+                concepts=int(k),
+                metric='coverage',
+                value=float(share[at].mean()),
+                lo=lo,
+                hi=hi,
+                invented=float(invented[at].mean()),
+                all_found=float((share[at] == 1).mean()),
+                n=int(at.sum()),
+            )
+        )
     return rows
 
 # %% ../nbs/24_image_generation.ipynb #3f6518c8
 def evaluate_pictures(
-    sources:dict, # name -> CoLLAT
-    painter:Painter,
-    reader:Reader,
-    scenes:Scenes,
-    p:Profile,
-    n:int, # scenes
-) -> tuple: # rows, pictures {name: (b h w c)}, scene -> concepts, name -> its coverage minus the last source's on scenes of several concepts
+    sources: dict,  # name -> CoLLAT
+    painter: Painter,
+    reader: Reader,
+    scenes: Scenes,
+    p: Profile,
+    n: int,  # scenes
+) -> tuple:  # rows, pictures {name: (b h w c)}, scene -> concepts, name -> its coverage minus the last source's on scenes of several concepts
     "Coverage of every model's pictures, of those from the written labels, and of the first model's held against other scenes; for sets of several concepts also by whether they were painted in training."
-    shown = image_scenes(scenes, n); sets = list(shown.values())
+    shown = image_scenes(scenes, n)
+    sets = list(shown.values())
     text, wavs = next(iter(sources.values())).text, [scenes.waveform(i) for i in shown]
     states = {name: sound_states(m, wavs) for name, m in sources.items()}
-    make = prompt_maker(next(iter(sources.values())))   # as in training: what does not fit is dropped
-    states['written labels'] = written_states(text, [make(sorted(scenes.labels(i)))[0] for i in shown], p.n_tokens, p.form)
+    make = prompt_maker(next(iter(sources.values())))  # as in training: what does not fit is dropped
+    states['written labels'] = written_states(
+        text, [make(sorted(scenes.labels(i)))[0] for i in shown], p.n_tokens, p.form
+    )
     pictures = {k: paint(painter, s, p.seed, p.diffusion_guidance, p.diffusion_sampling) for k, s in states.items()}
     found = {k: concepts_in(reader, x) for k, x in pictures.items()}
-    rows = [r for k, f in found.items() for r in coverage_rows(f, sets, p.n_boot, reader.concepts, source=k, split=scenes.split)]
+    rows = [
+        r
+        for k, f in found.items()
+        for r in coverage_rows(f, sets, p.n_boot, reader.concepts, source=k, split=scenes.split)
+    ]
     order, first = np.random.default_rng([p.seed, 27]).permutation(len(sets)), next(iter(sources))
-    rows += coverage_rows(found[first][np.roll(order, 1)], [sets[i] for i in order], p.n_boot, reader.concepts, source=f'{first}, clips shuffled', split=scenes.split)   # nobody's own picture
+    rows += coverage_rows(
+        found[first][np.roll(order, 1)],
+        [sets[i] for i in order],
+        p.n_boot,
+        reader.concepts,
+        source=f'{first}, clips shuffled',
+        split=scenes.split,
+    )  # nobody's own picture
     several, kept = np.array([len(s) > 1 for s in sets]), np.array([held_out(s) for s in sets])
     for painted, at in ((False, kept), (True, several & ~kept)):
-        if at.any(): rows += [r for k, f in found.items() for r in coverage_rows(f[at], [s for s, a in zip(sets, at) if a], p.n_boot, reader.concepts, source=k, split=scenes.split, painted=painted)[:1]]
+        if at.any():
+            rows += [
+                r
+                for k, f in found.items()
+                for r in coverage_rows(
+                    f[at],
+                    [s for s, a in zip(sets, at) if a],
+                    p.n_boot,
+                    reader.concepts,
+                    source=k,
+                    split=scenes.split,
+                    painted=painted,
+                )[:1]
+            ]
     share = lambda k: shares(found[k], sets, reader.concepts)[several]
     *others, last = sources
-    return rows, pictures, shown, {k: paired_bootstrap(np.mean, share(k), share(last), n_boot=p.n_boot) for k in others if several.any()}
+    return (
+        rows,
+        pictures,
+        shown,
+        {k: paired_bootstrap(np.mean, share(k), share(last), n_boot=p.n_boot) for k in others if several.any()},
+    )
 
 # %% ../nbs/24_image_generation.ipynb #abbad01b
-def figure5(pictures:dict, shown:dict, columns:int=8): # a matplotlib figure
+def figure5(pictures: dict, shown: dict, columns: int = 8):  # a matplotlib figure
     "The first painted scenes of two and three concepts, one row per source."
-    import matplotlib.pyplot as plt
     from textwrap import fill
-    order = [i for k in (2, 3, 1) for i in [j for j, s in enumerate(shown.values()) if len(s) == k][:columns - columns // 2 if k == 2 else columns // 2]][:columns]
+
+    import matplotlib.pyplot as plt
+
+    order = [
+        i
+        for k in (2, 3, 1)
+        for i in [j for j, s in enumerate(shown.values()) if len(s) == k][
+            : columns - columns // 2 if k == 2 else columns // 2
+        ]
+    ][:columns]
     names = list(shown.values())
-    fig, axes = plt.subplots(len(pictures), len(order), figsize=(1.05 * len(order) + 1.2, 1.1 * len(pictures) + .5), dpi=60, squeeze=False)
+    fig, axes = plt.subplots(
+        len(pictures), len(order), figsize=(1.05 * len(order) + 1.2, 1.1 * len(pictures) + 0.5), dpi=60, squeeze=False
+    )
     for row, (source, x) in zip(axes, pictures.items()):
         for ax, i in zip(row, order):
-            ax.imshow(x[i], interpolation='nearest'); ax.set(xticks=[], yticks=[])
+            ax.imshow(x[i], interpolation='nearest')
+            ax.set(xticks=[], yticks=[])
         row[0].set_ylabel(fill(source, 15), fontsize=8, rotation=0, ha='right', va='center')
-    for ax, i in zip(axes[0], order): ax.set_title('\n'.join(names[i]), fontsize=7)
-    fig.tight_layout(pad=.4)
+    for ax, i in zip(axes[0], order):
+        ax.set_title('\n'.join(names[i]), fontsize=7)
+    fig.tight_layout(pad=0.4)
     return fig

@@ -14,65 +14,74 @@ from torch import Tensor, nn
 
 # %% ../nbs/09_interaction.ipynb #d87ffa5c
 def start_vectors(
-    n:int, # tokens
-    d:int, # width
-    seed:int, # the same seed gives the same vectors on every machine
-    scale:float=1., # standard deviation; 1 in the paper
-)->Tensor: # (n d)
+    n: int,  # tokens
+    d: int,  # width
+    seed: int,  # the same seed gives the same vectors on every machine
+    scale: float = 1.0,  # standard deviation; 1 in the paper
+) -> Tensor:  # (n d)
     "Random vectors for the first block, drawn from a normal distribution (§3.1)."
     return scale * torch.randn(n, d, generator=torch.Generator().manual_seed(int(seed)))
 
 # %% ../nbs/09_interaction.ipynb #b96fbf0b
 class Attention(nn.Module):
     "Multi-head attention of `width`-wide queries over tokens of any width."
-    def __init__(self,
-        width:int, # width of queries and output
-        d_kv:int, # width of the tokens that are looked at
-        heads:int, # attention heads, a divisor of `width`
+
+    def __init__(
+        self,
+        width: int,  # width of queries and output
+        d_kv: int,  # width of the tokens that are looked at
+        heads: int,  # attention heads, a divisor of `width`
     ):
         super().__init__()
-        if width%heads: raise ValueError(f"width {width} is not divisible by {heads} heads")
+        if width % heads:
+            raise ValueError(f'width {width} is not divisible by {heads} heads')
         self.heads = heads
-        self.q,self.kv,self.out = nn.Linear(width, width), nn.Linear(d_kv, 2*width), nn.Linear(width, width)
+        self.q, self.kv, self.out = nn.Linear(width, width), nn.Linear(d_kv, 2 * width), nn.Linear(width, width)
 
-    def forward(self,
-        x:Tensor, # (b n width) queries
-        tokens:Tensor, # (b m d_kv) keys and values
-        return_attn:bool=False, # also the weights
-    )->tuple[Tensor,Tensor|None]: # (b n width), (b h n m) weights over m or None
+    def forward(
+        self,
+        x: Tensor,  # (b n width) queries
+        tokens: Tensor,  # (b m d_kv) keys and values
+        return_attn: bool = False,  # also the weights
+    ) -> tuple[Tensor, Tensor | None]:  # (b n width), (b h n m) weights over m or None
         "Attention by torch's fused kernel, or written out where its weights are wanted."
         q = rearrange(self.q(x), 'b n (h c) -> b h n c', h=self.heads)
-        k,v = rearrange(self.kv(tokens), 'b m (two h c) -> two b h m c', two=2, h=self.heads)
+        k, v = rearrange(self.kv(tokens), 'b m (two h c) -> two b h m c', two=2, h=self.heads)
         if return_attn:
-            w = (q @ k.mT * q.shape[-1]**-0.5).float().softmax(-1)
+            w = (q @ k.mT * q.shape[-1] ** -0.5).float().softmax(-1)
             o = w.to(v.dtype) @ v
-        else: w,o = None, F.scaled_dot_product_attention(q, k, v)
+        else:
+            w, o = None, F.scaled_dot_product_attention(q, k, v)
         return self.out(rearrange(o, 'b h n c -> b n (h c)')), w
 
 # %% ../nbs/09_interaction.ipynb #ea2cc357
 class InteractionBlock(nn.Module):
     "One step of denoising: the predicted tokens look at the tokens of the other modality, at each other, and through an MLP."
-    def __init__(self,
-        width:int, # width of the predicted tokens inside the module
-        d_kv:int, # width of the other modality's tokens
-        heads:int=8, # attention heads
-        mlp_ratio:float=4., # hidden width of the MLP over `width`
-        self_attn:bool=True, # whether predicted tokens also see each other
+
+    def __init__(
+        self,
+        width: int,  # width of the predicted tokens inside the module
+        d_kv: int,  # width of the other modality's tokens
+        heads: int = 8,  # attention heads
+        mlp_ratio: float = 4.0,  # hidden width of the MLP over `width`
+        self_attn: bool = True,  # whether predicted tokens also see each other
     ):
         super().__init__()
-        hidden = int(width*mlp_ratio)
-        self.norm1,self.cross = nn.LayerNorm(width), Attention(width, d_kv, heads)
-        if self_attn: self.norm2,self.among = nn.LayerNorm(width), Attention(width, width, heads)
+        hidden = int(width * mlp_ratio)
+        self.norm1, self.cross = nn.LayerNorm(width), Attention(width, d_kv, heads)
+        if self_attn:
+            self.norm2, self.among = nn.LayerNorm(width), Attention(width, width, heads)
         self.self_attn = self_attn
         self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
-    def forward(self,
-        x:Tensor, # (b n width) tokens predicted so far
-        tokens:Tensor, # (b m d_kv)
-        return_attn:bool=False, # also the weights over `tokens`
-    )->tuple[Tensor,Tensor|None]: # (b n width), (b h n m) or None
+    def forward(
+        self,
+        x: Tensor,  # (b n width) tokens predicted so far
+        tokens: Tensor,  # (b m d_kv)
+        return_attn: bool = False,  # also the weights over `tokens`
+    ) -> tuple[Tensor, Tensor | None]:  # (b n width), (b h n m) or None
         "Refined tokens."
-        o,w = self.cross(self.norm1(x), tokens, return_attn)
+        o, w = self.cross(self.norm1(x), tokens, return_attn)
         x = x + o
         if self.self_attn:
             y = self.norm2(x)
@@ -82,79 +91,98 @@ class InteractionBlock(nn.Module):
 # %% ../nbs/09_interaction.ipynb #e1d604a3
 class TokenInteraction(nn.Module):
     "f_a-t of §3.1: (b m d_audio) tokens of any modality to (b n d) static text-token embeddings."
-    def __init__(self,
-        n:int, # text tokens to predict
-        d:int, # width of the text encoder's static embeddings
-        d_audio:int, # width of the tokens that come in
-        depth:int=8, # blocks
-        heads:int=8, # attention heads
-        width:int|None=None, # width inside, None: `d`
-        mlp_ratio:float=4., # hidden width of the MLP over `width`
-        self_attn:bool=True, # whether predicted tokens also see each other
-        start:str='fixed', # 'fixed', 'resample' (new ones for each training sample) or 'learned'
-        start_scale:float=1., # size of the start vectors, the unit of what is predicted: the mean absolute static embedding
-        seed:int=0, # of the start vectors
+
+    def __init__(
+        self,
+        n: int,  # text tokens to predict
+        d: int,  # width of the text encoder's static embeddings
+        d_audio: int,  # width of the tokens that come in
+        depth: int = 8,  # blocks
+        heads: int = 8,  # attention heads
+        width: int | None = None,  # width inside, None: `d`
+        mlp_ratio: float = 4.0,  # hidden width of the MLP over `width`
+        self_attn: bool = True,  # whether predicted tokens also see each other
+        start: str = 'fixed',  # 'fixed', 'resample' (new ones for each training sample) or 'learned'
+        start_scale: float = 1.0,  # size of the start vectors, the unit of what is predicted: the mean absolute static embedding
+        seed: int = 0,  # of the start vectors
     ):
         super().__init__()
-        if start not in ('fixed','resample','learned'): raise ValueError(f"start {start!r}: accepted are 'fixed', 'resample' and 'learned'")
-        if not start_scale > 0: raise ValueError(f"start_scale {start_scale}: must be positive")
-        self.n,self.d,self.start_kind,self.start_scale,width = n,d,start,float(start_scale),width or d
+        if start not in ('fixed', 'resample', 'learned'):
+            raise ValueError(f"start {start!r}: accepted are 'fixed', 'resample' and 'learned'")
+        if not start_scale > 0:
+            raise ValueError(f'start_scale {start_scale}: must be positive')
+        self.n, self.d, self.start_kind, self.start_scale, width = n, d, start, float(start_scale), width or d
         s = start_vectors(n, d, seed, start_scale)
-        if start=='learned': self.start = nn.Parameter(s)
-        else: self.register_buffer('start', s)
+        if start == 'learned':
+            self.start = nn.Parameter(s)
+        else:
+            self.register_buffer('start', s)
         self.norm_in = nn.LayerNorm(d_audio)
-        self.widen = nn.Linear(d, width) if width!=d else nn.Identity()
-        self.blocks = nn.ModuleList([InteractionBlock(width, d_audio, heads, mlp_ratio, self_attn) for _ in range(depth)])
+        self.widen = nn.Linear(d, width) if width != d else nn.Identity()
+        self.blocks = nn.ModuleList(
+            [InteractionBlock(width, d_audio, heads, mlp_ratio, self_attn) for _ in range(depth)]
+        )
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, d))
-        nn.init.normal_(self.head[1].weight, std=.1*width**-0.5)
+        nn.init.normal_(self.head[1].weight, std=0.1 * width**-0.5)
         nn.init.zeros_(self.head[1].bias)
 
 # %% ../nbs/09_interaction.ipynb #eb901103
 @patch
-def start_for(self:TokenInteraction,
-    b:int, # batch size
-    seeds=None, # (b,) one whole number per sample, for 'resample' in training only
-)->Tensor: # (b n d)
+def start_for(
+    self: TokenInteraction,
+    b: int,  # batch size
+    seeds=None,  # (b,) one whole number per sample, for 'resample' in training only
+) -> Tensor:  # (b n d)
     "Start vectors of each sample. Raises `ValueError` where 'resample' trains without `b` seeds."
-    if self.start_kind!='resample' or not self.training: return repeat(self.start, 'n d -> b n d', b=b)
-    if seeds is None or len(seeds)!=b:
+    if self.start_kind != 'resample' or not self.training:
+        return repeat(self.start, 'n d -> b n d', b=b)
+    if seeds is None or len(seeds) != b:
         got = 'none' if seeds is None else len(seeds)
         raise ValueError(f"start='resample' needs one seed per sample in training: {b} samples, seeds given: {got}")
     return torch.stack([start_vectors(self.n, self.d, s, self.start_scale) for s in seeds]).to(self.start)
 
 # %% ../nbs/09_interaction.ipynb #3964fe31
 @patch
-def forward(self:TokenInteraction,
-    h_a:Tensor, # (b m d_audio) tokens of the other modality
-    return_attn:bool=False, # also the attention weights
-    return_blocks:bool=False, # also what each block would predict
-    seeds=None, # (b,) seeds of the start vectors, for start='resample' in training only
-): # h_at (b n d); with a flag also a dict of 'attn' [(b h n m)] and 'blocks' (l b n d)
+def forward(
+    self: TokenInteraction,
+    h_a: Tensor,  # (b m d_audio) tokens of the other modality
+    return_attn: bool = False,  # also the attention weights
+    return_blocks: bool = False,  # also what each block would predict
+    seeds=None,  # (b,) seeds of the start vectors, for start='resample' in training only
+):  # h_at (b n d); with a flag also a dict of 'attn' [(b h n m)] and 'blocks' (l b n d)
     "Predicted static text-token embeddings, h^a-t of §3.1. Raises `ValueError` for tokens of another width."
     d_audio = self.norm_in.normalized_shape[0]
-    if h_a.ndim!=3 or h_a.shape[2]!=d_audio: raise ValueError(f"tokens of shape {tuple(h_a.shape)}, expected (b, m, {d_audio})")
+    if h_a.ndim != 3 or h_a.shape[2] != d_audio:
+        raise ValueError(f'tokens of shape {tuple(h_a.shape)}, expected (b, m, {d_audio})')
     tokens = self.norm_in(h_a)
     x = self.widen(self.start_for(len(h_a), seeds) / self.start_scale)
-    attn,states = [],[]
+    attn, states = [], []
     for block in self.blocks:
-        x,w = block(x, tokens, return_attn)
-        attn.append(w); states.append(x)
+        x, w = block(x, tokens, return_attn)
+        attn.append(w)
+        states.append(x)
     h_at = self.head(x) * self.start_scale
-    if not (return_attn or return_blocks): return h_at
+    if not (return_attn or return_blocks):
+        return h_at
     more = dict(attn=attn) if return_attn else {}
-    if return_blocks: more['blocks'] = torch.stack([self.head(s) for s in states]) * self.start_scale
+    if return_blocks:
+        more['blocks'] = torch.stack([self.head(s) for s in states]) * self.start_scale
     return h_at, more
 
 # %% ../nbs/09_interaction.ipynb #eb022b63
 def token_distance(
-    blocks:Tensor, # (l b n d) predictions of each block
-    h_t:Tensor, # (b n d) true tokens
-    match:Tensor|None=None, # (b n) predicted token that stands for each true token, None: in order
-    mask:Tensor|None=None, # (b n) true tokens that count, None: all
-)->Tensor: # (l,) mean absolute difference over all tokens that count
+    blocks: Tensor,  # (l b n d) predictions of each block
+    h_t: Tensor,  # (b n d) true tokens
+    match: Tensor | None = None,  # (b n) predicted token that stands for each true token, None: in order
+    mask: Tensor | None = None,  # (b n) true tokens that count, None: all
+) -> Tensor:  # (l,) mean absolute difference over all tokens that count
     "How far each block's prediction still is from the true tokens, by one given assignment."
-    if blocks.ndim!=4 or blocks.shape[1:]!=h_t.shape: raise ValueError(f"blocks {tuple(blocks.shape)} and tokens {tuple(h_t.shape)}: expected (l, b, n, d) and (b, n, d)")
-    if match is not None: blocks = blocks.gather(2, repeat(match, 'b n -> l b n d', l=len(blocks), d=h_t.shape[-1]))
+    if blocks.ndim != 4 or blocks.shape[1:] != h_t.shape:
+        raise ValueError(
+            f'blocks {tuple(blocks.shape)} and tokens {tuple(h_t.shape)}: expected (l, b, n, d) and (b, n, d)'
+        )
+    if match is not None:
+        blocks = blocks.gather(2, repeat(match, 'b n -> l b n d', l=len(blocks), d=h_t.shape[-1]))
     dist = (blocks - h_t).abs().mean(-1)
     mask = torch.ones_like(h_t[..., 0]) if mask is None else mask.to(dist.dtype)
     return (dist * mask).sum((1, 2)) / mask.sum()

@@ -11,7 +11,11 @@ __all__ = ['POOLS', 'L2', 'TRAIN', 'VALID', 'PROBE_SPLITS', 'Features', 'as_feat
            'feature_folder', 'evaluate_data', 'probe_others', 'plot_curve']
 
 # %% ../nbs/21_linear_probe.ipynb #e7e922f5
-import hashlib, json, math, time, zlib
+import hashlib
+import json
+import math
+import time
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +29,15 @@ from tqdm import tqdm
 from .baselines import load_baseline, trained_methods
 from .config import Profile, atomic_path, write_results
 from .datasets import Clip, Manifest, load_dataset, read_clips, source_of
-from .metrics import accuracy, clipwise_map, mean_average_precision, paired_bootstrap, place, resample_counts, resampled_values
+from collat.metrics import (
+    accuracy,
+    clipwise_map,
+    mean_average_precision,
+    paired_bootstrap,
+    place,
+    resample_counts,
+    resampled_values,
+)
 from .model import CoLLAT, best_device
 from .prompts import label_hash
 from .scenes import Scenes
@@ -36,190 +48,255 @@ from .zero_shot import at_least, checkpoint_id, embed_split, load_any, number, s
 @dataclass
 class Features:
     "Tokens of many clips, of possibly different numbers; the arrays may be memory-mapped."
+
     shards: list  # arrays (T, d), tokens of several clips one after the other
     lengths: np.ndarray  # (b,) tokens of each clip
     shard: np.ndarray  # (b,) array that holds it
     start: np.ndarray  # (b,) its first row there
     index: np.ndarray  # (b,) its number in the source
 
-    def __len__(self): return len(self.lengths)
-    @property
-    def width(self) -> int: return self.shards[0].shape[1]
+    def __len__(self):
+        return len(self.lengths)
 
-    def tokens(self, i:int) -> Tensor: # (m d) float32
+    @property
+    def width(self) -> int:
+        return self.shards[0].shape[1]
+
+    def tokens(self, i: int) -> Tensor:  # (m d) float32
         "All tokens of row `i`."
         at = self.start[i]
-        return torch.from_numpy(np.array(self.shards[self.shard[i]][at:at + self.lengths[i]], np.float32))
+        return torch.from_numpy(np.array(self.shards[self.shard[i]][at : at + self.lengths[i]], np.float32))
 
-    def batch(self, rows) -> tuple: # (b m d) float32; (b m) True where padding, None when there is none
+    def batch(self, rows) -> tuple:  # (b m d) float32; (b m) True where padding, None when there is none
         "Rows side by side, the shorter ones padded."
         seqs, n = [self.tokens(i) for i in rows], torch.as_tensor(self.lengths[rows])
         mask = None if (n == n[0]).all() else torch.arange(int(n.max())) >= n[:, None]
         return nn.utils.rnn.pad_sequence(seqs, batch_first=True), mask
 
 # %% ../nbs/21_linear_probe.ipynb #a3f09001
-def as_features(x) -> Features: # (b d), (b m d), or a list of (m d)
+def as_features(x) -> Features:  # (b d), (b m d), or a list of (m d)
     "Arrays that are already in memory, as `Features`. Raises ValueError on other shapes."
-    if isinstance(x, Features): return x
+    if isinstance(x, Features):
+        return x
     seqs = [np.atleast_2d(np.asarray(t)) for t in x]
     if not seqs or any(s.ndim != 2 or s.shape[1] != seqs[0].shape[1] or not len(s) for s in seqs):
-        raise ValueError(f'features of shapes {sorted({np.shape(t) for t in x})[:3]}; (b, d), (b, m, d), or a list of (m, d) with one d is accepted')
+        raise ValueError(
+            f'features of shapes {sorted({np.shape(t) for t in x})[:3]}; (b, d), (b, m, d), or a list of (m, d) with one d is accepted'
+        )
     n = np.array([len(s) for s in seqs])
     return Features([np.concatenate(seqs)], n, np.zeros(len(n), int), n.cumsum() - n, np.arange(len(n)))
 
-def join_features(parts:list) -> Features:
+
+def join_features(parts: list) -> Features:
     "Several sets as one, in their order; `index` stays that of each part. Raises ValueError when widths differ."
-    if len({f.width for f in parts}) != 1: raise ValueError(f'widths {[f.width for f in parts]}; features of one encoder are accepted')
+    if len({f.width for f in parts}) != 1:
+        raise ValueError(f'widths {[f.width for f in parts]}; features of one encoder are accepted')
     first = np.cumsum([0] + [len(f.shards) for f in parts])
     cat = lambda name: np.concatenate([getattr(f, name) for f in parts])
-    return Features([s for f in parts for s in f.shards], cat('lengths'), np.concatenate([f.shard + a for f, a in zip(parts, first)]), cat('start'), cat('index'))
+    return Features(
+        [s for f in parts for s in f.shards],
+        cat('lengths'),
+        np.concatenate([f.shard + a for f, a in zip(parts, first)]),
+        cat('start'),
+        cat('index'),
+    )
 
 # %% ../nbs/21_linear_probe.ipynb #ba3f02d2
-def take(f:Features, rows) -> Features:
+def take(f: Features, rows) -> Features:
     "Some rows, in that order, of the same arrays."
     return replace(f, **{a: getattr(f, a)[rows] for a in ('lengths', 'shard', 'start', 'index')})
 
 # %% ../nbs/21_linear_probe.ipynb #ed4715df
-def open_part(path:Path): # (array (T, d), description), or None when it is absent or damaged
+def open_part(path: Path):  # (array (T, d), description), or None when it is absent or damaged
     "One part of the cache, memory-mapped, if its checksum holds."
     about = path.with_suffix('.json')
-    if not (path.exists() and about.exists()): return None
+    if not (path.exists() and about.exists()):
+        return None
     try:
         info, x = json.loads(about.read_text()), np.load(path, mmap_mode='r')
-        if len(x) == sum(info['lengths']) and zlib.crc32(x) == info['crc']: return x, info
-    except (ValueError, KeyError, OSError, EOFError): pass
+        if len(x) == sum(info['lengths']) and zlib.crc32(x) == info['crc']:
+            return x, info
+    except (ValueError, KeyError, OSError, EOFError):
+        pass
     print(f'{path.parent.name}/{path.name}: damaged, extracted again')
     return None
 
-def write_part(path:Path, seqs:list, index:list):
+
+def write_part(path: Path, seqs: list, index: list):
     "Write one part, its description last. Raises ValueError when half precision cannot hold the features."
     x = torch.cat(seqs).half().numpy() if seqs else np.zeros((0, 0), np.float16)
-    if not np.isfinite(x).all(): raise ValueError(f'{path}: features up to {max(float(s.abs().max()) for s in seqs):.3g}; finite values below 65504 are accepted')
+    if not np.isfinite(x).all():
+        raise ValueError(
+            f'{path}: features up to {max(float(s.abs().max()) for s in seqs):.3g}; finite values below 65504 are accepted'
+        )
     with atomic_path(path) as tmp:
-        with tmp.open('wb') as f: np.save(f, x)
-    with atomic_path(path.with_suffix('.json')) as tmp: tmp.write_text(json.dumps(dict(index=index, lengths=[len(s) for s in seqs], crc=zlib.crc32(x))))
+        with tmp.open('wb') as f:
+            np.save(f, x)
+    with atomic_path(path.with_suffix('.json')) as tmp:
+        tmp.write_text(json.dumps(dict(index=index, lengths=[len(s) for s in seqs], crc=zlib.crc32(x))))
 
 # %% ../nbs/21_linear_probe.ipynb #49c23e8f
 def extract(
-    model, # has `token_features`
-    read, # range of clip numbers -> yields (clip number, waveform (s,)); leaves out what cannot be read
-    n:int, # clips in the source
-    folder:str|Path, # where caches lie
-    checkpoint:str, # which weights, see `checkpoint_id`
-    data:str, # which sound, in which version
-    kind:str='audio', # see `token_features`
-    part:int=256, # clips in one file
+    model,  # has `token_features`
+    read,  # range of clip numbers -> yields (clip number, waveform (s,)); leaves out what cannot be read
+    n: int,  # clips in the source
+    folder: str | Path,  # where caches lie
+    checkpoint: str,  # which weights, see `checkpoint_id`
+    data: str,  # which sound, in which version
+    kind: str = 'audio',  # see `token_features`
+    part: int = 256,  # clips in one file
 ) -> Features:
     "Tokens of every readable clip through the frozen model; what already lies on disk is not computed again. Raises ValueError when no clip is readable."
     key = dict(checkpoint=checkpoint, kind=kind, data=data, n=n, part=part)
-    where = Path(folder)/f"{checkpoint}-{kind}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}"
-    with atomic_path(where/'key.json') as tmp: tmp.write_text(json.dumps(key, indent=1))
+    where = Path(folder) / f'{checkpoint}-{kind}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}'
+    with atomic_path(where / 'key.json') as tmp:
+        tmp.write_text(json.dumps(key, indent=1))
     parts = []
     for j, at in enumerate(tqdm(range(0, n, part), desc=f'features of {n} clips', unit='part')):
-        path = where/f'{j:05d}.npy'
+        path = where / f'{j:05d}.npy'
         if not (found := open_part(path)):
             got = list(read(range(at, min(at + part, n))))
-            write_part(path, model.token_features([w for _, w in got], kind=kind) if got else [], [int(i) for i, _ in got])
+            write_part(
+                path, model.token_features([w for _, w in got], kind=kind) if got else [], [int(i) for i, _ in got]
+            )
             found = open_part(path)
         parts.append(found)
     parts = [p for p in parts if p[1]['lengths']]
-    if not parts: raise ValueError(f'{data}: none of the {n} clips could be read')
+    if not parts:
+        raise ValueError(f'{data}: none of the {n} clips could be read')
     n_tok = [np.array(p['lengths']) for _, p in parts]
-    return Features([x for x, _ in parts], np.concatenate(n_tok), np.repeat(np.arange(len(parts)), list(map(len, n_tok))),
-                    np.concatenate([l.cumsum() - l for l in n_tok]), np.concatenate([p['index'] for _, p in parts]))
+    return Features(
+        [x for x, _ in parts],
+        np.concatenate(n_tok),
+        np.repeat(np.arange(len(parts)), list(map(len, n_tok))),
+        np.concatenate([l.cumsum() - l for l in n_tok]),
+        np.concatenate([p['index'] for _, p in parts]),
+    )
 
 # %% ../nbs/21_linear_probe.ipynb #e13a90f4
-def tasks(y, multilabel:bool|None) -> list: # of (metric name, function of (scores, y), rows (b,) bool)
+def tasks(y, multilabel: bool | None) -> list:  # of (metric name, function of (scores, y), rows (b,) bool)
     "What is measured: top-1 (False), mAP (True), or by the number of labels of each clip (None). Raises ValueError on clips that do not fit."
-    y = np.asarray(y); one, every = y.sum(1) == 1, np.ones(len(y), bool)
-    if not np.isin(y, (0, 1)).all(): raise ValueError(f'labels hold {np.setdiff1d(y, [0, 1])[:3].tolist()}; 0 and 1 are accepted')
-    if multilabel is False and not one.all(): raise ValueError(f'{(~one).sum()} of {len(y)} clips have none or several labels; exactly one is accepted with multilabel=False')
+    y = np.asarray(y)
+    one, every = y.sum(1) == 1, np.ones(len(y), bool)
+    if not np.isin(y, (0, 1)).all():
+        raise ValueError(f'labels hold {np.setdiff1d(y, [0, 1])[:3].tolist()}; 0 and 1 are accepted')
+    if multilabel is False and not one.all():
+        raise ValueError(
+            f'{(~one).sum()} of {len(y)} clips have none or several labels; exactly one is accepted with multilabel=False'
+        )
     top1 = ('top-1', lambda s, y: accuracy(s, np.asarray(y).argmax(1)))
     maps = [('mAP', mean_average_precision), ('clip-wise mAP', clipwise_map)]
-    if multilabel is False: return [(*top1, every)]
+    if multilabel is False:
+        return [(*top1, every)]
     found = [] if multilabel else [(*top1, one)]
     return [t for t in found + [(*m, every if multilabel else ~one) for m in maps] if t[2].any()]
 
-def selection_score(scores, y, multilabel:bool|None) -> float:
+
+def selection_score(scores, y, multilabel: bool | None) -> float:
     "What choices are made by: the mean of top-1 and mAP, whichever apply."
     scores, y = np.asarray(scores), np.asarray(y)
-    return float(np.mean([f(scores[rows], y[rows]) for name, f, rows in tasks(y, multilabel) if name != 'clip-wise mAP']))
+    return float(
+        np.mean([f(scores[rows], y[rows]) for name, f, rows in tasks(y, multilabel) if name != 'clip-wise mAP'])
+    )
 
 # %% ../nbs/21_linear_probe.ipynb #675280e9
-def pooled(features:Features, how:str='mean') -> Tensor: # (b d) or (b 2d)
+def pooled(features: Features, how: str = 'mean') -> Tensor:  # (b d) or (b 2d)
     "One vector per clip: mean, or mean+std, over its tokens. Raises ValueError on another name."
-    if how not in ('mean', 'mean+std'): raise ValueError(f"pooling '{how}': mean or mean+std is accepted")
+    if how not in ('mean', 'mean+std'):
+        raise ValueError(f"pooling '{how}': mean or mean+std is accepted")
     rows = (features.tokens(i) for i in range(len(features)))
-    return torch.stack([torch.cat([t.mean(0), t.std(0, unbiased=False)]) if how == 'mean+std' else t.mean(0) for t in rows])
+    return torch.stack(
+        [torch.cat([t.mean(0), t.std(0, unbiased=False)]) if how == 'mean+std' else t.mean(0) for t in rows]
+    )
 
-def standardiser(x:Tensor): # (b d) -> function of (b d)
+
+def standardiser(x: Tensor):  # (b d) -> function of (b d)
     "Zero mean and unit variance on `x`, the same shift and scale elsewhere; columns that are constant stay so."
     mean, std = x.mean(0), x.std(0, unbiased=False)
-    std = torch.where(std > 1e-6, std, 1.)
+    std = torch.where(std > 1e-6, std, 1.0)
     return lambda z: (z - mean) / std
 
-def probe_loss(scores:Tensor, y:Tensor, loss:str) -> Tensor:
+
+def probe_loss(scores: Tensor, y: Tensor, loss: str) -> Tensor:
     "softmax: cross-entropy towards equal shares of the labels present | sigmoid: sum of one-versus-rest losses."
-    if loss == 'softmax': return F.cross_entropy(scores, y / y.sum(1, keepdim=True).clamp(min=1))
+    if loss == 'softmax':
+        return F.cross_entropy(scores, y / y.sum(1, keepdim=True).clamp(min=1))
     return F.binary_cross_entropy_with_logits(scores, y, reduction='none').sum(1).mean()
 
-def fit_line(x:Tensor, y:Tensor, loss:str, l2:float, start:Tensor|None=None) -> Tensor: # (b d), (b k) -> (d+1 k)
+
+def fit_line(
+    x: Tensor, y: Tensor, loss: str, l2: float, start: Tensor | None = None
+) -> Tensor:  # (b d), (b k) -> (d+1 k)
     "Weights, and a row of biases, that minimise the equation above; L-BFGS from `start`."
     w = (torch.zeros(x.shape[1] + 1, y.shape[1]) if start is None else start.clone()).to(x).requires_grad_()
     opt = torch.optim.LBFGS([w], max_iter=200, history_size=20, tolerance_grad=1e-5, line_search_fn='strong_wolfe')
+
     def closure():
         opt.zero_grad()
         value = probe_loss(x @ w[:-1] + w[-1], y, loss) + l2 / 2 * w[:-1].square().sum()
-        value.backward(); return value
+        value.backward()
+        return value
+
     opt.step(closure)
     return w.detach()
 
 # %% ../nbs/21_linear_probe.ipynb #9fc8a1d8
-POOLS, L2 = ('mean', 'mean+std'), (1., .3, .1, .03, .01, .003)
+POOLS, L2 = ('mean', 'mean+std'), (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
+
 
 def line_probe(
-    features:Features,
-    y:Tensor, # (b k), NaN outside train and valid
-    train, valid, # rows
-    multilabel:bool|None, # see `tasks`
-    refit:bool, # fit the chosen once more on train and valid
-    pools=POOLS, # candidates
-) -> tuple: # scores (b k) of every row, what was chosen
+    features: Features,
+    y: Tensor,  # (b k), NaN outside train and valid
+    train,
+    valid,  # rows
+    multilabel: bool | None,  # see `tasks`
+    refit: bool,  # fit the chosen once more on train and valid
+    pools=POOLS,  # candidates
+) -> tuple:  # scores (b k) of every row, what was chosen
     "The best of all lines by the validation rows, applied to all rows."
-    best = (-1.,)
+    best = (-1.0,)
     for pool in pools:
-        raw = pooled(features, pool); x = standardiser(raw[train])(raw)
+        raw = pooled(features, pool)
+        x = standardiser(raw[train])(raw)
         for loss in ('softmax',) if multilabel is False else ('softmax', 'sigmoid'):
             w = None
             for l2 in L2:
                 w = fit_line(x[train], y[train], loss, l2, w)
                 score = selection_score(x[valid] @ w[:-1] + w[-1], y[valid], multilabel)
-                if score > best[0]: best = score, dict(pool=pool, loss=loss, l2=l2, valid=round(score, 4)), w, raw
+                if score > best[0]:
+                    best = score, dict(pool=pool, loss=loss, l2=l2, valid=round(score, 4)), w, raw
     _, chosen, w, raw = best
     rows = np.concatenate([train, valid]) if refit else train
     x = standardiser(raw[rows])(raw)
-    if refit: w = fit_line(x[rows], y[rows], chosen['loss'], chosen['l2'], w)
+    if refit:
+        w = fit_line(x[rows], y[rows], chosen['loss'], chosen['l2'], w)
     return x @ w[:-1] + w[-1], chosen
 
 # %% ../nbs/21_linear_probe.ipynb #6f250f6c
 class DecoderProbe(nn.Module):
     "Notes §3, 'Linear probe': one transformer decoder layer with one learned query, and a linear layer."
-    def __init__(self, d:int, k:int, mean:Tensor, std:Tensor):
-        super().__init__()
-        self.query = nn.Parameter(.02 * torch.randn(1, d))
-        self.decoder = nn.TransformerDecoderLayer(d, math.gcd(d, 4), 2 * d, .1, 'gelu', batch_first=True, norm_first=True)
-        self.head = nn.Sequential(nn.LayerNorm(d), nn.Linear(d, k))
-        self.register_buffer('mean', mean); self.register_buffer('std', std)
 
-    def forward(self, tokens:Tensor, padding:Tensor|None=None) -> Tensor: # (b m d), (b m) -> (b k)
+    def __init__(self, d: int, k: int, mean: Tensor, std: Tensor):
+        super().__init__()
+        self.query = nn.Parameter(0.02 * torch.randn(1, d))
+        self.decoder = nn.TransformerDecoderLayer(
+            d, math.gcd(d, 4), 2 * d, 0.1, 'gelu', batch_first=True, norm_first=True
+        )
+        self.head = nn.Sequential(nn.LayerNorm(d), nn.Linear(d, k))
+        self.register_buffer('mean', mean)
+        self.register_buffer('std', std)
+
+    def forward(self, tokens: Tensor, padding: Tensor | None = None) -> Tensor:  # (b m d), (b m) -> (b k)
         "Scores of the classes."
         query = repeat(self.query, 'q d -> b q d', b=len(tokens))
         return self.head(self.decoder(query, (tokens - self.mean) / self.std, memory_key_padding_mask=padding)[:, 0])
 
+
 @torch.no_grad()
-def decoder_scores(net:DecoderProbe, features:Features, rows, batch:int=256) -> Tensor: # (b k)
+def decoder_scores(net: DecoderProbe, features: Features, rows, batch: int = 256) -> Tensor:  # (b k)
     "Scores of the given rows."
-    net.eval(); device, out = net.query.device, []
+    net.eval()
+    device, out = net.query.device, []
     for ids in np.array_split(rows, math.ceil(len(rows) / batch)):
         x, mask = features.batch(ids)
         out.append(net(x.to(device), mask if mask is None else mask.to(device)).cpu())
@@ -227,158 +304,246 @@ def decoder_scores(net:DecoderProbe, features:Features, rows, batch:int=256) -> 
 
 # %% ../nbs/21_linear_probe.ipynb #4679c225
 def train_decoder(
-    features:Features, y:Tensor, train, # (b k); rows
-    steps:int, seed:int,
-    look, # after every twelfth of the steps: (net, step) -> True to stop
-    batch:int=64, # clips a step
-    until:int|None=None, # stop here instead
-    lr:float=1e-3,
+    features: Features,
+    y: Tensor,
+    train,  # (b k); rows
+    steps: int,
+    seed: int,
+    look,  # after every twelfth of the steps: (net, step) -> True to stop
+    batch: int = 64,  # clips a step
+    until: int | None = None,  # stop here instead
+    lr: float = 1e-3,
 ) -> DecoderProbe:
     "AdamW, warm-up and cosine over `steps`; same seed, same weights."
     device = best_device()
     rng = np.random.default_rng(seed)
-    some, _ = features.batch(np.sort(rng.permutation(train)[:500])); flat = some.flatten(0, 1); flat = flat[flat.abs().sum(1) > 0]
+    some, _ = features.batch(np.sort(rng.permutation(train)[:500]))
+    flat = some.flatten(0, 1)
+    flat = flat[flat.abs().sum(1) > 0]
     std = flat.std(0, unbiased=False)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        net = DecoderProbe(features.width, y.shape[1], flat.mean(0), torch.where(std > 1e-6, std, 1.)).to(device)
-        opt = torch.optim.AdamW(net.parameters(), lr, weight_decay=.05)
-        rate = torch.optim.lr_scheduler.LambdaLR(opt, lambda s: min(1, (s + 1) / (.1 * steps)) * .5 * (1 + math.cos(math.pi * s / steps)))
+        net = DecoderProbe(features.width, y.shape[1], flat.mean(0), torch.where(std > 1e-6, std, 1.0)).to(device)
+        opt = torch.optim.AdamW(net.parameters(), lr, weight_decay=0.05)
+        rate = torch.optim.lr_scheduler.LambdaLR(
+            opt, lambda s: min(1, (s + 1) / (0.1 * steps)) * 0.5 * (1 + math.cos(math.pi * s / steps))
+        )
         order = np.empty(0, int)
         for step in tqdm(range(1, steps + 1), desc='decoder', unit='step', leave=False):
-            if len(order) < batch: order = np.concatenate([order, rng.permutation(train)])
+            if len(order) < batch:
+                order = np.concatenate([order, rng.permutation(train)])
             ids, order = order[:batch], order[batch:]
             x, mask = features.batch(ids)
-            loss = probe_loss(net.train()(x.to(device), mask if mask is None else mask.to(device)), y[ids].to(device), 'softmax')
-            opt.zero_grad(); loss.backward(); opt.step(); rate.step()
-            if step == until or until is None and step % max(1, steps // 12) == 0 and look(net, step): break
+            loss = probe_loss(
+                net.train()(x.to(device), mask if mask is None else mask.to(device)), y[ids].to(device), 'softmax'
+            )
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+            rate.step()
+            if step == until or until is None and step % max(1, steps // 12) == 0 and look(net, step):
+                break
     return net
 
 # %% ../nbs/21_linear_probe.ipynb #161886c1
 def decoder_probe(
-    features:Features,
-    y:Tensor, # (b k), NaN outside train and valid
-    train, valid, # rows
-    multilabel:bool|None, refit:bool, # as `line_probe`
-    steps:int=300, # at least; 8 epochs if that is more
-    seed:int=0,
-) -> tuple: # scores (b k) of every row, what was chosen
+    features: Features,
+    y: Tensor,  # (b k), NaN outside train and valid
+    train,
+    valid,  # rows
+    multilabel: bool | None,
+    refit: bool,  # as `line_probe`
+    steps: int = 300,  # at least; 8 epochs if that is more
+    seed: int = 0,
+) -> tuple:  # scores (b k) of every row, what was chosen
     "The decoder at its best look on the validation rows, applied to all rows."
     steps, batch = max(steps, 8 * len(train) // 128), int(np.clip(len(train) // 32, 8, 128))
-    best = dict(score=-1., step=0, state=None, bad=0)
+    best = dict(score=-1.0, step=0, state=None, bad=0)
+
     def look(net, step):
         score = selection_score(decoder_scores(net, features, valid), y[valid], multilabel)
-        if score > best['score']: best.update(score=score, step=step, state={k: v.clone() for k, v in net.state_dict().items()}, bad=0)
-        else: best['bad'] += 1
+        if score > best['score']:
+            best.update(score=score, step=step, state={k: v.clone() for k, v in net.state_dict().items()}, bad=0)
+        else:
+            best['bad'] += 1
         return best['bad'] >= 4
+
     net = train_decoder(features, y, train, steps, seed, look, batch)
-    if refit: net = train_decoder(features, y, np.concatenate([train, valid]), steps, seed, look, batch, until=best['step'])
-    else: net.load_state_dict(best['state'])
-    return decoder_scores(net, features, np.arange(len(features))), dict(loss='softmax', step=best['step'], of=steps, valid=round(best['score'], 4))
+    if refit:
+        net = train_decoder(features, y, np.concatenate([train, valid]), steps, seed, look, batch, until=best['step'])
+    else:
+        net.load_state_dict(best['state'])
+    return decoder_scores(net, features, np.arange(len(features))), dict(
+        loss='softmax', step=best['step'], of=steps, valid=round(best['score'], 4)
+    )
 
 # %% ../nbs/21_linear_probe.ipynb #179fe2ed
 TRAIN, VALID = ('train', 'dev', 'balanced', 'unbalanced'), ('valid', 'val', 'validation')  # as the data sets call them
 
-def cut_valid(rows, folds, seed:int) -> tuple: # train rows, valid rows
+
+def cut_valid(rows, folds, seed: int) -> tuple:  # train rows, valid rows
     "A validation part of the training rows: their lowest fold if they have two or more, else a fifth, drawn by seed."
-    rows = np.asarray(rows); mine = None if folds is None else np.asarray(folds)[rows]
-    if mine is not None and len(set(mine)) > 1: held = mine == mine.min()
-    else: held = np.isin(np.arange(len(rows)), np.random.default_rng(seed).permutation(len(rows))[:max(1, len(rows) // 5)])
+    rows = np.asarray(rows)
+    mine = None if folds is None else np.asarray(folds)[rows]
+    if mine is not None and len(set(mine)) > 1:
+        held = mine == mine.min()
+    else:
+        held = np.isin(
+            np.arange(len(rows)), np.random.default_rng(seed).permutation(len(rows))[: max(1, len(rows) // 5)]
+        )
     return rows[~held], rows[held]
 
-def plan_folds(folds) -> list: # of (test name, train rows, valid rows, test rows, refit)
-    "Each fold is tested once, the next one chooses. Raises ValueError for less than three folds."
-    folds = np.asarray(folds); names = sorted(set(folds.tolist()))
-    if len(names) < 3: raise ValueError(f'folds {names}; three or more are needed: one to test, one to choose, the others to train')
-    rows = lambda keep: np.flatnonzero(np.isin(folds, keep))
-    return [(f, rows([n for n in names if n not in (f, v)]), rows([v]), rows([f]), True) for f, v in zip(names, names[1:] + names[:1])]
 
-def plan_splits(splits, folds=None, seed:int=0) -> list: # as `plan_folds`; all test splits in one
+def plan_folds(folds) -> list:  # of (test name, train rows, valid rows, test rows, refit)
+    "Each fold is tested once, the next one chooses. Raises ValueError for less than three folds."
+    folds = np.asarray(folds)
+    names = sorted(set(folds.tolist()))
+    if len(names) < 3:
+        raise ValueError(f'folds {names}; three or more are needed: one to test, one to choose, the others to train')
+    rows = lambda keep: np.flatnonzero(np.isin(folds, keep))
+    return [
+        (f, rows([n for n in names if n not in (f, v)]), rows([v]), rows([f]), True)
+        for f, v in zip(names, names[1:] + names[:1])
+    ]
+
+
+def plan_splits(splits, folds=None, seed: int = 0) -> list:  # as `plan_folds`; all test splits in one
     "One fit for all test splits. Raises ValueError without training or test rows."
-    splits = np.asarray(splits); train, valid, test = (np.flatnonzero(np.isin(splits, n, invert=n == TRAIN + VALID)) for n in (TRAIN, VALID, TRAIN + VALID))
-    if not len(train) or not len(test): raise ValueError(f'splits {sorted(set(splits.tolist()))}; train, perhaps valid, and at least one other are needed')
-    if len(valid): return [(None, train, valid, test, False)]
+    splits = np.asarray(splits)
+    train, valid, test = (
+        np.flatnonzero(np.isin(splits, n, invert=n == TRAIN + VALID)) for n in (TRAIN, VALID, TRAIN + VALID)
+    )
+    if not len(train) or not len(test):
+        raise ValueError(
+            f'splits {sorted(set(splits.tolist()))}; train, perhaps valid, and at least one other are needed'
+        )
+    if len(valid):
+        return [(None, train, valid, test, False)]
     return [(None, *cut_valid(train, folds, seed), test, True)]
 
 # %% ../nbs/21_linear_probe.ipynb #f0d6182e
-def fold_mean(metric:str, f, scores, y, groups, n_boot:int, **more) -> dict: # see `number`
+def fold_mean(metric: str, f, scores, y, groups, n_boot: int, **more) -> dict:  # see `number`
     "The mean over folds of a metric, with an interval from clips resampled within each fold."
     parts = [(scores[groups == k], y[groups == k]) for k in sorted(set(groups))]
     values = [float(f(*p)) for p in parts]
-    lo = hi = None   # a fold of one clip has no interval
+    lo = hi = None  # a fold of one clip has no interval
     if min(len(p[0]) for p in parts) > 1:
         boot = np.mean([resampled_values(f, p, resample_counts(len(p[0]), n_boot, i)) for i, p in enumerate(parts)], 0)
-        lo, hi = map(float, np.quantile(place(boot, np.mean(values)), [.025, .975]))
+        lo, hi = map(float, np.quantile(place(boot, np.mean(values)), [0.025, 0.975]))
     return dict(metric=metric, value=float(np.mean(values)), lo=lo, hi=hi, n=len(scores), per_fold=values, **more)
 
-def probe_rows(scores, y, names, folds, multilabel:bool|None, n_boot:int, **more) -> list:
+
+def probe_rows(scores, y, names, folds, multilabel: bool | None, n_boot: int, **more) -> list:
     "Rows of all numbers of one probe: each test split, or mean over folds and pooled."
     rows = []
     for split in dict.fromkeys(names):
-        mine = names == split; s, t = scores[mine], y[mine]
+        mine = names == split
+        s, t = scores[mine], y[mine]
         for metric, f, fit in tasks(t, multilabel):
             target, g = (t[fit].argmax(1), accuracy) if metric == 'top-1' else (t[fit], f)
             about = dict(split=split, classes=y.shape[1]) | more
-            if folds is None: rows.append(number(metric, g, s[fit], target, n_boot, folds='no folds', **about)); continue
+            if folds is None:
+                rows.append(number(metric, g, s[fit], target, n_boot, folds='no folds', **about))
+                continue
             k = folds[mine][fit]
-            rows += [fold_mean(metric, g, s[fit], target, k, n_boot, folds=f'mean over {len(set(k))} folds', **about),
-                     number(metric, g, s[fit], target, n_boot, folds=f'{len(set(k))} folds pooled', **about)]
+            rows += [
+                fold_mean(metric, g, s[fit], target, k, n_boot, folds=f'mean over {len(set(k))} folds', **about),
+                number(metric, g, s[fit], target, n_boot, folds=f'{len(set(k))} folds pooled', **about),
+            ]
     return rows
 
 # %% ../nbs/21_linear_probe.ipynb #bc163078
 def probe(
-    features, # `Features`, or (b d), or (b m d)
-    y, # (b k) of 0 and 1, or (b,) class numbers
-    folds=None, # (b,) numbers of the folds; with splits: only to cut a validation part
-    splits=None, # (b,) names; without them the folds are tested in turn
-    kind:str='linear', # linear | decoder
-    multilabel:bool|None=None, # see `tasks`
-    seed:int=0, # of the decoder's weights and order, and of a validation part that is cut
-    n_boot:int=1000,
-    **more, # of `line_probe` or `decoder_probe`
-) -> dict: # rows; predictions (b k), NaN where a clip was not tested; chosen, for each fit
+    features,  # `Features`, or (b d), or (b m d)
+    y,  # (b k) of 0 and 1, or (b,) class numbers
+    folds=None,  # (b,) numbers of the folds; with splits: only to cut a validation part
+    splits=None,  # (b,) names; without them the folds are tested in turn
+    kind: str = 'linear',  # linear | decoder
+    multilabel: bool | None = None,  # see `tasks`
+    seed: int = 0,  # of the decoder's weights and order, and of a validation part that is cut
+    n_boot: int = 1000,
+    **more,  # of `line_probe` or `decoder_probe`
+) -> dict:  # rows; predictions (b k), NaN where a clip was not tested; chosen, for each fit
     "Train, choose and test a probe. Raises ValueError on unknown kinds, lengths that differ, and as the plans do."
     features, y = as_features(features), torch.as_tensor(np.asarray(y), dtype=torch.float32)
-    if y.ndim == 1: y = F.one_hot(y.long()).float()
-    if kind not in ('linear', 'decoder'): raise ValueError(f"kind '{kind}': linear or decoder is accepted")
-    if splits is None and folds is None: raise ValueError('neither folds nor splits; one of them says what is tested')
-    if bad := {k: len(v) for k, v in dict(features=features, y=y, folds=folds, splits=splits).items() if v is not None and len(v) != len(y)}:
+    if y.ndim == 1:
+        y = F.one_hot(y.long()).float()
+    if kind not in ('linear', 'decoder'):
+        raise ValueError(f"kind '{kind}': linear or decoder is accepted")
+    if splits is None and folds is None:
+        raise ValueError('neither folds nor splits; one of them says what is tested')
+    if bad := {
+        k: len(v)
+        for k, v in dict(features=features, y=y, folds=folds, splits=splits).items()
+        if v is not None and len(v) != len(y)
+    }:
         raise ValueError(f'{len(y)} rows of labels, but {bad}; equal lengths are accepted')
     tasks(y, multilabel)
     predictions, chosen = torch.full_like(y, torch.nan), []
     for name, train, valid, test, refit in plan_folds(folds) if splits is None else plan_splits(splits, folds, seed):
-        known = torch.full_like(y, torch.nan); fit = np.concatenate([train, valid]); known[fit] = y[fit]
+        known = torch.full_like(y, torch.nan)
+        fit = np.concatenate([train, valid])
+        known[fit] = y[fit]
         args = (features, known, train, valid, multilabel, refit)
         scores, how = line_probe(*args, **more) if kind == 'linear' else decoder_probe(*args, seed=seed, **more)
-        predictions[test] = scores[test]; chosen.append(dict(fold=name, train=len(train), valid_clips=len(valid), refit=refit) | how)
+        predictions[test] = scores[test]
+        chosen.append(dict(fold=name, train=len(train), valid_clips=len(valid), refit=refit) | how)
     done = ~predictions[:, 0].isnan().numpy()
     names = np.asarray(splits)[done] if splits is not None else np.full(done.sum(), 'all')
-    rows = probe_rows(predictions.numpy()[done], y.numpy()[done], names, np.asarray(folds)[done] if splits is None else None, multilabel, n_boot, probe=kind, seed=seed)
+    rows = probe_rows(
+        predictions.numpy()[done],
+        y.numpy()[done],
+        names,
+        np.asarray(folds)[done] if splits is None else None,
+        multilabel,
+        n_boot,
+        probe=kind,
+        seed=seed,
+    )
     return dict(rows=rows, predictions=predictions, chosen=chosen)
 
 # %% ../nbs/21_linear_probe.ipynb #d85c888e
 def scene_features(
-    model, # has `token_features`
-    profile:Profile, root:str|Path, split:str, # as `Scenes`
-    folder:str|Path, checkpoint:str, # as `extract`
-    n:int|None=None, purpose:str|None=None, # as `Scenes`
-    kind:str='audio',
-) -> tuple: # Features, y (b k), the scenes
+    model,  # has `token_features`
+    profile: Profile,
+    root: str | Path,
+    split: str,  # as `Scenes`
+    folder: str | Path,
+    checkpoint: str,  # as `extract`
+    n: int | None = None,
+    purpose: str | None = None,  # as `Scenes`
+    kind: str = 'audio',
+) -> tuple:  # Features, y (b k), the scenes
     "Cached features and labels of a split. Errors as `Scenes`."
     scenes = Scenes(root, split, profile, n=n, purpose=purpose)
-    p, settings = profile, json.loads((Path(root)/f'{split}.json').read_text())['settings']
-    data = json.dumps([split, settings, p.clip_seconds, p.max_events, p.single_share, p.speed_change, p.n_mels, p.window, p.norm_mean, p.norm_std], sort_keys=True)
+    p, settings = profile, json.loads((Path(root) / f'{split}.json').read_text())['settings']
+    data = json.dumps(
+        [
+            split,
+            settings,
+            p.clip_seconds,
+            p.max_events,
+            p.single_share,
+            p.speed_change,
+            p.n_mels,
+            p.window,
+            p.norm_mean,
+            p.norm_std,
+        ],
+        sort_keys=True,
+    )
     f = extract(model, lambda ids: ((i, scenes.waveform(i)) for i in ids), len(scenes), folder, checkpoint, data, kind)
     return f, multi_hot([scenes.labels(i) for i in range(len(scenes))], scenes.classes), scenes
 
-def phrase_folds(scenes:Scenes, n:int=5) -> tuple: # rows of the one-event clips, their folds
+
+def phrase_folds(scenes: Scenes, n: int = 5) -> tuple:  # rows of the one-event clips, their folds
     "Folds in which a tested phrase was never trained on."
     rows = np.array([i for i in range(len(scenes)) if len(scenes.events(i)) == 1])
     n = min(n, scenes.phrases.shape[1])
     return rows, np.array([scenes.events(i)[0].phrase % n + 1 for i in rows])
 
 # %% ../nbs/21_linear_probe.ipynb #9628e641
-def decoder_minus_line(results:dict, y, splits, multilabel:bool|None, n_boot:int) -> list: # of dicts
+def decoder_minus_line(results: dict, y, splits, multilabel: bool | None, n_boot: int) -> list:  # of dicts
     "Paired differences on the same clips."
     y, rows = np.asarray(y), []
     for split in dict.fromkeys(splits):
@@ -386,133 +551,267 @@ def decoder_minus_line(results:dict, y, splits, multilabel:bool|None, n_boot:int
         a, b = (results[k]['predictions'].numpy()[mine] for k in ('decoder', 'linear'))
         for metric, f, fit in tasks(y[mine], multilabel):
             target, g = (y[mine][fit].argmax(1), accuracy) if metric == 'top-1' else (y[mine][fit], f)
-            if not np.isnan(a).any(): rows.append(dict(split=split, metric=metric, n=int(fit.sum())) | paired_bootstrap(g, a[fit], b[fit], target, n_boot=n_boot))
+            if not np.isnan(a).any():
+                rows.append(
+                    dict(split=split, metric=metric, n=int(fit.sum()))
+                    | paired_bootstrap(g, a[fit], b[fit], target, n_boot=n_boot)
+                )
     return rows
 
-def probe_unseen(model, profile:Profile, root, folder, checkpoint:str, purpose:str, split:str='unseen', steps:int=300, seed:int=0, n_boot:int=1000) -> list: # rows
+
+def probe_unseen(
+    model,
+    profile: Profile,
+    root,
+    folder,
+    checkpoint: str,
+    purpose: str,
+    split: str = 'unseen',
+    steps: int = 300,
+    seed: int = 0,
+    n_boot: int = 1000,
+) -> list:  # rows
     "Both probes on classes the encoder never heard, among themselves."
     f, y, scenes = scene_features(model, profile, root, split, folder, checkpoint, purpose=purpose)
     rows, folds = phrase_folds(scenes)
-    about = dict(split=split, features='audio', labels=label_hash(scenes.classes), protocol='one-event clips in folds of phrases')
+    about = dict(
+        split=split, features='audio', labels=label_hash(scenes.classes), protocol='one-event clips in folds of phrases'
+    )
     more = dict(linear={}, decoder=dict(steps=steps))
-    return [r | about for kind in more for r in probe(take(f, rows), y[rows], folds, kind=kind, multilabel=False, seed=seed, n_boot=n_boot, **more[kind])['rows']]
+    return [
+        r | about
+        for kind in more
+        for r in probe(
+            take(f, rows), y[rows], folds, kind=kind, multilabel=False, seed=seed, n_boot=n_boot, **more[kind]
+        )['rows']
+    ]
 
 # %% ../nbs/21_linear_probe.ipynb #38d32870
 def evaluate_probe(
-    model, # CoLLAT or a baseline
-    profile:Profile,
-    root:str|Path, # data folder of the run
-    folder:str|Path, checkpoint:str, # as `extract`
-    purpose:str, # written to the log of test readings
-    n_train:int=6000, # training scenes
-    steps:int=300, # of the decoder, at least
-    tests=('test', 'other'), # splits with the training classes
-    curve=(1/16, 1/4), # shares of the training scenes
-    kinds=('linear', 'decoder'), seed:int=0,
-    compare:bool=True, # also the decoder minus the line
-) -> dict: # rows, curve, difference, chosen, missing
+    model,  # CoLLAT or a baseline
+    profile: Profile,
+    root: str | Path,  # data folder of the run
+    folder: str | Path,
+    checkpoint: str,  # as `extract`
+    purpose: str,  # written to the log of test readings
+    n_train: int = 6000,  # training scenes
+    steps: int = 300,  # of the decoder, at least
+    tests=('test', 'other'),  # splits with the training classes
+    curve=(1 / 16, 1 / 4),  # shares of the training scenes
+    kinds=('linear', 'decoder'),
+    seed: int = 0,
+    compare: bool = True,  # also the decoder minus the line
+) -> dict:  # rows, curve, difference, chosen, missing
     "The probe of the embedded default; splits whose sound is not installed say so."
     parts, missing, n_boot = {}, {}, profile.n_boot
     for split in ('train', 'valid', *tests):
-        try: parts[split] = scene_features(model, profile, root, split, folder, checkpoint, min(n_train, profile.n_train) if split == 'train' else None, None if split in ('train', 'valid') else purpose)
-        except FileNotFoundError as e: missing[split] = str(e)
-    fs, ys, scenes = zip(*parts.values()); f, y = join_features(fs), torch.cat(ys)
-    splits = np.repeat(list(parts), [len(x) for x in fs]); size = len(fs[0])
-    about = dict(features='audio', labels=label_hash(scenes[0].classes), protocol='scenes: train on train, choose on valid')
+        try:
+            parts[split] = scene_features(
+                model,
+                profile,
+                root,
+                split,
+                folder,
+                checkpoint,
+                min(n_train, profile.n_train) if split == 'train' else None,
+                None if split in ('train', 'valid') else purpose,
+            )
+        except FileNotFoundError as e:
+            missing[split] = str(e)
+    fs, ys, scenes = zip(*parts.values())
+    f, y = join_features(fs), torch.cat(ys)
+    splits = np.repeat(list(parts), [len(x) for x in fs])
+    size = len(fs[0])
+    about = dict(
+        features='audio', labels=label_hash(scenes[0].classes), protocol='scenes: train on train, choose on valid'
+    )
+
     def run(kind, n, n_boot):
         keep = np.concatenate([np.sort(np.random.default_rng(seed).permutation(size)[:n]), np.arange(size, len(f))])
-        out = probe(take(f, keep), y[keep], splits=splits[keep], kind=kind, seed=seed, n_boot=n_boot, **(dict(steps=steps) if kind == 'decoder' else {}))
+        out = probe(
+            take(f, keep),
+            y[keep],
+            splits=splits[keep],
+            kind=kind,
+            seed=seed,
+            n_boot=n_boot,
+            **(dict(steps=steps) if kind == 'decoder' else {}),
+        )
         return out | dict(rows=[r | about | dict(train=n) for r in out['rows']])
+
     full = {k: run(k, size, n_boot) for k in kinds}
     small = [r for share in curve for k in kinds for r in run(k, max(8, int(share * size)), 2)['rows']]
     rows = [r for k in kinds for r in full[k]['rows']]
-    tail = {k: dict(predictions=full[k]['predictions'][size + len(fs[1]):]) for k in kinds}; after = slice(size + len(fs[1]), None)
-    return dict(rows=rows, curve=[{k: r[k] for k in ('split', 'probe', 'metric', 'value', 'train', 'n')} for r in small + rows],
-                difference=decoder_minus_line(tail, y[after], splits[after], None, n_boot) if compare and len(kinds) == 2 else [], chosen={k: full[k]['chosen'] for k in kinds}, missing=missing)
+    tail = {k: dict(predictions=full[k]['predictions'][size + len(fs[1]) :]) for k in kinds}
+    after = slice(size + len(fs[1]), None)
+    return dict(
+        rows=rows,
+        curve=[{k: r[k] for k in ('split', 'probe', 'metric', 'value', 'train', 'n')} for r in small + rows],
+        difference=decoder_minus_line(tail, y[after], splits[after], None, n_boot)
+        if compare and len(kinds) == 2
+        else [],
+        chosen={k: full[k]['chosen'] for k in kinds},
+        missing=missing,
+    )
 
 # %% ../nbs/21_linear_probe.ipynb #21def266
-def manifest_features(model, manifest:Manifest, folder:str|Path, checkpoint:str, kind:str='audio') -> tuple: # Features, y (b k), readable clips, names of the others
+def manifest_features(
+    model, manifest: Manifest, folder: str | Path, checkpoint: str, kind: str = 'audio'
+) -> tuple:  # Features, y (b k), readable clips, names of the others
     "Cached features of the readable clips. Files that change on disk are extracted again."
     p, clips = model.profile, manifest.clips
-    stamp = lambda c: [str(c.path), c.start, c.seconds, (s := Path(c.path).stat()).st_size, s.st_mtime_ns] if Path(c.path).exists() else [str(c.path)]
+    stamp = lambda c: (
+        [str(c.path), c.start, c.seconds, (s := Path(c.path).stat()).st_size, s.st_mtime_ns]
+        if Path(c.path).exists()
+        else [str(c.path)]
+    )
     data = f'{manifest.name} ' + hashlib.sha256(json.dumps([stamp(c) for c in clips]).encode()).hexdigest()
+
     def read(ids):
-        for i, wav in read_clips(clips[ids.start:ids.stop], p.sample_rate, min_seconds=1 / p.sample_rate): yield ids.start + i, at_least(wav, p.sample_rate)
+        for i, wav in read_clips(clips[ids.start : ids.stop], p.sample_rate, min_seconds=1 / p.sample_rate):
+            yield ids.start + i, at_least(wav, p.sample_rate)
+
     f = extract(model, read, len(clips), folder, checkpoint, data, kind)
-    kept = [clips[i] for i in f.index]; bad = sorted(set(range(len(clips))) - set(f.index.tolist()))
+    kept = [clips[i] for i in f.index]
+    bad = sorted(set(range(len(clips))) - set(f.index.tolist()))
     return f, multi_hot([c.labels for c in kept], manifest.classes), kept, [str(clips[i].path) for i in bad]
 
-def manifest_plans(clips:list) -> dict: # name -> (rows, arguments of `probe`)
+
+def manifest_plans(clips: list) -> dict:  # name -> (rows, arguments of `probe`)
     "The official rules of a set: folds, splits, or both. Raises ValueError when it has neither."
-    folds, splits = np.array([c.fold for c in clips]), np.array([c.split for c in clips]); plans, known = {}, set(splits.tolist())
-    if len(set(folds) - {0}) >= 3: plans['folds'] = np.flatnonzero(folds > 0), dict(folds=folds[folds > 0])
-    if known & set(TRAIN) and known - set(TRAIN + VALID): plans['splits'] = np.arange(len(clips)), dict(splits=splits, folds=folds)
-    if not plans: raise ValueError(f'splits {sorted(known)} and folds {sorted(set(folds.tolist()))}; a training and a test split (column `split`), or three folds (column `fold`), are needed')
+    folds, splits = np.array([c.fold for c in clips]), np.array([c.split for c in clips])
+    plans, known = {}, set(splits.tolist())
+    if len(set(folds) - {0}) >= 3:
+        plans['folds'] = np.flatnonzero(folds > 0), dict(folds=folds[folds > 0])
+    if known & set(TRAIN) and known - set(TRAIN + VALID):
+        plans['splits'] = np.arange(len(clips)), dict(splits=splits, folds=folds)
+    if not plans:
+        raise ValueError(
+            f'splits {sorted(known)} and folds {sorted(set(folds.tolist()))}; a training and a test split (column `split`), or three folds (column `fold`), are needed'
+        )
     return plans
 
 # %% ../nbs/21_linear_probe.ipynb #ab716606
 def evaluate_manifest(
-    model, # CoLLAT or a baseline
-    manifest:Manifest,
-    folder:str|Path, checkpoint:str, # as `extract`
-    kinds=('linear', 'decoder'), seed:int=0, n_boot:int=1000,
-    **more, # of `decoder_probe`
-) -> dict: # rows, chosen, skipped
+    model,  # CoLLAT or a baseline
+    manifest: Manifest,
+    folder: str | Path,
+    checkpoint: str,  # as `extract`
+    kinds=('linear', 'decoder'),
+    seed: int = 0,
+    n_boot: int = 1000,
+    **more,  # of `decoder_probe`
+) -> dict:  # rows, chosen, skipped
     "The probes of a data set by its official rule. Errors as `extract` and `manifest_plans`."
     f, y, clips, skipped = manifest_features(model, manifest, folder, checkpoint)
     rows, chosen = [], {}
     for rule, (at, plan) in manifest_plans(clips).items():
         for kind in kinds:
-            got = probe(take(f, at), y[at], kind=kind, multilabel=manifest.multilabel, seed=seed, n_boot=n_boot, **plan, **(more if kind == 'decoder' else {}))
-            about = dict(data=manifest.name, features='audio', labels=label_hash(manifest.classes), protocol=f'official {rule}')
-            rows += [r | about for r in got['rows']]; chosen[f'{rule} {kind}'] = got['chosen']
+            got = probe(
+                take(f, at),
+                y[at],
+                kind=kind,
+                multilabel=manifest.multilabel,
+                seed=seed,
+                n_boot=n_boot,
+                **plan,
+                **(more if kind == 'decoder' else {}),
+            )
+            about = dict(
+                data=manifest.name, features='audio', labels=label_hash(manifest.classes), protocol=f'official {rule}'
+            )
+            rows += [r | about for r in got['rows']]
+            chosen[f'{rule} {kind}'] = got['chosen']
     return dict(rows=rows, chosen=chosen, skipped=skipped)
 
 # %% ../nbs/21_linear_probe.ipynb #6db95c36
-def feature_folder(checkpoint:str|Path) -> Path: return Path(checkpoint)/'features' if Path(checkpoint).is_dir() else Path('runs/features')/str(checkpoint)
+def feature_folder(checkpoint: str | Path) -> Path:
+    return Path(checkpoint) / 'features' if Path(checkpoint).is_dir() else Path('runs/features') / str(checkpoint)
 
-PROBE_SPLITS = dict(audioset=('balanced', 'eval'))   # all splits of the others; two million clips are not for a probe
+
+PROBE_SPLITS = dict(audioset=('balanced', 'eval'))  # all splits of the others; two million clips are not for a probe
+
 
 def evaluate_data(
-    checkpoint:str|Path, # folder of CoLLAT or a baseline, or the name of a published model
-    data:str|Path, # name of a data set, or a table (*.csv) with splits or folds
-    protocol:str='paper', # prompt form; a probe reads no prompt
-    out:str|Path|None=None, # JSON file for the result
-    root:str|Path='', # folders of the data sets, as in `data_folders`
-    n_boot:int=1000,
-) -> dict: # rows, chosen, skipped, and what stands beside the numbers
+    checkpoint: str | Path,  # folder of CoLLAT or a baseline, or the name of a published model
+    data: str | Path,  # name of a data set, or a table (*.csv) with splits or folds
+    protocol: str = 'paper',  # prompt form; a probe reads no prompt
+    out: str | Path | None = None,  # JSON file for the result
+    root: str | Path = '',  # folders of the data sets, as in `data_folders`
+    n_boot: int = 1000,
+) -> dict:  # rows, chosen, skipped, and what stands beside the numbers
     "Both probes of a data set by its official rule; features are kept beside the checkpoint. Errors as `load_dataset` and `evaluate_manifest`."
-    started, model, m = time.time(), load_any(checkpoint), load_dataset(data, root, None if str(data).lower().endswith('.csv') else PROBE_SPLITS.get(source_of(data).name))
-    if not m.classes: raise ValueError(f'{data}: no labels; a probe needs them')
-    result = evaluate_manifest(model, m, feature_folder(checkpoint), checkpoint_id(checkpoint), n_boot=n_boot) | dict(checkpoint=checkpoint_id(checkpoint)) | m.stamp()
-    if out: write_results(out, result, model.profile, started)
+    started, model, m = (
+        time.time(),
+        load_any(checkpoint),
+        load_dataset(
+            data, root, None if str(data).lower().endswith('.csv') else PROBE_SPLITS.get(source_of(data).name)
+        ),
+    )
+    if not m.classes:
+        raise ValueError(f'{data}: no labels; a probe needs them')
+    result = (
+        evaluate_manifest(model, m, feature_folder(checkpoint), checkpoint_id(checkpoint), n_boot=n_boot)
+        | dict(checkpoint=checkpoint_id(checkpoint))
+        | m.stamp()
+    )
+    if out:
+        write_results(out, result, model.profile, started)
     return result
 
 # %% ../nbs/21_linear_probe.ipynb #bb908002
-def probe_others(run:str|Path, p:Profile) -> list: # of rows with `model`; `probe` is zero-shot, linear or decoder
+def probe_others(run: str | Path, p: Profile) -> list:  # of rows with `model`; `probe` is zero-shot, linear or decoder
     "Table 2 for the methods that notebook 13 has trained; empty when there are none."
-    rows, data = [], Path(run)/'data'
+    rows, data = [], Path(run) / 'data'
     for name, folder in trained_methods(run).items():
-        if '-frozen' in name: continue
+        if '-frozen' in name:
+            continue
         model, purpose = load_baseline(folder), f'21_linear_probe: {name}'
-        out = evaluate_probe(model, p, data, Path(run)/'features', f'{name}-{checkpoint_id(folder)}', purpose, p.compare_scenes, p.probe_steps, curve=(), compare=False)['rows']
+        out = evaluate_probe(
+            model,
+            p,
+            data,
+            Path(run) / 'features',
+            f'{name}-{checkpoint_id(folder)}',
+            purpose,
+            p.compare_scenes,
+            p.probe_steps,
+            curve=(),
+            compare=False,
+        )['rows']
         for split in ('test', 'unseen', 'other') if model.encode_text is not None else ():
-            try: e = embed_split(model, data, split, purpose)
-            except FileNotFoundError: continue
+            try:
+                e = embed_split(model, data, split, purpose)
+            except FileNotFoundError:
+                continue
             out += [r | dict(probe='zero-shot') for r in score_split(model, e, model.profile.template, n_boot=p.n_boot)]
         rows += [r | dict(model=name, checkpoint=checkpoint_id(folder), seed=model.profile.seed) for r in out]
     return rows
 
 # %% ../nbs/21_linear_probe.ipynb #781c9cea
-def plot_curve(curve:list, zero:dict, axes): # rows with split, probe, metric, value, train; (split, metric) -> value; two axes
+def plot_curve(
+    curve: list, zero: dict, axes
+):  # rows with split, probe, metric, value, train; (split, metric) -> value; two axes
     "Top-1 and mAP against the number of labelled training scenes, with zero-shot as a dashed line."
-    import pandas as pd, seaborn as sns
+    import pandas as pd
+
     table, colors = pd.DataFrame(curve), sns.color_palette('colorblind')
     for ax, metric in zip(axes, ('top-1', 'mAP')):
         for (split, kind), part in table[table.metric == metric].groupby(['split', 'probe'], sort=False):
             color = colors[('test', 'other').index(split)]
-            ax.plot(part.train.sort_values(), part.sort_values('train').value, color=color, marker='o' if kind == 'linear' else 's', ls='-' if kind == 'linear' else ':', label=f"{dict(test='in-domain', other='other recordings')[split]}, {kind}")
-            if kind == 'linear' and (split, metric) in zero: ax.axhline(zero[split, metric], color=color, ls='--', lw=1)
-        ax.set(xscale='log', xlabel='labelled training scenes', ylabel=metric, ylim=(0, 1)); ax.minorticks_off(); sns.despine(ax=ax)
-        ticks = sorted(table.train.unique()); ax.set_xticks(ticks, [f'{t:,}' for t in ticks])
+            ax.plot(
+                part.train.sort_values(),
+                part.sort_values('train').value,
+                color=color,
+                marker='o' if kind == 'linear' else 's',
+                ls='-' if kind == 'linear' else ':',
+                label=f'{dict(test="in-domain", other="other recordings")[split]}, {kind}',
+            )
+            if kind == 'linear' and (split, metric) in zero:
+                ax.axhline(zero[split, metric], color=color, ls='--', lw=1)
+        ax.set(xscale='log', xlabel='labelled training scenes', ylabel=metric, ylim=(0, 1))
+        ax.minorticks_off()
+        sns.despine(ax=ax)
+        ticks = sorted(table.train.unique())
+        ax.set_xticks(ticks, [f'{t:,}' for t in ticks])
     axes[0].legend(fontsize=7, frameon=False)

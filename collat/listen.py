@@ -8,7 +8,10 @@ __all__ = ['MODELS', 'SOUNDS', 'GROUP_SECONDS', 'QUESTIONS', 'model_folder', 'op
            'captioner', 'label_curves', 'grounder', 'answers', 'search', 'player', 'bars', 'show']
 
 # %% ../nbs/29_listen.ipynb #69c786f0
-import base64, html, io, sys
+import base64
+import html
+import io
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -27,184 +30,288 @@ from .scenes import all_classes
 from .zero_shot import at_least, checkpoint_id
 
 # %% ../nbs/29_listen.ipynb #e57a168f
-MODELS = 'runs/mini/checkpoints/model', 'figures/mini/model'   # what `make reproduce` leaves behind, and what lies in the repository
+MODELS = (
+    'runs/mini/checkpoints/model',
+    'figures/mini/model',
+)  # what `make reproduce` leaves behind, and what lies in the repository
 SOUNDS = ('.wav', '.flac', '.ogg', '.oga', '.opus', '.mp3', '.aiff', '.aif', '.au', '.caf')
 
-def model_folder(path:str|Path|None=None) -> Path:
-    "The folder that is named, else the first of `MODELS` that holds a model. Raises FileNotFoundError that says how to get one."
-    folders = [Path(path)] if path else [root/m for root in (Path(), Path(collat.__file__).parents[1]) for m in MODELS]   # from where one stands (nbs/, say), else the repository
-    if found := next((f for f in folders if (f/'model.safetensors').exists()), None): return found
-    raise FileNotFoundError(f'{folders[0]}: no trained model there (config.json and model.safetensors); `make reproduce` leaves one in {MODELS[0]}, a small one lies in {MODELS[1]} of the repository, another is named with --model, in Python with model=')
 
-def open_model(path:str|Path|None=None) -> CoLLAT:
+def model_folder(path: str | Path | None = None) -> Path:
+    "The folder that is named, else the first of `MODELS` that holds a model. Raises FileNotFoundError that says how to get one."
+    folders = (
+        [Path(path)] if path else [root / m for root in (Path(), Path(collat.__file__).parents[1]) for m in MODELS]
+    )  # from where one stands (nbs/, say), else the repository
+    if found := next((f for f in folders if (f / 'model.safetensors').exists()), None):
+        return found
+    raise FileNotFoundError(
+        f'{folders[0]}: no trained model there (config.json and model.safetensors); `make reproduce` leaves one in {MODELS[0]}, a small one lies in {MODELS[1]} of the repository, another is named with --model, in Python with model='
+    )
+
+
+def open_model(path: str | Path | None = None) -> CoLLAT:
     "A trained model. Errors as `model_folder`."
     return CoLLAT.from_pretrained(model_folder(path)).eval()
 
-def known_labels(model:CoLLAT, labels=None) -> list:
+
+def known_labels(model: CoLLAT, labels=None) -> list:
     "Labels that are asked for, or all 78 names of the rendered world, seventeen of which were never heard in training. Raises ValueError when there are none."
-    if labels: return [str(l) for l in labels]
-    if model.profile.data in SCENE_WORLDS: return all_classes(model.profile)
+    if labels:
+        return [str(l) for l in labels]
+    if model.profile.data in SCENE_WORLDS:
+        return all_classes(model.profile)
     raise ValueError(f"a model trained on '{model.profile.data}' has no list of labels here; give them with --labels")
 
-def sound_files(paths:Iterable[str], lines:Iterable[str]=()) -> list: # of Path
+
+def sound_files(paths: Iterable[str], lines: Iterable[str] = ()) -> list:  # of Path
     "Files, folders and '-' (one name per line of `lines`) as files, in order, each once. Raises ValueError on an empty folder or list, FileNotFoundError on a folder or file that is not there."
     out = []
     for p in paths:
-        if p == '-': found = [Path(l.rstrip('\r\n')) for l in lines if l.strip()]
-        elif Path(p).is_dir(): found = sorted(f for f in Path(p).rglob('*') if f.suffix.lower() in SOUNDS and f.is_file())
-        elif Path(p).exists(): found = [Path(p)]
-        else: raise FileNotFoundError(f'{p}: no such file or folder')
-        if not found: raise ValueError(f"{'standard input' if p == '-' else p}: no sound files in it; accepted: {', '.join(SOUNDS)}")
+        if p == '-':
+            found = [Path(l.rstrip('\r\n')) for l in lines if l.strip()]
+        elif Path(p).is_dir():
+            found = sorted(f for f in Path(p).rglob('*') if f.suffix.lower() in SOUNDS and f.is_file())
+        elif Path(p).exists():
+            found = [Path(p)]
+        else:
+            raise FileNotFoundError(f'{p}: no such file or folder')
+        if not found:
+            raise ValueError(
+                f'{"standard input" if p == "-" else p}: no sound files in it; accepted: {", ".join(SOUNDS)}'
+            )
         out += found
     return list(dict.fromkeys(out))
 
 # %% ../nbs/29_listen.ipynb #bf25dc28
-GROUP_SECONDS = 200. # sound held at a time, s
+GROUP_SECONDS = 200.0  # sound held at a time, s
 
-def readable(files:list, sample_rate:int, skipped:list) -> Iterator: # of (file, (s,) waveform)
+
+def readable(files: list, sample_rate: int, skipped: list) -> Iterator:  # of (file, (s,) waveform)
     "Sounds that can be read; `skipped` collects (file, reason) of the others."
     for f in files:
-        try: yield f, at_least(load_audio(f, sample_rate), sample_rate)
-        except AudioError as e: skipped.append((str(f), str(e)))
+        try:
+            yield f, at_least(load_audio(f, sample_rate), sample_rate)
+        except AudioError as e:
+            skipped.append((str(f), str(e)))
 
-def counted(files:list, what:str, progress:bool): # an iterable
+
+def counted(files: list, what: str, progress: bool):  # an iterable
     "Files under a bar on stderr that ends at their number, whatever can't be read."
-    return tqdm(files, desc=what, unit='file', disable=not progress, file=sys.stderr, mininterval=.5)
+    return tqdm(files, desc=what, unit='file', disable=not progress, file=sys.stderr, mininterval=0.5)
 
-def check_k(k:int):
+
+def check_k(k: int):
     "Raises ValueError unless `k` answers can be given."
-    if k < 1: raise ValueError(f'k is {k}; 1 or more answers for each are accepted')
+    if k < 1:
+        raise ValueError(f'k is {k}; 1 or more answers for each are accepted')
 
-def in_groups(sounds:Iterable, sample_rate:int, seconds:float=GROUP_SECONDS) -> Iterator: # of lists
+
+def in_groups(sounds: Iterable, sample_rate: int, seconds: float = GROUP_SECONDS) -> Iterator:  # of lists
     "Groups of at most so much sound, or of one long one."
     held, size = [], 0
     for x in sounds:
-        if held and size + len(x[1]) > seconds * sample_rate: yield held; held, size = [], 0
-        held.append(x); size += len(x[1])
-    if held: yield held
+        if held and size + len(x[1]) > seconds * sample_rate:
+            yield held
+            held, size = [], 0
+        held.append(x)
+        size += len(x[1])
+    if held:
+        yield held
 
-def top(scores:Tensor, names:list, k:int) -> list: # (n,) -> [{'label', 'score'}]
+
+def top(scores: Tensor, names: list, k: int) -> list:  # (n,) -> [{'label', 'score'}]
     "The k best."
     best = scores.topk(min(k, len(names)))
     return [dict(label=names[i], score=round(float(v), 4)) for v, i in zip(best.values, best.indices)]
 
 # %% ../nbs/29_listen.ipynb #c6655753
-def classifier(model:CoLLAT, labels=None, k:int=3, **_):
+def classifier(model: CoLLAT, labels=None, k: int = 3, **_):
     "Zero-shot labels of each sound."
-    names = known_labels(model, labels); z_t = prompts_of(model, names)
+    names = known_labels(model, labels)
+    z_t = prompts_of(model, names)
     return lambda wavs: [dict(labels=top(s, names, k)) for s in (model.encode_audio(wavs) @ z_t.T).cpu()]
 
-def reader(model:CoLLAT, labels=None, k:int=3, **_):
+
+def reader(model: CoLLAT, labels=None, k: int = 3, **_):
     "Words of each predicted token, and the concepts heard."
     names = tuple(labels or (all_classes(model.profile) if model.profile.data in SCENE_WORLDS else ()))
+
     def read(wav):
         heard = model.words(wav, k, names)
-        return dict(concepts=[dict(word=w, score=round(s, 4)) for w, s in heard.concepts], tokens=[[dict(word=w, score=round(s, 4)) for w, s in t] for t in heard.tokens])
+        return dict(
+            concepts=[dict(word=w, score=round(s, 4)) for w, s in heard.concepts],
+            tokens=[[dict(word=w, score=round(s, 4)) for w, s in t] for t in heard.tokens],
+        )
+
     return lambda wavs: [read(w) for w in wavs]
 
 # %% ../nbs/29_listen.ipynb #82b1b57a
-def trained_captioner(path:str|Path|None=None) -> Path|None: # folder of a model
+def trained_captioner(path: str | Path | None = None) -> Path | None:  # folder of a model
     "The captioner that notebook 23 has trained for a model and left beside it, None where there is none."
     folder = model_folder(path)
     return next(iter(sorted(folder.parent.glob(f'captioner-{checkpoint_id(folder)}-*.safetensors'))), None)
 
-def captioner(model:CoLLAT, labels=None, k:int=3, trained:Path|None=None, **_):
+
+def captioner(model: CoLLAT, labels=None, k: int = 3, trained: Path | None = None, **_):
     "A sentence for each sound: by a trained captioner; where there is none, or labels are given, 'The sound of …' over the labels that stand out."
     from collat.scenes import in_a_row, noun_phrase
-    names = known_labels(model, labels); z_t = prompts_of(model, names); scale = model.logit_scale.exp().item()
+
+    names = known_labels(model, labels)
+    z_t = prompts_of(model, names)
+    scale = model.logit_scale.exp().item()
+
     def sentence(s):
-        p = (scale * s).softmax(-1); best = top(p, names, k)
-        heard = [b['label'] for i, b in enumerate(best) if not i or b['score'] > .5 * best[0]['score']]
+        p = (scale * s).softmax(-1)
+        best = top(p, names, k)
+        heard = [b['label'] for i, b in enumerate(best) if not i or b['score'] > 0.5 * best[0]['score']]
         return dict(caption=f'The sound of {in_a_row([noun_phrase(h) for h in heard])}.', labels=best)
+
     write, more = load_captioner(trained) if trained and not labels else (None, {})
+
     def tell(wavs):
         rows = [sentence(s) for s in (model.encode_audio(wavs) @ z_t.T).cpu()]
-        return [r | dict(caption=t) for r, t in zip(rows, describe(model, write, wavs, more['kind']))] if write else rows
+        return (
+            [r | dict(caption=t) for r, t in zip(rows, describe(model, write, wavs, more['kind']))] if write else rows
+        )
+
     return tell
 
 # %% ../nbs/29_listen.ipynb #c7d1e02b
-def label_curves(model:CoLLAT, wav:Tensor, z_t:Tensor, i:Tensor, method:str, step:float=.05) -> tuple: # (s,), (k d), (q,) of k -> times (frames,), (q frames) in [0, 1]
+def label_curves(
+    model: CoLLAT, wav: Tensor, z_t: Tensor, i: Tensor, method: str, step: float = 0.05
+) -> tuple:  # (s,), (k d), (q,) of k -> times (frames,), (q frames) in [0, 1]
     "How strongly some labels are heard when: maps of pieces of about the training length, each as strong as the piece's own answer."
-    p = model.profile; n, out = max(1, round(len(wav) / p.sample_rate / p.clip_seconds)), []
+    p = model.profile
+    n, out = max(1, round(len(wav) / p.sample_rate / p.clip_seconds)), []
     times, a = np.arange(step / 2, len(wav) / p.sample_rate, step), 0
     for piece in wav.tensor_split(n):
-        z = (a + len(piece)) / p.sample_rate; at = times[(times >= a / p.sample_rate) & (times < z)] - a / p.sample_rate; a += len(piece)
+        z = (a + len(piece)) / p.sample_rate
+        at = times[(times >= a / p.sample_rate) & (times < z)] - a / p.sample_rate
+        a += len(piece)
         maps = map_frames(concept_maps(model, piece.repeat(len(i), 1), z_t[i], z_t.mean(0))[method], p, at)
         answer = torch.as_tensor(softmax_scores(model, (model.encode_audio(piece) @ z_t.T).cpu()))
         out.append(unit_range(torch.as_tensor(maps)) * answer[0, i, None])
     return times, unit_range(torch.cat(out, 1))
 
-def grounder(model:CoLLAT, labels=None, k:int=3, method:str=METHODS[-1], **_):
+
+def grounder(model: CoLLAT, labels=None, k: int = 3, method: str = METHODS[-1], **_):
     "When each of the likeliest labels sounds: the stretch around the strongest moment that stays above half of it. Raises ValueError on an unknown method."
-    if method not in METHODS: raise ValueError(f"method '{method}' is not one of {', '.join(METHODS)}.{nearest_name(method, METHODS)}")
-    names = known_labels(model, labels); z_t = prompts_of(model, names); rate = model.profile.sample_rate
+    if method not in METHODS:
+        raise ValueError(f"method '{method}' is not one of {', '.join(METHODS)}.{nearest_name(method, METHODS)}")
+    names = known_labels(model, labels)
+    z_t = prompts_of(model, names)
+    rate = model.profile.sample_rate
+
     def spans(wav):
-        best = top((model.encode_audio(wav) @ z_t.T)[0].cpu(), names, k); i = torch.tensor([names.index(b['label']) for b in best])
+        best = top((model.encode_audio(wav) @ z_t.T)[0].cpu(), names, k)
+        i = torch.tensor([names.index(b['label']) for b in best])
         times, curves = label_curves(model, wav, z_t, i, method)
         for b, m in zip(best, curves):
-            peak = int(m.argmax()); low = (m < .5).nonzero().flatten()
-            a, z = max([int(j) + 1 for j in low if j < peak], default=0), min([int(j) for j in low if j > peak], default=len(m))
-            b |= dict(peak=round(float(times[peak]), 2), onset=round(a * .05, 2), offset=round(min(z * .05, len(wav) / rate), 2))
+            peak = int(m.argmax())
+            low = (m < 0.5).nonzero().flatten()
+            a, z = (
+                max([int(j) + 1 for j in low if j < peak], default=0),
+                min([int(j) for j in low if j > peak], default=len(m)),
+            )
+            b |= dict(
+                peak=round(float(times[peak]), 2),
+                onset=round(a * 0.05, 2),
+                offset=round(min(z * 0.05, len(wav) / rate), 2),
+            )
         return dict(events=best)
+
     return lambda wavs: [spans(w) for w in wavs]
+
 
 QUESTIONS = dict(classify=classifier, words=reader, caption=captioner, ground=grounder)
 
 # %% ../nbs/29_listen.ipynb #d921e6ef
 def answers(
-    model:CoLLAT,
-    question:str, # a key of `QUESTIONS`
-    files:list, # paths
-    skipped:list, # filled with (file, reason)
-    progress:bool=True, # bar on stderr
-    **options, # labels, k, method
-) -> Iterator: # of dicts with 'file'
+    model: CoLLAT,
+    question: str,  # a key of `QUESTIONS`
+    files: list,  # paths
+    skipped: list,  # filled with (file, reason)
+    progress: bool = True,  # bar on stderr
+    **options,  # labels, k, method
+) -> Iterator:  # of dicts with 'file'
     "One answer per readable file, in their order. Raises ValueError on another question, k or method."
-    if question not in QUESTIONS: raise ValueError(f"'{question}' is not one of {', '.join(QUESTIONS)}.{nearest_name(question, QUESTIONS)}")
+    if question not in QUESTIONS:
+        raise ValueError(f"'{question}' is not one of {', '.join(QUESTIONS)}.{nearest_name(question, QUESTIONS)}")
     check_k(options.get('k', 1))
     ask, rate = QUESTIONS[question](model, **options), model.profile.sample_rate
     for group in in_groups(readable(counted(files, question, progress), rate, skipped), rate):
-        for (f, _), a in zip(group, ask([w for _, w in group])): yield dict(file=str(f)) | a
+        for (f, _), a in zip(group, ask([w for _, w in group])):
+            yield dict(file=str(f)) | a
 
-def search(model:CoLLAT, query:str, files:list, skipped:list, k:int=10, sounds=(), progress:bool=True) -> list: # of dicts
+
+def search(
+    model: CoLLAT, query: str, files: list, skipped: list, k: int = 10, sounds=(), progress: bool = True
+) -> list:  # of dicts
     "The k files nearest to a prompt; `sounds` take the places of {audio} in it. Raises ValueError on k < 1, and as `compose`."
     check_k(k)
-    z_q, rate = model.compose(query, list(sounds)).z, model.profile.sample_rate; found = []
+    z_q, rate = model.compose(query, list(sounds)).z, model.profile.sample_rate
+    found = []
     for group in in_groups(readable(counted(files, 'search', progress), rate, skipped), rate):
         found += zip([f for f, _ in group], (model.encode_audio([w for _, w in group]) @ z_q).tolist())
-    return [dict(file=str(f), score=round(s, 4), rank=i) for i, (f, s) in enumerate(sorted(found, key=lambda x: -x[1])[:k], 1)]
+    return [
+        dict(file=str(f), score=round(s, 4), rank=i)
+        for i, (f, s) in enumerate(sorted(found, key=lambda x: -x[1])[:k], 1)
+    ]
 
 # %% ../nbs/29_listen.ipynb #08d0ee51
 def _png(fig) -> str:
     import matplotlib.pyplot as plt
-    f = io.BytesIO(); fig.savefig(f, format='png', dpi=80); plt.close(fig)
+
+    f = io.BytesIO()
+    fig.savefig(f, format='png', dpi=80)
+    plt.close(fig)
     return base64.b64encode(f.getvalue()).decode()
 
-def player(wav:Tensor, sample_rate:int) -> str: # HTML
+
+def player(wav: Tensor, sample_rate: int) -> str:  # HTML
     "An audio element that holds its sound."
     import soundfile
-    f = io.BytesIO(); soundfile.write(f, wav.numpy(), sample_rate, format='WAV', subtype='PCM_16')
+
+    f = io.BytesIO()
+    soundfile.write(f, wav.numpy(), sample_rate, format='WAV', subtype='PCM_16')
     return f'<audio controls src="data:audio/wav;base64,{base64.b64encode(f.getvalue()).decode()}"></audio>'
 
-def bars(rows:list) -> str: # [(text, score)] -> HTML
+
+def bars(rows: list) -> str:  # [(text, score)] -> HTML
     "Names with bars as long as their scores."
-    cell = lambda t, s: f'<tr><td style="text-align:left">{html.escape(t)}</td><td style="text-align:left"><span style="display:inline-block;height:.7em;background:#0173b2;width:{max(0, s) * 12:.1f}em"></span> {s:.2f}</td></tr>'
+    cell = lambda t, s: (
+        f'<tr><td style="text-align:left">{html.escape(t)}</td><td style="text-align:left"><span style="display:inline-block;height:.7em;background:#0173b2;width:{max(0, s) * 12:.1f}em"></span> {s:.2f}</td></tr>'
+    )
     return '<table>' + ''.join(cell(t, s) for t, s in rows) + '</table>'
 
+
 def show(
-    audio, # (s,) waveform or file name
-    model:CoLLAT|str|Path|None=None, # or its folder; None: what `make reproduce` left behind
-    labels=None, # class names; None: as `known_labels`
-    k:int=3, # labels and maps
-    method:str=METHODS[-1], # of the maps
-): # an HTML view
+    audio,  # (s,) waveform or file name
+    model: CoLLAT | str | Path | None = None,  # or its folder; None: what `make reproduce` left behind
+    labels=None,  # class names; None: as `known_labels`
+    k: int = 3,  # labels and maps
+    method: str = METHODS[-1],  # of the maps
+):  # an HTML view
     "Player, labels, words and maps of one sound. Errors as `open_model` and `load_audio`."
     from IPython.display import HTML
+
     model = model if isinstance(model, CoLLAT) else open_model(model)
-    wav, names = at_least(as_waveforms(audio, model.profile.sample_rate)[0], model.profile.sample_rate), known_labels(model, labels)
+    wav, names = (
+        at_least(as_waveforms(audio, model.profile.sample_rate)[0], model.profile.sample_rate),
+        known_labels(model, labels),
+    )
     best = classifier(model, names, k)([wav])[0]['labels']
-    drawn = wav[:round(1.5 * model.profile.clip_seconds * model.profile.sample_rate)]
+    drawn = wav[: round(1.5 * model.profile.clip_seconds * model.profile.sample_rate)]
     fig = draw_grounding(model, drawn, [b['label'] for b in best], method, names)
-    cut = f'<p>drawn: the first {len(drawn) / model.profile.sample_rate:g} of {len(wav) / model.profile.sample_rate:.1f} s</p>' if len(drawn) < len(wav) else ''
-    heard = ', '.join(f'<b>{html.escape(w)}</b> {s:.2f}' for w, s in model.words(wav, 1, names).concepts[:8]) or 'nothing beyond the template'
-    return HTML(f'<div>{player(wav, model.profile.sample_rate)}<p>words: {heard}</p>{bars([(b["label"], b["score"]) for b in best])}{cut}<img src="data:image/png;base64,{_png(fig)}"></div>')
+    cut = (
+        f'<p>drawn: the first {len(drawn) / model.profile.sample_rate:g} of {len(wav) / model.profile.sample_rate:.1f} s</p>'
+        if len(drawn) < len(wav)
+        else ''
+    )
+    heard = (
+        ', '.join(f'<b>{html.escape(w)}</b> {s:.2f}' for w, s in model.words(wav, 1, names).concepts[:8])
+        or 'nothing beyond the template'
+    )
+    return HTML(
+        f'<div>{player(wav, model.profile.sample_rate)}<p>words: {heard}</p>{bars([(b["label"], b["score"]) for b in best])}{cut}<img src="data:image/png;base64,{_png(fig)}"></div>'
+    )

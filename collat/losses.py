@@ -9,6 +9,7 @@ __all__ = ['MATCHERS', 'TERMS', 'pairwise_distance', 'greedy_match', 'reorder', 
 
 # %% ../nbs/10_losses.ipynb #d78ae1b8
 import difflib
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -21,47 +22,53 @@ from .text_encoder import LABEL, PAD, TEMPLATE
 
 # %% ../nbs/10_losses.ipynb #6ae3dc92
 def pairwise_distance(
-    h_at:Tensor,      # (b, n, d) predicted tokens
-    h_t:Tensor,       # (b, n, d) text tokens
-    kind:str='l1',    # 'l1' as in Eq. 1, 'l2' or 'cosine'
-) -> Tensor:          # (b, n, n) distance of text token (row) and prediction (column), at least float32
+    h_at: Tensor,  # (b, n, d) predicted tokens
+    h_t: Tensor,  # (b, n, d) text tokens
+    kind: str = 'l1',  # 'l1' as in Eq. 1, 'l2' or 'cosine'
+) -> Tensor:  # (b, n, n) distance of text token (row) and prediction (column), at least float32
     "Closeness in g (§3.2), without a (b, n, n, d) tensor. Raises ValueError on another kind or unequal shapes."
     if h_at.ndim != 3 or h_at.shape != h_t.shape:
         raise ValueError(f'h_at {tuple(h_at.shape)} and h_t {tuple(h_t.shape)} should have one shape (b, n, d)')
     h_at, h_t = _at_least_float(h_at), _at_least_float(h_t)
     with torch.autocast(h_t.device.type, enabled=False):
-        if kind == 'l1': return torch.cdist(h_t, h_at, p=1.)
-        if kind == 'l2': return torch.cdist(h_t, h_at, p=2., compute_mode='donot_use_mm_for_euclid_dist')
+        if kind == 'l1':
+            return torch.cdist(h_t, h_at, p=1.0)
+        if kind == 'l2':
+            return torch.cdist(h_t, h_at, p=2.0, compute_mode='donot_use_mm_for_euclid_dist')
         if kind == 'cosine':
             return 1 - einsum(F.normalize(h_t, dim=-1), F.normalize(h_at, dim=-1), 'b i d, b j d -> b i j')
     raise ValueError(f'closeness {kind!r} is not one of: l1, l2, cosine')
 
-def _at_least_float(x): return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+def _at_least_float(x):
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 # %% ../nbs/10_losses.ipynb #47ccf02d
 def _rows(D, mask):
     "Finite distances (b, n, n), rows of unmatched tokens indifferent. Raises ValueError on wrong shapes."
-    if D.ndim != 3 or D.shape[1] != D.shape[2]: raise ValueError(f'distances should be (b, n, n), got {tuple(D.shape)}')
+    if D.ndim != 3 or D.shape[1] != D.shape[2]:
+        raise ValueError(f'distances should be (b, n, n), got {tuple(D.shape)}')
     if mask is not None and (mask.shape != D.shape[:2] or mask.dtype != torch.bool):
         raise ValueError(f'mask should be bool {tuple(D.shape[:2])}, got {mask.dtype} {tuple(mask.shape)}')
     big = torch.finfo(D.dtype).max
     D = D.detach().nan_to_num(nan=big, posinf=big, neginf=-big)
-    return D if mask is None else D.masked_fill(~mask[...,None], 0.)
+    return D if mask is None else D.masked_fill(~mask[..., None], 0.0)
 
 # %% ../nbs/10_losses.ipynb #fba57105
 @torch.no_grad()
 def greedy_match(
-    D:Tensor,          # (b, n, n) distance of text token (row) and prediction (column)
-    mask:Tensor=None,  # (b, n) bool, True = the text token chooses; others get what is left, in ascending order
-) -> Tensor:           # (b, n) long, `perm[b, i]` = prediction for text token i
+    D: Tensor,  # (b, n, n) distance of text token (row) and prediction (column)
+    mask: Tensor = None,  # (b, n) bool, True = the text token chooses; others get what is left, in ascending order
+) -> Tensor:  # (b, n) long, `perm[b, i]` = prediction for text token i
     "Right-most text token first, nearest unused prediction, ties to the lowest index (§3.2). Raises ValueError on wrong shapes."
     D = _rows(_at_least_float(D), mask)
     b, n, _ = D.shape
-    if mask is None: D = D.flip(1)
+    if mask is None:
+        D = D.flip(1)
     else:
         i = torch.arange(n, device=D.device)
         order = torch.where(mask, n - 1 - i, n + i).argsort(1)
-        D = D.take_along_dim(order[...,None], 1)
+        D = D.take_along_dim(order[..., None], 1)
     used, steps = D.new_zeros(b, n), []
     for d in rearrange(D, 'b n m -> n b m').contiguous():
         j = (d + used).argmin(-1, keepdim=True)
@@ -72,44 +79,47 @@ def greedy_match(
 
 # %% ../nbs/10_losses.ipynb #3094da05
 def reorder(
-    h_at:Tensor,  # (b, n, d) predicted tokens
-    perm:Tensor,  # (b, n) long
-) -> Tensor:      # (b, n, d)
+    h_at: Tensor,  # (b, n, d) predicted tokens
+    perm: Tensor,  # (b, n) long
+) -> Tensor:  # (b, n, d)
     "g(h_at) of Eq. 1: prediction `perm[b, i]` moves to place i."
-    return h_at.take_along_dim(perm[...,None], 1)
+    return h_at.take_along_dim(perm[..., None], 1)
 
 # %% ../nbs/10_losses.ipynb #257e2222
 @torch.no_grad()
 def hungarian_match(
-    D:Tensor,          # (b, n, n) distance of text token (row) and prediction (column)
-    mask:Tensor=None,  # (b, n) bool, True = the text token counts; others get what is left
-) -> Tensor:           # (b, n) long
+    D: Tensor,  # (b, n, n) distance of text token (row) and prediction (column)
+    mask: Tensor = None,  # (b, n) bool, True = the text token counts; others get what is left
+) -> Tensor:  # (b, n) long
     "Smallest sum of distances over matched tokens (§3.2, future work), by scipy per sample. Raises ValueError on wrong shapes."
     cost = _rows(_at_least_float(D), mask).clamp(-1e30, 1e30).double().cpu().numpy()
     perm = [torch.as_tensor(linear_sum_assignment(c)[1]) for c in cost]
-    return torch.stack(perm).long().to(D.device) if perm else torch.empty(D.shape[:2], dtype=torch.long, device=D.device)
+    return (
+        torch.stack(perm).long().to(D.device) if perm else torch.empty(D.shape[:2], dtype=torch.long, device=D.device)
+    )
 
 # %% ../nbs/10_losses.ipynb #e1448ddd
 @torch.no_grad()
 def sinkhorn_match(
-    D:Tensor,            # (b, n, n) distance of text token (row) and prediction (column)
-    mask:Tensor=None,    # (b, n) bool, True = the text token counts; others get what is left
-    eps:float=.01,       # entropy weight, in units of the sample's mean distance
-    n_iter:int=50,       # sweeps over rows and columns
-) -> Tensor:             # (b, n) long
+    D: Tensor,  # (b, n, n) distance of text token (row) and prediction (column)
+    mask: Tensor = None,  # (b, n) bool, True = the text token counts; others get what is left
+    eps: float = 0.01,  # entropy weight, in units of the sample's mean distance
+    n_iter: int = 50,  # sweeps over rows and columns
+) -> Tensor:  # (b, n) long
     "Entropic optimal transport in the log domain, rounded greedily to a permutation. Raises ValueError on wrong shapes."
     D = _rows(_at_least_float(D), mask).clamp(-1e30, 1e30)
     mean = reduce(D.abs(), 'b i j -> b 1 1', 'mean').clamp(min=torch.finfo(D.dtype).tiny)
-    logP = -D / (eps*mean)
-    for _ in range(n_iter): logP = logP.log_softmax(2).log_softmax(1)
+    logP = -D / (eps * mean)
+    for _ in range(n_iter):
+        logP = logP.log_softmax(2).log_softmax(1)
     return greedy_match(-logP, mask)
 
 # %% ../nbs/10_losses.ipynb #47ebef5d
 @torch.no_grad()
 def no_match(
-    D:Tensor,          # (b, n, n) distances, only their shape is used
-    mask:Tensor=None,  # (b, n) bool, ignored
-) -> Tensor:           # (b, n) long
+    D: Tensor,  # (b, n, n) distances, only their shape is used
+    mask: Tensor = None,  # (b, n) bool, ignored
+) -> Tensor:  # (b, n) long
     "Slot i for text token i."
     _rows(D, mask)
     return torch.arange(D.shape[1], device=D.device).expand(D.shape[:2])
@@ -117,31 +127,37 @@ def no_match(
 # %% ../nbs/10_losses.ipynb #c0c08d42
 MATCHERS = {'greedy': greedy_match, 'hungarian': hungarian_match, 'sinkhorn': sinkhorn_match, 'none': no_match}
 
+
 def match(
-    name:str,  # 'greedy', 'hungarian', 'sinkhorn' or 'none'
-):             # function (D (b, n, n), mask (b, n)) -> perm (b, n)
+    name: str,  # 'greedy', 'hungarian', 'sinkhorn' or 'none'
+):  # function (D (b, n, n), mask (b, n)) -> perm (b, n)
     "The matcher of that name. Raises ValueError, naming the nearest known one."
-    if name in MATCHERS: return MATCHERS[name]
+    if name in MATCHERS:
+        return MATCHERS[name]
     near = difflib.get_close_matches(str(name), MATCHERS, 1, 0)[0]
     raise ValueError(f'matcher {name!r} is not known, did you mean {near!r}? Known: {", ".join(MATCHERS)}')
 
 # %% ../nbs/10_losses.ipynb #88a3bb72
 def match_cost(
-    D:Tensor,          # (b, n, n) distances
-    perm:Tensor,       # (b, n) long
-    mask:Tensor=None,  # (b, n) bool, tokens to sum over, all if None
-) -> Tensor:           # (b,)
+    D: Tensor,  # (b, n, n) distances
+    perm: Tensor,  # (b, n) long
+    mask: Tensor = None,  # (b, n) bool, tokens to sum over, all if None
+) -> Tensor:  # (b,)
     "Sum of the matched distances per sample."
-    d = D.take_along_dim(perm[...,None], 2)[...,0]
-    return (d if mask is None else d.masked_fill(~mask, 0.)).sum(1)
+    d = D.take_along_dim(perm[..., None], 2)[..., 0]
+    return (d if mask is None else d.masked_fill(~mask, 0.0)).sum(1)
 
 # %% ../nbs/10_losses.ipynb #764314bb
-def _world(group=None): return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+def _world(group=None):
+    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+
 
 def _batch_mean(per, weight, group=None):
     "Weighted mean of per (b,); averaged over ranks it is the weighted mean of the whole batch."
-    if weight is None: return per.mean()
-    if weight.shape != per.shape: raise ValueError(f'weight should be {tuple(per.shape)}, got {tuple(weight.shape)}')
+    if weight is None:
+        return per.mean()
+    if weight.shape != per.shape:
+        raise ValueError(f'weight should be {tuple(per.shape)}, got {tuple(weight.shape)}')
     weight = weight.to(per.dtype)
     total = weight.sum()
     if (r := _world(group)) > 1:
@@ -152,98 +168,108 @@ def _batch_mean(per, weight, group=None):
 # %% ../nbs/10_losses.ipynb #dccb78ba
 def _token_l1(x, y, mask, norm, scale, weight, group):
     "Normalised L1 distance of tokens that correspond; x, y (b, n, d)."
-    if x.shape != y.shape: raise ValueError(f'tokens {tuple(x.shape)} and {tuple(y.shape)} should have one shape (b, n, d)')
-    if norm not in ('scaled', 'mean', 'sum'): raise ValueError(f'norm {norm!r} is not one of: scaled, mean, sum')
+    if x.shape != y.shape:
+        raise ValueError(f'tokens {tuple(x.shape)} and {tuple(y.shape)} should have one shape (b, n, d)')
+    if norm not in ('scaled', 'mean', 'sum'):
+        raise ValueError(f'norm {norm!r} is not one of: scaled, mean, sum')
     d = (_at_least_float(x) - _at_least_float(y)).abs()
     d = reduce(d, 'b n d -> b n', 'sum' if norm == 'sum' else 'mean')
     mask = torch.ones_like(d) if mask is None else mask.to(d.dtype)
-    per = (d*mask).sum(1)
-    if norm != 'sum': per = per / mask.sum(1).clamp(min=1)
+    per = (d * mask).sum(1)
+    if norm != 'sum':
+        per = per / mask.sum(1).clamp(min=1)
     return _batch_mean(per / scale if norm == 'scaled' else per, weight, group)
 
 # %% ../nbs/10_losses.ipynb #cc061066
 def cross_token_loss(
-    h_at:Tensor,         # (b, n, d) predicted tokens
-    h_t:Tensor,          # (b, n, d) text tokens
-    perm:Tensor,         # (b, n) long, from a matcher
-    mask:Tensor=None,    # (b, n) bool, text tokens that count, all if None
-    norm:str='scaled',   # 'scaled' mean over tokens and width / scale, 'mean', or 'sum' as printed
-    scale:float=1.,      # mean absolute static embedding of the locked encoder
-    weight:Tensor=None,  # (b,) weight of each sample, 0 = filler
-    group=None,          # process group, the default one if None
-) -> Tensor:             # scalar
+    h_at: Tensor,  # (b, n, d) predicted tokens
+    h_t: Tensor,  # (b, n, d) text tokens
+    perm: Tensor,  # (b, n) long, from a matcher
+    mask: Tensor = None,  # (b, n) bool, text tokens that count, all if None
+    norm: str = 'scaled',  # 'scaled' mean over tokens and width / scale, 'mean', or 'sum' as printed
+    scale: float = 1.0,  # mean absolute static embedding of the locked encoder
+    weight: Tensor = None,  # (b,) weight of each sample, 0 = filler
+    group=None,  # process group, the default one if None
+) -> Tensor:  # scalar
     "Eq. 1. Raises ValueError on another norm or unequal shapes."
     return _token_l1(reorder(h_at, perm), h_t, mask, norm, scale, weight, group)
 
 # %% ../nbs/10_losses.ipynb #a4c6cb2b
 def uni_token_loss(
-    h_at:Tensor,           # (b, n, d) tokens predicted from the clean sound
-    h_at_noisy:Tensor,     # (b, n, d) tokens predicted from the noisy sound
-    norm:str='scaled',     # as in `cross_token_loss`
-    scale:float=1.,        # mean absolute static embedding of the locked encoder
-    weight:Tensor=None,    # (b,) weight of each sample, 0 = filler
-    stop_grad:bool=False,  # no gradient through the clean view
-    group=None,            # process group, the default one if None
-) -> Tensor:               # scalar
+    h_at: Tensor,  # (b, n, d) tokens predicted from the clean sound
+    h_at_noisy: Tensor,  # (b, n, d) tokens predicted from the noisy sound
+    norm: str = 'scaled',  # as in `cross_token_loss`
+    scale: float = 1.0,  # mean absolute static embedding of the locked encoder
+    weight: Tensor = None,  # (b,) weight of each sample, 0 = filler
+    stop_grad: bool = False,  # no gradient through the clean view
+    group=None,  # process group, the default one if None
+) -> Tensor:  # scalar
     "Eq. 3. Raises ValueError on another norm or unequal shapes."
     return _token_l1(h_at.detach() if stop_grad else h_at, h_at_noisy, None, norm, scale, weight, group)
 
 # %% ../nbs/10_losses.ipynb #2e571d36
 class _Gather(torch.autograd.Function):
     "Concatenate x (b, ...) over ranks; backward sums the ranks' gradients of this rank's part. Works on gloo and nccl."
+
     @staticmethod
     def forward(ctx, x, group):
         ctx.group, ctx.b = group, len(x)
         parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(_world(group))]
         dist.all_gather(parts, x.contiguous(), group=group)
         return torch.cat(parts)
+
     @staticmethod
     def backward(ctx, grad):
         grad = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(grad, group=ctx.group)
         i = dist.get_rank(ctx.group) * ctx.b
-        return grad[i:i + ctx.b], None
+        return grad[i : i + ctx.b], None
 
 # %% ../nbs/10_losses.ipynb #c2e9b88f
 def gather(
-    x:Tensor,    # (b, ...) this rank's part, of equal b on every rank
+    x: Tensor,  # (b, ...) this rank's part, of equal b on every rank
     group=None,  # process group, the default one if None
-) -> Tensor:     # (B, ...) all ranks' parts in order, x itself without a process group
+) -> Tensor:  # (B, ...) all ranks' parts in order, x itself without a process group
     "All-gather through which gradients flow. Every rank has to call it."
     return _Gather.apply(x, group) if _world(group) > 1 else x
 
+
 def _check_equal(b, device, group):
     sizes = gather(torch.tensor([b], device=device), group).tolist()
-    if len(set(sizes)) > 1: raise ValueError(f'ranks have unequal batches {sizes}: fill them up with samples of weight 0')
+    if len(set(sizes)) > 1:
+        raise ValueError(f'ranks have unequal batches {sizes}: fill them up with samples of weight 0')
 
 # %% ../nbs/10_losses.ipynb #c0bc0418
 def shared_targets(
-    ids:Tensor,         # (b,) integer, one for each text
-    all_ids:Tensor,     # (B,) integer, over all ranks
-    valid:Tensor=None,  # (B,) bool, False = filler, never a target
-) -> Tensor:            # (b, B), rows sum to 1 (to 0 where no target is valid)
+    ids: Tensor,  # (b,) integer, one for each text
+    all_ids: Tensor,  # (B,) integer, over all ranks
+    valid: Tensor = None,  # (B,) bool, False = filler, never a target
+) -> Tensor:  # (b, B), rows sum to 1 (to 0 where no target is valid)
     "Targets of Eq. 2, uniform over identical texts."
     same = rearrange(ids, 'i -> i 1') == rearrange(all_ids, 'j -> 1 j')
-    if valid is not None: same = same & valid
+    if valid is not None:
+        same = same & valid
     return same / same.sum(1, keepdim=True).clamp(min=1)
 
 # %% ../nbs/10_losses.ipynb #8ae55a49
 def _text_ids(text_ids, targets, b, device, group):
     "(b,) ids that decide what counts as the same text. Raises ValueError."
-    if targets not in ('same_text', 'diagonal'): raise ValueError(f'targets {targets!r} is not one of: same_text, diagonal')
+    if targets not in ('same_text', 'diagonal'):
+        raise ValueError(f'targets {targets!r} is not one of: same_text, diagonal')
     if text_ids is not None and (text_ids.shape != (b,) or text_ids.is_floating_point()):
         raise ValueError(f'text_ids should be integer ({b},), got {text_ids.dtype} {tuple(text_ids.shape)}')
     if targets == 'diagonal':
-        return torch.arange(b, device=device) + b*(dist.get_rank(group) if _world(group) > 1 else 0)
-    if text_ids is None: raise ValueError("targets='same_text' needs text_ids, one integer for each text (or targets='diagonal')")
+        return torch.arange(b, device=device) + b * (dist.get_rank(group) if _world(group) > 1 else 0)
+    if text_ids is None:
+        raise ValueError("targets='same_text' needs text_ids, one integer for each text (or targets='diagonal')")
     return text_ids
 
 # %% ../nbs/10_losses.ipynb #747d753b
 def duplicate_share(
-    text_ids:Tensor,     # (b,) integer, one for each text
-    weight:Tensor=None,  # (b,) weight of each sample, 0 = filler
-    group=None,          # process group, the default one if None
-) -> Tensor:             # scalar
+    text_ids: Tensor,  # (b,) integer, one for each text
+    weight: Tensor = None,  # (b,) weight of each sample, 0 = filler
+    group=None,  # process group, the default one if None
+) -> Tensor:  # scalar
     "Share of this rank's samples whose text occurs again in the batch of all ranks."
     valid = torch.ones_like(text_ids, dtype=torch.bool) if weight is None else weight > 0
     all_ids, all_valid = gather(torch.stack([text_ids, valid.to(text_ids.dtype)], 1), group).unbind(1)
@@ -252,122 +278,161 @@ def duplicate_share(
 
 # %% ../nbs/10_losses.ipynb #59802023
 def global_contrastive_loss(
-    z_a:Tensor,               # (b, d) audio embeddings, normalised inside
-    z_t:Tensor,               # (b, d) text embeddings, normalised inside
-    logit_scale:Tensor,       # scalar τ, exponentiated
-    text_ids:Tensor=None,     # (b,) integer, one for each text
-    targets:str='same_text',  # 'same_text' shares targets over identical texts, 'diagonal' as printed
-    weight:Tensor=None,       # (b,) weight of each sample; 0 = filler, also as a negative
-    group=None,               # process group, the default one if None; equal b on every rank
-) -> Tensor:                  # scalar; its mean over ranks is the loss of the whole batch
+    z_a: Tensor,  # (b, d) audio embeddings, normalised inside
+    z_t: Tensor,  # (b, d) text embeddings, normalised inside
+    logit_scale: Tensor,  # scalar τ, exponentiated
+    text_ids: Tensor = None,  # (b,) integer, one for each text
+    targets: str = 'same_text',  # 'same_text' shares targets over identical texts, 'diagonal' as printed
+    weight: Tensor = None,  # (b,) weight of each sample; 0 = filler, also as a negative
+    group=None,  # process group, the default one if None; equal b on every rank
+) -> Tensor:  # scalar; its mean over ranks is the loss of the whole batch
     "Eq. 2 with its minus sign, over all ranks in (b, B) memory. Raises ValueError on wrong shapes, targets, unequal batches."
     b = len(z_a)
-    if z_a.ndim != 2 or z_a.shape != z_t.shape: raise ValueError(f'z_a {tuple(z_a.shape)}, z_t {tuple(z_t.shape)} should both be (b, d)')
+    if z_a.ndim != 2 or z_a.shape != z_t.shape:
+        raise ValueError(f'z_a {tuple(z_a.shape)}, z_t {tuple(z_t.shape)} should both be (b, d)')
     ids = _text_ids(text_ids, targets, b, z_a.device, group)
-    if _world(group) > 1: _check_equal(b, z_a.device, group)
+    if _world(group) > 1:
+        _check_equal(b, z_a.device, group)
     with torch.autocast(z_a.device.type, enabled=False):
         z_a, z_t = (F.normalize(_at_least_float(z), dim=-1) for z in (z_a, z_t))
         Z_a, Z_t = gather(torch.cat([z_a, z_t], 1), group).chunk(2, 1)
         valid = None if weight is None else gather(weight > 0, group)
-        q, per = shared_targets(ids, gather(ids, group), valid).to(z_a.dtype), 0.
-        for x,Y in ((z_a, Z_t), (z_t, Z_a)):
+        q, per = shared_targets(ids, gather(ids, group), valid).to(z_a.dtype), 0.0
+        for x, Y in ((z_a, Z_t), (z_t, Z_a)):
             S = logit_scale * einsum(x, Y, 'i d, j d -> i j')
-            if valid is not None: S = S.masked_fill(~valid, -1e9)
-            per = per + F.cross_entropy(S, q, reduction='none')/2
+            if valid is not None:
+                S = S.masked_fill(~valid, -1e9)
+            per = per + F.cross_entropy(S, q, reduction='none') / 2
     return _batch_mean(per, weight, group)
 
 # %% ../nbs/10_losses.ipynb #e061cd8c
 def _distance_log(h_at, h_t, perm, kind, scale, weight):
     "Matched distances by kind of token, in units of scale; NaN where there is none."
-    if kind is None: return {}
+    if kind is None:
+        return {}
     d = reduce((_at_least_float(reorder(h_at, perm)) - _at_least_float(h_t)).abs(), 'b n d -> b n', 'mean') / scale
     out = {}
-    for name,code in dict(label=LABEL, template=TEMPLATE, padding=PAD).items():
+    for name, code in dict(label=LABEL, template=TEMPLATE, padding=PAD).items():
         m = kind == code
-        if weight is not None: m = m & rearrange(weight > 0, 'b -> b 1')
-        out[f'dist_{name}'] = d.masked_fill(~m, 0.).sum() / m.sum()
+        if weight is not None:
+            m = m & rearrange(weight > 0, 'b -> b 1')
+        out[f'dist_{name}'] = d.masked_fill(~m, 0.0).sum() / m.sum()
     return out
 
 # %% ../nbs/10_losses.ipynb #220bc4ce
 class CoLLATLoss(nn.Module):
     "Eq. 4. Raises ValueError on unknown options, or on inputs that a term with λ > 0 lacks."
-    def __init__(self,
-        lambdas:tuple=(1., .1, .01),  # λ1 cross-token, λ2 cross-global, λ3 uni-token
-        matcher:str='greedy',         # 'greedy', 'hungarian', 'sinkhorn' or 'none'
-        closeness:str='l1',           # distance inside g: 'l1', 'l2' or 'cosine'
-        norm:str='scaled',            # of both token losses: 'scaled', 'mean' or 'sum'
-        embed_scale:float=1.,         # mean absolute static embedding of the locked encoder
-        counts:str='all',             # text tokens that choose in g and count in Eq. 1: 'all' (as printed), 'words' (no padding), 'label'
-        targets:str='same_text',      # of Eq. 2: 'same_text' or 'diagonal'
-        stop_grad:bool=False,         # Eq. 3: no gradient through the clean view
-        group=None,                   # process group, the default one if None
+
+    def __init__(
+        self,
+        lambdas: tuple = (1.0, 0.1, 0.01),  # λ1 cross-token, λ2 cross-global, λ3 uni-token
+        matcher: str = 'greedy',  # 'greedy', 'hungarian', 'sinkhorn' or 'none'
+        closeness: str = 'l1',  # distance inside g: 'l1', 'l2' or 'cosine'
+        norm: str = 'scaled',  # of both token losses: 'scaled', 'mean' or 'sum'
+        embed_scale: float = 1.0,  # mean absolute static embedding of the locked encoder
+        counts: str = 'all',  # text tokens that choose in g and count in Eq. 1: 'all' (as printed), 'words' (no padding), 'label'
+        targets: str = 'same_text',  # of Eq. 2: 'same_text' or 'diagonal'
+        stop_grad: bool = False,  # Eq. 3: no gradient through the clean view
+        group=None,  # process group, the default one if None
     ):
         super().__init__()
-        if len(lambdas) != 3 or min(lambdas) < 0: raise ValueError(f'lambdas should be three numbers ≥ 0, got {lambdas}')
-        if not embed_scale > 0: raise ValueError(f'embed_scale should be > 0, got {embed_scale}')
-        for name,value,known in (('closeness', closeness, ('l1', 'l2', 'cosine')), ('norm', norm, ('scaled', 'mean', 'sum')),
-                                 ('counts', counts, ('all', 'words', 'label')), ('targets', targets, ('same_text', 'diagonal'))):
-            if value not in known: raise ValueError(f'{name} {value!r} is not one of: {", ".join(known)}')
+        if len(lambdas) != 3 or min(lambdas) < 0:
+            raise ValueError(f'lambdas should be three numbers ≥ 0, got {lambdas}')
+        if not embed_scale > 0:
+            raise ValueError(f'embed_scale should be > 0, got {embed_scale}')
+        for name, value, known in (
+            ('closeness', closeness, ('l1', 'l2', 'cosine')),
+            ('norm', norm, ('scaled', 'mean', 'sum')),
+            ('counts', counts, ('all', 'words', 'label')),
+            ('targets', targets, ('same_text', 'diagonal')),
+        ):
+            if value not in known:
+                raise ValueError(f'{name} {value!r} is not one of: {", ".join(known)}')
         self.matcher, self.closeness, self.norm, self.embed_scale = match(matcher), closeness, norm, float(embed_scale)
         self.lambdas, self.counts, self.targets, self.stop_grad = tuple(lambdas), counts, targets, stop_grad
         self.group = group
 
 # %% ../nbs/10_losses.ipynb #0caa590d
 @patch
-def align(self:CoLLATLoss,
-    h_at:Tensor,       # (b, n, d) predicted tokens
-    h_t:Tensor,        # (b, n, d) text tokens
-    kind:Tensor=None,  # (b, n) codes of the text tokens
-) -> tuple:            # perm (b, n) long, mask (b, n) bool or None
+def align(
+    self: CoLLATLoss,
+    h_at: Tensor,  # (b, n, d) predicted tokens
+    h_t: Tensor,  # (b, n, d) text tokens
+    kind: Tensor = None,  # (b, n) codes of the text tokens
+) -> tuple:  # perm (b, n) long, mask (b, n) bool or None
     "g, without gradient, and the text tokens that count. Raises ValueError without the kinds that `counts` needs."
-    if self.counts != 'all' and kind is None: raise ValueError(f"counts='{self.counts}' needs kind (b, n)")
+    if self.counts != 'all' and kind is None:
+        raise ValueError(f"counts='{self.counts}' needs kind (b, n)")
     if kind is not None and kind.shape != h_t.shape[:2]:
         raise ValueError(f'kind should be {tuple(h_t.shape[:2])}, got {tuple(kind.shape)}')
     mask = dict(all=lambda: None, words=lambda: kind != PAD, label=lambda: kind == LABEL)[self.counts]()
-    with torch.no_grad(): return self.matcher(pairwise_distance(h_at, h_t, self.closeness), mask), mask
+    with torch.no_grad():
+        return self.matcher(pairwise_distance(h_at, h_t, self.closeness), mask), mask
 
 # %% ../nbs/10_losses.ipynb #f393a102
-TERMS = 'cross_token', 'global', 'uni_token'   # of Eq. 4, in the order of λ
+TERMS = 'cross_token', 'global', 'uni_token'  # of Eq. 4, in the order of λ
+
 
 @patch
-def terms(self:CoLLATLoss,
-    match:tuple,             # perm and mask of `align`, None if λ1 = 0
-    h_at:Tensor,             # (b, n, d), as the rest in `forward`
-    h_t:Tensor, z_a:Tensor, z_t:Tensor, logit_scale:Tensor, h_at_noisy:Tensor=None, text_ids:Tensor=None, weight:Tensor=None,
-) -> dict:                   # name -> scalar, those with λ > 0
+def terms(
+    self: CoLLATLoss,
+    match: tuple,  # perm and mask of `align`, None if λ1 = 0
+    h_at: Tensor,  # (b, n, d), as the rest in `forward`
+    h_t: Tensor,
+    z_a: Tensor,
+    z_t: Tensor,
+    logit_scale: Tensor,
+    h_at_noisy: Tensor = None,
+    text_ids: Tensor = None,
+    weight: Tensor = None,
+) -> dict:  # name -> scalar, those with λ > 0
     "The terms of Eq. 4 without their weights, with gradient. Raises ValueError where a term with λ > 0 lacks an input."
     l1, l2, l3 = self.lambdas
-    for lam,name,x in ((l1,'h_t',h_t), (l2,'z_a',z_a), (l2,'z_t',z_t), (l2,'logit_scale',logit_scale), (l3,'h_at_noisy',h_at_noisy)):
-        if lam > 0 and x is None: raise ValueError(f'lambdas={self.lambdas} needs {name}')
+    for lam, name, x in (
+        (l1, 'h_t', h_t),
+        (l2, 'z_a', z_a),
+        (l2, 'z_t', z_t),
+        (l2, 'logit_scale', logit_scale),
+        (l3, 'h_at_noisy', h_at_noisy),
+    ):
+        if lam > 0 and x is None:
+            raise ValueError(f'lambdas={self.lambdas} needs {name}')
     opts, out = dict(norm=self.norm, scale=self.embed_scale, weight=weight, group=self.group), {}
-    if l1 > 0: out['cross_token'] = cross_token_loss(h_at, h_t, *match, **opts)
-    if l2 > 0: out['global'] = global_contrastive_loss(z_a, z_t, logit_scale, text_ids, self.targets, weight, self.group)
-    if l3 > 0: out['uni_token'] = uni_token_loss(h_at, h_at_noisy, stop_grad=self.stop_grad, **opts)
+    if l1 > 0:
+        out['cross_token'] = cross_token_loss(h_at, h_t, *match, **opts)
+    if l2 > 0:
+        out['global'] = global_contrastive_loss(z_a, z_t, logit_scale, text_ids, self.targets, weight, self.group)
+    if l3 > 0:
+        out['uni_token'] = uni_token_loss(h_at, h_at_noisy, stop_grad=self.stop_grad, **opts)
     return out
 
+
 @patch
-def total(self:CoLLATLoss, terms:dict) -> Tensor: # scalar
+def total(self: CoLLATLoss, terms: dict) -> Tensor:  # scalar
     "Eq. 4: the weighted sum of `terms`, of which there is at least one."
-    return sum(lam*terms[k] for lam,k in zip(self.lambdas, TERMS) if k in terms)
+    return sum(lam * terms[k] for lam, k in zip(self.lambdas, TERMS) if k in terms)
 
 # %% ../nbs/10_losses.ipynb #98624cbf
 @patch
-def forward(self:CoLLATLoss,
-    h_at:Tensor,             # (b, n, d) predicted tokens
-    h_t:Tensor,              # (b, n, d) text tokens; None leaves the distances out
-    z_a:Tensor,              # (b, d) audio embeddings; None if λ2 = 0
-    z_t:Tensor,              # (b, d) text embeddings; None if λ2 = 0
-    logit_scale:Tensor,      # scalar τ, exponentiated; None if λ2 = 0
-    h_at_noisy:Tensor=None,  # (b, n, d) predicted tokens of the noisy view
-    kind:Tensor=None,        # (b, n) PAD, TEMPLATE, LABEL or SPECIAL
-    text_ids:Tensor=None,    # (b,) integer, one for each text
-    weight:Tensor=None,      # (b,) weight of each sample, 0 = filler
-) -> dict:                   # loss, with gradient; the terms that were computed and what is logged, without
+def forward(
+    self: CoLLATLoss,
+    h_at: Tensor,  # (b, n, d) predicted tokens
+    h_t: Tensor,  # (b, n, d) text tokens; None leaves the distances out
+    z_a: Tensor,  # (b, d) audio embeddings; None if λ2 = 0
+    z_t: Tensor,  # (b, d) text embeddings; None if λ2 = 0
+    logit_scale: Tensor,  # scalar τ, exponentiated; None if λ2 = 0
+    h_at_noisy: Tensor = None,  # (b, n, d) predicted tokens of the noisy view
+    kind: Tensor = None,  # (b, n) PAD, TEMPLATE, LABEL or SPECIAL
+    text_ids: Tensor = None,  # (b,) integer, one for each text
+    weight: Tensor = None,  # (b,) weight of each sample, 0 = filler
+) -> dict:  # loss, with gradient; the terms that were computed and what is logged, without
     "Weighted sum of the three terms. Every rank has to call it."
     match = None if h_t is None else self.align(h_at, h_t, kind)
     out = self.terms(match, h_at, h_t, z_a, z_t, logit_scale, h_at_noisy, text_ids, weight)
-    loss = self.total(out) if out else h_at.sum()*0.
+    loss = self.total(out) if out else h_at.sum() * 0.0
     with torch.no_grad():
-        if h_t is not None: out |= _distance_log(h_at, h_t, match[0], kind, self.embed_scale, weight)
-        if text_ids is not None: out['duplicates'] = duplicate_share(text_ids, weight, self.group)
-    return dict(loss=loss, **{k: v.detach() for k,v in out.items()})
+        if h_t is not None:
+            out |= _distance_log(h_at, h_t, match[0], kind, self.embed_scale, weight)
+        if text_ids is not None:
+            out['duplicates'] = duplicate_share(text_ids, weight, self.group)
+    return dict(loss=loss, **{k: v.detach() for k, v in out.items()})

@@ -9,230 +9,289 @@ __all__ = ['RESAMPLED', 'as_array', 'check_scores', 'hits', 'accuracy', 'resampl
            'bootstrap_ci', 'paired_bootstrap']
 
 # %% ../nbs/03_metrics.ipynb #ffa8f462
-import numpy as np
 from collections.abc import Callable
+
+import numpy as np
 
 # %% ../nbs/03_metrics.ipynb #b1f10d15
 def as_array(
-    x, # tensor or array
-    name:str='scores', # for the message
+    x,  # tensor or array
+    name: str = 'scores',  # for the message
 ) -> np.ndarray:
     "`x` as a numpy array. Raises ValueError when it is empty or holds values that are not finite."
     if hasattr(x, 'detach'):
         x = x.detach().cpu()
         x = x.float() if 'bfloat16' in str(x.dtype) else x
     x = np.asarray(x)
-    if not x.size: raise ValueError(f'{name} is empty, shape {x.shape}')
+    if not x.size:
+        raise ValueError(f'{name} is empty, shape {x.shape}')
     if x.dtype.kind == 'f' and not np.isfinite(x).all():
-        raise ValueError(f'{name} holds {np.count_nonzero(~np.isfinite(x))} values that are not finite; finite numbers are accepted')
+        raise ValueError(
+            f'{name} holds {np.count_nonzero(~np.isfinite(x))} values that are not finite; finite numbers are accepted'
+        )
     return x
 
+
 def check_scores(
-    scores, # (b, k)
-    labels, # (b, k) 0 or 1
-) -> tuple[np.ndarray, np.ndarray]: # (b, k) float, (b, k) bool
+    scores,  # (b, k)
+    labels,  # (b, k) 0 or 1
+) -> tuple[np.ndarray, np.ndarray]:  # (b, k) float, (b, k) bool
     "Both as arrays. Raises ValueError on shapes that differ, labels other than 0 and 1, and as `as_array`."
     scores, labels = as_array(scores), as_array(labels, 'labels')
     if scores.ndim != 2 or scores.shape != labels.shape:
-        raise ValueError(f'scores have shape {scores.shape} and labels {labels.shape}; two arrays of one shape (b, k) are accepted')
+        raise ValueError(
+            f'scores have shape {scores.shape} and labels {labels.shape}; two arrays of one shape (b, k) are accepted'
+        )
     if not ((labels == 0) | (labels == 1)).all():
         raise ValueError(f'labels hold {np.setdiff1d(labels, [0, 1])[:3].tolist()}; 0 and 1 are accepted')
     return scores if scores.dtype.kind == 'f' else scores.astype(float), labels.astype(bool)
 
 # %% ../nbs/03_metrics.ipynb #fb532009
 def hits(
-    scores, # (b, k)
-    target, # (b,) class index
-) -> np.ndarray: # (b,) bool
+    scores,  # (b, k)
+    target,  # (b,) class index
+) -> np.ndarray:  # (b,) bool
     "Whether each clip's class scores strictly highest. Raises ValueError on targets that are not indices of the k ≥ 2 classes."
     scores, target = as_array(scores), as_array(target, 'target')
     if scores.ndim != 2 or target.shape != scores.shape[:1] or scores.shape[1] < 2:
-        raise ValueError(f'scores have shape {scores.shape} and target {target.shape}; (b, k) with k ≥ 2 and (b,) are accepted')
+        raise ValueError(
+            f'scores have shape {scores.shape} and target {target.shape}; (b, k) with k ≥ 2 and (b,) are accepted'
+        )
     if target.dtype.kind not in 'iu' or target.min() < 0 or target.max() >= scores.shape[1]:
-        raise ValueError(f'target is {target.dtype} from {target.min()} to {target.max()}; integers from 0 to {scores.shape[1] - 1} are accepted')
+        raise ValueError(
+            f'target is {target.dtype} from {target.min()} to {target.max()}; integers from 0 to {scores.shape[1] - 1} are accepted'
+        )
     own = np.take_along_axis(scores, target[:, None], 1)
     return (scores >= own).sum(1) == 1
 
+
 def accuracy(
-    scores, # (b, k)
-    target, # (b,) class index
+    scores,  # (b, k)
+    target,  # (b,) class index
 ) -> float:
     "Top-1 accuracy; a tie for the first place is a miss. Errors as `hits`."
     return float(hits(scores, target).mean())
 
 # %% ../nbs/03_metrics.ipynb #6a1db995
 def resampled_ap(
-    scores, # (b,) of one class
-    labels, # (b,) bool
-    counts, # (b, r) how often each clip is in each resample
-) -> np.ndarray: # (r,), NaN where a resample has no positive
+    scores,  # (b,) of one class
+    labels,  # (b,) bool
+    counts,  # (b, r) how often each clip is in each resample
+) -> np.ndarray:  # (r,), NaN where a resample has no positive
     "Average precision of every resample, equal to scikit-learn's on the repeated clips."
     order = np.argsort(-scores, kind='stable')
     s, rows = scores[order], np.flatnonzero(labels[order])
-    if not len(rows): return np.full(counts.shape[1], np.nan)
-    last = np.flatnonzero(np.r_[s[1:] != s[:-1], True])                 # last place of every group of equal scores
-    end = last[np.searchsorted(last, rows)]                             # … of the groups that hold positives
+    if not len(rows):
+        return np.full(counts.shape[1], np.nan)
+    last = np.flatnonzero(np.r_[s[1:] != s[:-1], True])  # last place of every group of equal scores
+    end = last[np.searchsorted(last, rows)]  # … of the groups that hold positives
     end, first = np.unique(end, return_index=True)
-    c = counts[order[:end[-1] + 1]]
+    c = counts[order[: end[-1] + 1]]
     n = np.add.reduceat(c, np.r_[0, end[:-1] + 1], axis=0).cumsum(0)
     new = np.add.reduceat(c[rows], first, axis=0)
     tp = new.cumsum(0)
-    with np.errstate(invalid='ignore'): return (new * tp / np.maximum(n, 1)).sum(0) / tp[-1]
+    with np.errstate(invalid='ignore'):
+        return (new * tp / np.maximum(n, 1)).sum(0) / tp[-1]
 
 # %% ../nbs/03_metrics.ipynb #743d793b
 def class_ap(
-    scores, # (b, k)
-    labels, # (b, k) 0 or 1
-) -> np.ndarray: # (k,), NaN for a class without positives
+    scores,  # (b, k)
+    labels,  # (b, k) 0 or 1
+) -> np.ndarray:  # (k,), NaN for a class without positives
     "Average precision of each class over the clips, equal to scikit-learn's. Errors as `check_scores`."
     scores, labels = check_scores(scores, labels)
     once = np.ones((len(scores), 1), int)
     return np.array([resampled_ap(s, y, once)[0] for s, y in zip(scores.T, labels.T)])
 
+
 def mean_average_precision(
-    scores, # (b, k)
-    labels, # (b, k) 0 or 1
-    return_left_out:bool=False, # also return how many classes had no positive
-) -> float|tuple[float, int]:
+    scores,  # (b, k)
+    labels,  # (b, k) 0 or 1
+    return_left_out: bool = False,  # also return how many classes had no positive
+) -> float | tuple[float, int]:
     "Macro mAP over the classes that have positives. Raises ValueError when none has, and as `check_scores`."
     ap = class_ap(scores, labels)
-    if np.isnan(ap).all(): raise ValueError(f'none of the {len(ap)} classes has a positive clip; at least one is needed')
+    if np.isnan(ap).all():
+        raise ValueError(f'none of the {len(ap)} classes has a positive clip; at least one is needed')
     return (float(np.nanmean(ap)), int(np.isnan(ap).sum())) if return_left_out else float(np.nanmean(ap))
 
+
 def clipwise_map(
-    scores, # (b, k)
-    labels, # (b, k) 0 or 1
-    return_left_out:bool=False, # also return how many clips had no label
-) -> float|tuple[float, int]:
+    scores,  # (b, k)
+    labels,  # (b, k) 0 or 1
+    return_left_out: bool = False,  # also return how many clips had no label
+) -> float | tuple[float, int]:
     "Mean over clips of the average precision over classes; clips without labels are left out. Errors as `mean_average_precision`."
     scores, labels = check_scores(scores, labels)
     return mean_average_precision(scores.T, labels.T, return_left_out)
 
 # %% ../nbs/03_metrics.ipynb #cff84528
 def relevance(
-    query_ids, # (q,) clip each query belongs to
-    gallery_ids, # (g,) clip each gallery item belongs to
-) -> np.ndarray: # (q, g) bool
+    query_ids,  # (q,) clip each query belongs to
+    gallery_ids,  # (g,) clip each gallery item belongs to
+) -> np.ndarray:  # (q, g) bool
     "What is relevant to what: equal ids."
     return np.asarray(query_ids)[:, None] == np.asarray(gallery_ids)[None]
 
-def check_retrieval(sim, relevant, k:int=1):
+
+def check_retrieval(sim, relevant, k: int = 1):
     "As `check_scores`; also raises ValueError when a query has nothing relevant, or k < 1."
-    if k < 1: raise ValueError(f'k is {k}; 1 or more is accepted')
+    if k < 1:
+        raise ValueError(f'k is {k}; 1 or more is accepted')
     sim, relevant = check_scores(sim, relevant)
-    if (n := (~relevant.any(1)).sum()): raise ValueError(f'{n} of {len(sim)} queries have no relevant item; at least one each is needed')
+    if n := (~relevant.any(1)).sum():
+        raise ValueError(f'{n} of {len(sim)} queries have no relevant item; at least one each is needed')
     return sim, relevant
 
+
 def first_rank(
-    sim, # (q, g) similarity
-    relevant, # (q, g) 0 or 1
-) -> np.ndarray: # (q,) from 1
+    sim,  # (q, g) similarity
+    relevant,  # (q, g) 0 or 1
+) -> np.ndarray:  # (q,) from 1
     "Rank of the best-placed relevant item of each query, ties against. Errors as `check_retrieval`."
     sim, relevant = check_retrieval(sim, relevant)
     best = np.where(relevant, sim, -np.inf).max(1, keepdims=True)
     return 1 + ((sim >= best) & ~relevant).sum(1)
 
 # %% ../nbs/03_metrics.ipynb #5dbc9592
-def recall_at_k(sim, relevant, k:int=10) -> float: # (q, g), (q, g)
+def recall_at_k(sim, relevant, k: int = 10) -> float:  # (q, g), (q, g)
     "Share of queries with a relevant item among the first k. Errors as `check_retrieval`."
-    if k < 1: raise ValueError(f'k is {k}; 1 or more is accepted')
+    if k < 1:
+        raise ValueError(f'k is {k}; 1 or more is accepted')
     return float((first_rank(sim, relevant) <= k).mean())
 
-def mrr(sim, relevant) -> float: # (q, g), (q, g)
+
+def mrr(sim, relevant) -> float:  # (q, g), (q, g)
     "Mean reciprocal rank of the best-placed relevant item over the whole gallery. Errors as `check_retrieval`."
     return float((1 / first_rank(sim, relevant)).mean())
 
+
 def query_ap(
-    sim, # (q, g) similarity
-    relevant, # (q, g) 0 or 1
-    k:int=10, # places that are looked at
-) -> np.ndarray: # (q,)
+    sim,  # (q, g) similarity
+    relevant,  # (q, g) 0 or 1
+    k: int = 10,  # places that are looked at
+) -> np.ndarray:  # (q,)
     "AP@k of each query: hit index over rank, summed over the hits in the first k, over the number of relevant items. Errors as `check_retrieval`."
     sim, relevant = check_retrieval(sim, relevant, k)
-    order = np.lexsort((relevant, -sim), axis=1)[:, :k]                 # among equals, relevant items come last
+    order = np.lexsort((relevant, -sim), axis=1)[:, :k]  # among equals, relevant items come last
     hit = np.take_along_axis(relevant, order, 1)
     return (hit * hit.cumsum(1) / np.arange(1, hit.shape[1] + 1)).sum(1) / relevant.sum(1)
 
-def average_precision_at_k(sim, relevant, k:int=10) -> float: # (q, g), (q, g)
+
+def average_precision_at_k(sim, relevant, k: int = 10) -> float:  # (q, g), (q, g)
     "Mean of `query_ap`: the retrieval mAP@k. Errors as `check_retrieval`."
     return float(query_ap(sim, relevant, k).mean())
 
 # %% ../nbs/03_metrics.ipynb #165a4233
 def resample_counts(
-    b:int, # rows
-    n_boot:int=1000, # resamples r
-    seed:int=0,
-    groups=None, # (b,) clip of each row; None: each row is a clip
-) -> np.ndarray: # (b, r) how often each row is in each resample
+    b: int,  # rows
+    n_boot: int = 1000,  # resamples r
+    seed: int = 0,
+    groups=None,  # (b,) clip of each row; None: each row is a clip
+) -> np.ndarray:  # (b, r) how often each row is in each resample
     "Bootstrap draws of whole groups. Raises ValueError on fewer than two groups or `groups` of another length."
     member = np.arange(b) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    if len(member) != b: raise ValueError(f'groups has {len(member)} entries; one for each of {b} rows is accepted')
-    if (g := member.max() + 1) < 2: raise ValueError(f'{g} clip given; an interval over clips needs two or more')
-    return np.ascontiguousarray(np.random.default_rng(seed).multinomial(g, np.full(g, 1/g), size=n_boot).T.astype(np.int32)[member])
+    if len(member) != b:
+        raise ValueError(f'groups has {len(member)} entries; one for each of {b} rows is accepted')
+    if (g := member.max() + 1) < 2:
+        raise ValueError(f'{g} clip given; an interval over clips needs two or more')
+    return np.ascontiguousarray(
+        np.random.default_rng(seed).multinomial(g, np.full(g, 1 / g), size=n_boot).T.astype(np.int32)[member]
+    )
+
 
 def resampled_mean(values, counts):
     "Mean of `values` (b,) in each resample, NaN entries left out."
-    values = np.asarray(values, float); ok = ~np.isnan(values)
-    with np.errstate(invalid='ignore'): return values[ok] @ counts[ok] / counts[ok].sum(0)
+    values = np.asarray(values, float)
+    ok = ~np.isnan(values)
+    with np.errstate(invalid='ignore'):
+        return values[ok] @ counts[ok] / counts[ok].sum(0)
+
 
 def resampled_map(scores, labels, counts):
     "Macro mAP of each resample; classes without positives are left out of that resample."
     scores, labels = check_scores(scores, labels)
     ap = np.array([resampled_ap(s, y, counts) for s, y in zip(scores.T, labels.T)])
-    with np.errstate(invalid='ignore'): return np.nansum(ap, 0) / (~np.isnan(ap)).sum(0)
+    with np.errstate(invalid='ignore'):
+        return np.nansum(ap, 0) / (~np.isnan(ap)).sum(0)
 
 # %% ../nbs/03_metrics.ipynb #1f9d4ada
-RESAMPLED = { # metrics that need no loop over resamples
+RESAMPLED = {  # metrics that need no loop over resamples
     np.mean: lambda values, counts: resampled_mean(as_array(values, 'values'), counts),
     accuracy: lambda scores, target, counts: resampled_mean(hits(scores, target), counts),
-    clipwise_map: lambda scores, labels, counts: resampled_mean(class_ap(as_array(scores).T, as_array(labels).T), counts),
-    mean_average_precision: resampled_map}
+    clipwise_map: lambda scores, labels, counts: resampled_mean(
+        class_ap(as_array(scores).T, as_array(labels).T), counts
+    ),
+    mean_average_precision: resampled_map,
+}
 
-def resampled_values(metric:Callable, arrays, counts) -> np.ndarray: # (r,)
+
+def resampled_values(metric: Callable, arrays, counts) -> np.ndarray:  # (r,)
     "`metric` on every resample. Raises ValueError when the arrays' lengths differ or a resample has no value."
     arrays = [as_array(a, 'array') for a in arrays]
-    if len({len(a) for a in arrays} | {len(counts)}) > 1: raise ValueError(f'arrays have {[len(a) for a in arrays]} rows; one number of rows is accepted')
-    if metric in RESAMPLED: values = RESAMPLED[metric](*arrays, counts=counts)
-    else: values = np.array([metric(*(a[np.repeat(np.arange(len(c)), c)] for a in arrays)) for c in counts.T])
-    if np.isnan(values).any(): raise ValueError(f'{np.isnan(values).sum()} of {len(values)} resamples have no value; are there too few positives?')
+    if len({len(a) for a in arrays} | {len(counts)}) > 1:
+        raise ValueError(f'arrays have {[len(a) for a in arrays]} rows; one number of rows is accepted')
+    if metric in RESAMPLED:
+        values = RESAMPLED[metric](*arrays, counts=counts)
+    else:
+        values = np.array([metric(*(a[np.repeat(np.arange(len(c)), c)] for a in arrays)) for c in counts.T])
+    if np.isnan(values).any():
+        raise ValueError(
+            f'{np.isnan(values).sum()} of {len(values)} resamples have no value; are there too few positives?'
+        )
     return values
 
-def place(values, point, method:str='centred'):
+
+def place(values, point, method: str = 'centred'):
     "Resampled values, moved so that their mean is `point` if `centred`. Raises ValueError on another method than `percentile`."
-    if method not in ('centred', 'percentile'): raise ValueError(f"method is {method!r}; 'centred' and 'percentile' are accepted")
-    if np.ptp(values) <= 1e-12 * max(1, abs(point)): return np.full_like(values, point)   # rounding alone
+    if method not in ('centred', 'percentile'):
+        raise ValueError(f"method is {method!r}; 'centred' and 'percentile' are accepted")
+    if np.ptp(values) <= 1e-12 * max(1, abs(point)):
+        return np.full_like(values, point)  # rounding alone
     shift = values.mean() - point
-    return values - shift if method == 'centred' and abs(shift) > 3*values.std() / len(values)**.5 else values
+    return values - shift if method == 'centred' and abs(shift) > 3 * values.std() / len(values) ** 0.5 else values
 
 # %% ../nbs/03_metrics.ipynb #faa9c0fa
 def bootstrap_ci(
-    metric:Callable, # of `arrays`, giving a float; `np.mean` with one value per clip for everything that is a mean over clips
-    *arrays, # (b, …) each
-    n_boot:int=1000, # resamples
-    seed:int=0,
-    level:float=.95, # of the interval
-    groups=None, # (b,) clip of each row, where rows are not clips
-    method:str='centred', # or percentile
-) -> tuple[float, float]: # (lo, hi)
+    metric: Callable,  # of `arrays`, giving a float; `np.mean` with one value per clip for everything that is a mean over clips
+    *arrays,  # (b, …) each
+    n_boot: int = 1000,  # resamples
+    seed: int = 0,
+    level: float = 0.95,  # of the interval
+    groups=None,  # (b,) clip of each row, where rows are not clips
+    method: str = 'centred',  # or percentile
+) -> tuple[float, float]:  # (lo, hi)
     "Bootstrap interval over clips. Errors as `resample_counts`, `resampled_values`, `place`."
-    if not 0 < level < 1: raise ValueError(f'level is {level}; a number between 0 and 1 is accepted')
+    if not 0 < level < 1:
+        raise ValueError(f'level is {level}; a number between 0 and 1 is accepted')
     values = resampled_values(metric, arrays, resample_counts(len(arrays[0]), n_boot, seed, groups))
-    lo, hi = np.quantile(place(values, metric(*map(as_array, arrays)), method), [(1 - level)/2, (1 + level)/2])
+    lo, hi = np.quantile(place(values, metric(*map(as_array, arrays)), method), [(1 - level) / 2, (1 + level) / 2])
     return float(lo), float(hi)
 
 # %% ../nbs/03_metrics.ipynb #a629c613
 def paired_bootstrap(
-    metric:Callable, # as in `bootstrap_ci`
-    a, b, # (b, …) what the two methods gave on the same clips
-    *shared, # (b, …) truth
-    n_boot:int=1000, seed:int=0, level:float=.95, groups=None, method:str='centred', # as in `bootstrap_ci`
-) -> dict: # difference, lo, hi, share_above (share of resamples with a > b)
+    metric: Callable,  # as in `bootstrap_ci`
+    a,
+    b,  # (b, …) what the two methods gave on the same clips
+    *shared,  # (b, …) truth
+    n_boot: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    groups=None,
+    method: str = 'centred',  # as in `bootstrap_ci`
+) -> dict:  # difference, lo, hi, share_above (share of resamples with a > b)
     "metric(a) - metric(b) with its interval over clips. Errors as `bootstrap_ci`."
-    if not 0 < level < 1: raise ValueError(f'level is {level}; a number between 0 and 1 is accepted')
+    if not 0 < level < 1:
+        raise ValueError(f'level is {level}; a number between 0 and 1 is accepted')
     a, b, *shared = [as_array(x, 'array') for x in (a, b, *shared)]
-    if a.shape != b.shape: raise ValueError(f'a has shape {a.shape} and b {b.shape}; the same clips and classes are accepted')
+    if a.shape != b.shape:
+        raise ValueError(f'a has shape {a.shape} and b {b.shape}; the same clips and classes are accepted')
     counts = resample_counts(len(a), n_boot, seed, groups)
     difference = float(metric(a, *shared) - metric(b, *shared))
-    values = place(resampled_values(metric, (a, *shared), counts) - resampled_values(metric, (b, *shared), counts), difference, method)
-    lo, hi = np.quantile(values, [(1 - level)/2, (1 + level)/2])
+    values = place(
+        resampled_values(metric, (a, *shared), counts) - resampled_values(metric, (b, *shared), counts),
+        difference,
+        method,
+    )
+    lo, hi = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return dict(difference=difference, lo=float(lo), hi=float(hi), share_above=float((values > 0).mean()))

@@ -8,7 +8,11 @@ __all__ = ['TEXTS_KEPT', 'check_yamnet', 'make_audio_encoder', 'CoLLAT', 'load_p
            'Composed', 'prompt_parts', 'model_card', 'best_device']
 
 # %% ../nbs/11_model.ipynb #f6c5126a
-import dataclasses, json, math, re, zlib
+import dataclasses
+import json
+import math
+import re
+import zlib
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -34,219 +38,305 @@ from .weights import hub_folder
 from .yamnet import YAMNet, find_yamnet, load_yamnet, yamnet_spectrogram
 
 # %% ../nbs/11_model.ipynb #b0a376a6
-def check_yamnet(p:Profile, n_classes:int|None):
+def check_yamnet(p: Profile, n_classes: int | None):
     "ValueError where a profile with `backbone=yamnet` doesn't fit the one size in which it is published."
-    if n_classes: raise ValueError("backbone='yamnet' comes pretrained: pretrain_steps=0 is accepted")
-    need = dict(sample_rate=16_000, n_mels=64, norm_mean=0., norm_std=.5)
+    if n_classes:
+        raise ValueError("backbone='yamnet' comes pretrained: pretrain_steps=0 is accepted")
+    need = dict(sample_rate=16_000, n_mels=64, norm_mean=0.0, norm_std=0.5)
     if odd := {k: v for k, v in need.items() if getattr(p, k) != v}:
         here = ' '.join(f'{k}={getattr(p, k)}' for k in odd)
-        raise ValueError(f"backbone='yamnet' has a front end of its own: {here}; {' '.join(f'{k}={v}' for k, v in odd.items())} is accepted")
+        raise ValueError(
+            f"backbone='yamnet' has a front end of its own: {here}; {' '.join(f'{k}={v}' for k, v in odd.items())} is accepted"
+        )
 
-def make_audio_encoder(p:Profile, n_classes:int|None=None) -> nn.Module: # (b t f) -> (b m d); `.d`
+
+def make_audio_encoder(p: Profile, n_classes: int | None = None) -> nn.Module:  # (b t f) -> (b m d); `.d`
     "The backbone of the profile in its size, with a classification head of `n_classes` if wanted. Raises ValueError on an unknown backbone and on published weights for another one than AST."
     if p.backbone == 'yamnet':
         check_yamnet(p, n_classes)
         return YAMNet()
     if p.backbone != 'ast':
-        if p.audio_weights: raise ValueError(f"audio_weights='{p.audio_weights}' are an AST's; with backbone='{p.backbone}' leave them empty")
-        if p.pool_frequency: raise ValueError(f"pool_frequency=True needs an AST's grid of patches; with backbone='{p.backbone}' leave it false")
+        if p.audio_weights:
+            raise ValueError(
+                f"audio_weights='{p.audio_weights}' are an AST's; with backbone='{p.backbone}' leave them empty"
+            )
+        if p.pool_frequency:
+            raise ValueError(
+                f"pool_frequency=True needs an AST's grid of patches; with backbone='{p.backbone}' leave it false"
+            )
         return make_cnn(p.backbone, p.d_audio, n_classes)
     n_frames = 1 + int((p.clip_seconds * 1000 - p.frame_ms) // p.hop_ms)
-    return AST(p.n_mels, n_frames, p.d_audio, p.depth_audio, p.heads_audio, stride=p.stride, stem=p.stem, n_classes=n_classes, pool_frequency=p.pool_frequency)
+    return AST(
+        p.n_mels,
+        n_frames,
+        p.d_audio,
+        p.depth_audio,
+        p.heads_audio,
+        stride=p.stride,
+        stem=p.stem,
+        n_classes=n_classes,
+        pool_frequency=p.pool_frequency,
+    )
 
 # %% ../nbs/11_model.ipynb #869041a1
 class CoLLAT(nn.Module, ModelHubMixin):
     "Audio encoder, token interaction module and locked text encoder (Fig. 3)."
-    def __init__(self, profile:Profile=Profile()):
+
+    def __init__(self, profile: Profile = Profile()):
         super().__init__()
         p = self.profile = profile
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(p.seed)
             self.text = load_text_encoder(p.text_encoder, pad_id=None if p.pad_id < 0 else p.pad_id)
             self.audio = make_audio_encoder(p)
-            if p.backbone == 'ast': self.audio.fold()
-            self.interaction = TokenInteraction(p.n_tokens, self.text.d, self.audio.d, p.depth_interaction, p.heads_interaction, p.width_interaction,
-                                                self_attn=p.self_attn, start=p.start, start_scale=self.text.embed_scale, seed=p.seed)
-        if p.backbone == 'cnn14': self.audio.last.requires_grad_(False)   # it follows the pooling; tokens do not pass through it
-        if p.ears == 'frozen': self.audio.requires_grad_(False)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / .07)))
-        self.loss = CoLLATLoss((p.lambda_cross_token, p.lambda_global, p.lambda_uni_token), p.matcher, p.closeness, p.token_norm, self.text.embed_scale,
-                               p.counts, p.targets, p.stop_grad)
-        if p.token_layer: self.loss.embed_scale = self.token_scale()
+            if p.backbone == 'ast':
+                self.audio.fold()
+            self.interaction = TokenInteraction(
+                p.n_tokens,
+                self.text.d,
+                self.audio.d,
+                p.depth_interaction,
+                p.heads_interaction,
+                p.width_interaction,
+                self_attn=p.self_attn,
+                start=p.start,
+                start_scale=self.text.embed_scale,
+                seed=p.seed,
+            )
+        if p.backbone == 'cnn14':
+            self.audio.last.requires_grad_(False)  # it follows the pooling; tokens do not pass through it
+        if p.ears == 'frozen':
+            self.audio.requires_grad_(False)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.loss = CoLLATLoss(
+            (p.lambda_cross_token, p.lambda_global, p.lambda_uni_token),
+            p.matcher,
+            p.closeness,
+            p.token_norm,
+            self.text.embed_scale,
+            p.counts,
+            p.targets,
+            p.stop_grad,
+        )
+        if p.token_layer:
+            self.loss.embed_scale = self.token_scale()
         self.text_cache, self.readings, self.precision = {}, {}, 'fp32'
 
-    def train(self, mode:bool=True):
+    def train(self, mode: bool = True):
         "Training mode; frozen ears, and batch statistics of convolutions, stay as pretraining left them."
         super().train(mode)
-        if self.profile.ears == 'frozen': self.audio.eval()
+        if self.profile.ears == 'frozen':
+            self.audio.eval()
         for m in self.audio.modules():
-            if isinstance(m, nn.BatchNorm2d): m.eval()
+            if isinstance(m, nn.BatchNorm2d):
+                m.eval()
         return self
 
 # %% ../nbs/11_model.ipynb #95a34bb4
-def load_published(audio:nn.Module, p:Profile) -> nn.Module: # the same, with `.files`
+def load_published(audio: nn.Module, p: Profile) -> nn.Module:  # the same, with `.files`
     "Puts the published weights `audio_weights` into an audio encoder. Raises as `load_pretrained` and `load_yamnet` do."
-    if p.backbone != 'yamnet': return load_pretrained(audio, p.audio_weights)
+    if p.backbone != 'yamnet':
+        return load_pretrained(audio, p.audio_weights)
     theirs = load_yamnet(find_yamnet(p.data_root) if p.audio_weights == 'yamnet' else p.audio_weights)
     audio.load_state_dict(theirs.state_dict())
     audio.files = theirs.files
     return audio
 
-
 # %% ../nbs/11_model.ipynb #ce21daf0
-def front_end(wav:Tensor, p:Profile) -> Tensor: # (b s) -> (b t f)
+def front_end(wav: Tensor, p: Profile) -> Tensor:  # (b s) -> (b t f)
     "Normalised log-mel spectrogram with the profile's settings (§4.1); YAMNet has its own."
-    if p.backbone == 'yamnet': return yamnet_spectrogram(wav)
+    if p.backbone == 'yamnet':
+        return yamnet_spectrogram(wav)
     return normalise(fbank(wav, p.sample_rate, p.n_mels, p.window, p.frame_ms, p.hop_ms), p.norm_mean, p.norm_std)
 
+
 @patch
-def spectrogram(self:CoLLAT, wav:Tensor) -> Tensor: # (b s) -> (b t f)
+def spectrogram(self: CoLLAT, wav: Tensor) -> Tensor:  # (b s) -> (b t f)
     "What the audio encoder sees of a waveform, on the model's device."
     return front_end(wav.to(self.logit_scale.device), self.profile)
 
+
 @patch
-def listen(self:CoLLAT, spec:Tensor) -> Tensor: # (b t f) -> h_a (b m d)
+def listen(self: CoLLAT, spec: Tensor) -> Tensor:  # (b t f) -> h_a (b m d)
     "Audio tokens, h_a of §3.1; without a graph where `ears` are frozen."
     with torch.set_grad_enabled(torch.is_grad_enabled() and self.profile.ears == 'tuned'):
         return self.audio(spec)
 
+
 @patch
-def audio_tokens(self:CoLLAT,
-    wav:Tensor, # (b s) waveforms of one length
-    **kwargs, # return_attn, return_blocks: see `TokenInteraction`
-): # h_at (b n d), and what kwargs ask for
+def audio_tokens(
+    self: CoLLAT,
+    wav: Tensor,  # (b s) waveforms of one length
+    **kwargs,  # return_attn, return_blocks: see `TokenInteraction`
+):  # h_at (b n d), and what kwargs ask for
     "Static token embeddings of the locked encoder, predicted from sound (§3.1)."
     return self.interaction(self.listen(self.spectrogram(wav)), **kwargs)
 
 # %% ../nbs/11_model.ipynb #d290c4c9
-def text_id(text:str) -> int:
+def text_id(text: str) -> int:
     "A whole number for a text, the same in every process: equal texts, equal ids."
-    return zlib.crc32(text.encode()) | zlib.adler32(text.encode()) << 32 & 0x7fffffffffffffff
+    return zlib.crc32(text.encode()) | zlib.adler32(text.encode()) << 32 & 0x7FFFFFFFFFFFFFFF
 
-TEXTS_KEPT = 50_000   # prompts; some 4 KB each with CLIP
 
-def encode_each(text, texts:list, size:int=8) -> Tensor: # (b d_out)
+TEXTS_KEPT = 50_000  # prompts; some 4 KB each with CLIP
+
+
+def encode_each(text, texts: list, size: int = 8) -> Tensor:  # (b d_out)
     "z of prompts, each the same to the bit in whatever company: in groups of one length and one size."
     by, out = {}, {}
-    for t in texts: by.setdefault(text.count_tokens(t), []).append(t)
+    for t in texts:
+        by.setdefault(text.count_tokens(t), []).append(t)
     for same in by.values():
         for i in range(0, len(same), size):
-            group = same[i:i+size]
+            group = same[i : i + size]
             out |= zip(group, text.encode_text(group + group[:1] * (size - len(group))))
     return torch.stack([out[t] for t in texts])
 
+
 @patch
 @torch.no_grad()
-def text_targets(self:CoLLAT,
-    texts:list, # (b,) prompts
-    labels:list, # (b,) lists of the label words in each prompt
-) -> tuple: # h_t (b n d), kind (b n), z_t (b d_out)
+def text_targets(
+    self: CoLLAT,
+    texts: list,  # (b,) prompts
+    labels: list,  # (b,) lists of the label words in each prompt
+) -> tuple:  # h_t (b n d), kind (b n), z_t (b d_out)
     "Targets of Eq. 1 and 2. Token ids and z are computed once per distinct prompt, and the last `TEXTS_KEPT` are kept; embeddings are looked up."
     p, device = self.profile, self.logit_scale.device
     new = {t: l for t, l in zip(texts, labels) if t not in self.text_cache}
     if new:
         _, kind, ids = self.text.targets(list(new), p.n_tokens, p.form, list(new.values()))
         z = encode_each(self.text, list(new))
-        copies = zip(*([row.clone() for row in x.cpu()] for x in (ids, kind, z)))   # a view would keep the whole batch
+        copies = zip(*([row.clone() for row in x.cpu()] for x in (ids, kind, z)))  # a view would keep the whole batch
         self.text_cache |= dict(zip(new, copies))
-    for t in texts: self.text_cache[t] = self.text_cache.pop(t)   # the last used stand last
+    for t in texts:
+        self.text_cache[t] = self.text_cache.pop(t)  # the last used stand last
     ids, kind, z = (torch.stack(x).to(device, non_blocking=True) for x in zip(*(self.text_cache[t] for t in texts)))
-    while len(self.text_cache) > TEXTS_KEPT: self.text_cache.pop(next(iter(self.text_cache)))
+    while len(self.text_cache) > TEXTS_KEPT:
+        self.text_cache.pop(next(iter(self.text_cache)))
     return self.text.static_embeddings(ids), kind, z
 
 # %% ../nbs/11_model.ipynb #23dcd244
 @patch
-def autocast(self:CoLLAT):
+def autocast(self: CoLLAT):
     "bfloat16 for the networks when `precision` is bf16, else nothing."
     return torch.autocast(self.logit_scale.device.type, torch.bfloat16) if self.precision == 'bf16' else nullcontext()
 
-@patch
-def noisy_view(self:CoLLAT,
-    wav:Tensor, # (b s)
-    clean:Tensor, # (b t f) its spectrogram
-    seeds:list, # (b,)
-) -> Tensor: # (b t f)
-    "The perturbed view of Eq. 3. Raises ValueError on an unknown `noise_domain`."
-    p = self.profile
-    if p.noise_domain == 'spectrogram': return add_noise(clean, p.noise_std, seeds)
-    if p.noise_domain == 'waveform': return self.spectrogram(add_noise(wav, p.noise_std, seeds))
-    raise ValueError(f"noise_domain '{p.noise_domain}': waveform or spectrogram is accepted")
 
 @patch
-def training_views(self:CoLLAT,
-    wav:Tensor, # (b s)
-    seeds, # (b,) a whole number for each sample of this epoch
-) -> tuple: # (b t f) clean, (b t f) noisy or None
+def noisy_view(
+    self: CoLLAT,
+    wav: Tensor,  # (b s)
+    clean: Tensor,  # (b t f) its spectrogram
+    seeds: list,  # (b,)
+) -> Tensor:  # (b t f)
+    "The perturbed view of Eq. 3. Raises ValueError on an unknown `noise_domain`."
+    p = self.profile
+    if p.noise_domain == 'spectrogram':
+        return add_noise(clean, p.noise_std, seeds)
+    if p.noise_domain == 'waveform':
+        return self.spectrogram(add_noise(wav, p.noise_std, seeds))
+    raise ValueError(f"noise_domain '{p.noise_domain}': waveform or spectrogram is accepted")
+
+
+@patch
+def training_views(
+    self: CoLLAT,
+    wav: Tensor,  # (b s)
+    seeds,  # (b,) a whole number for each sample of this epoch
+) -> tuple:  # (b t f) clean, (b t f) noisy or None
     "The clean and the noisy view (Eq. 3), under one SpecAugment mask where the audio encoder is tuned."
     p = self.profile
     augment = lambda spec: spec_augment(spec, seeds, p.freq_mask, p.time_mask) if p.ears == 'tuned' else spec
     clean = self.spectrogram(wav)
-    if p.lambda_uni_token == 0: return augment(clean), None
+    if p.lambda_uni_token == 0:
+        return augment(clean), None
     return augment(clean), augment(self.noisy_view(wav, clean, seeds))
 
 # %% ../nbs/11_model.ipynb #51710d34
 def drop_tokens(
-    h_a:Tensor, # (b m d) audio tokens
-    seeds:list, # (b,) equal seeds, equal choice
-    share:float, # of the m tokens, left out
-) -> Tensor: # (b m' d), the rest in its order
+    h_a: Tensor,  # (b m d) audio tokens
+    seeds: list,  # (b,) equal seeds, equal choice
+    share: float,  # of the m tokens, left out
+) -> Tensor:  # (b m' d), the rest in its order
     "Audio tokens with some left out at random: what SpecAugment is to spectrograms. Raises ValueError when none would be left."
     m = h_a.shape[1]
     keep = m - round(share * m)
-    if not 0 < keep <= m: raise ValueError(f'token_drop={share} leaves {keep} of {m} audio tokens; from 0 to below 1 is accepted')
-    if keep == m: return h_a
+    if not 0 < keep <= m:
+        raise ValueError(f'token_drop={share} leaves {keep} of {m} audio tokens; from 0 to below 1 is accepted')
+    if keep == m:
+        return h_a
     draw = lambda seed: torch.rand(m, generator=torch.Generator().manual_seed(seed)).topk(keep).indices.sort().values
     kept = torch.stack([draw(s) for s in seeds]).to(h_a.device)
     return h_a.take_along_dim(kept[..., None], 1)
 
 # %% ../nbs/11_model.ipynb #6a93a234
 @patch
-def at_layer(self:CoLLAT, h:Tensor) -> Tensor: # (b n d)
+def at_layer(self: CoLLAT, h: Tensor) -> Tensor:  # (b n d)
     "Token embeddings where Eq. 1 and 3 compare them: as they are, or after the first `token_layer` locked blocks."
     p, text = self.profile, self.text
-    if p.token_layer == 0: return h
-    if p.form == 'raw': return text.encode_embeddings(h, layer=p.token_layer)
-    return text.encode_embeddings(text._surround(h, None)[0], layer=p.token_layer)[:, len(text.prefix):len(text.prefix) + h.shape[1]]
+    if p.token_layer == 0:
+        return h
+    if p.form == 'raw':
+        return text.encode_embeddings(h, layer=p.token_layer)
+    return text.encode_embeddings(text._surround(h, None)[0], layer=p.token_layer)[
+        :, len(text.prefix) : len(text.prefix) + h.shape[1]
+    ]
+
 
 @patch
 @torch.no_grad()
-def token_scale(self:CoLLAT) -> float:
+def token_scale(self: CoLLAT) -> float:
     "Mean absolute value of what Eq. 1 compares with at `token_layer`, read from the prompt of one class: the unit of both token losses there."
-    return float(self.at_layer(self.text.targets(prompt(['bell'], self.profile.template), self.profile.n_tokens, self.profile.form).h).abs().mean())
+    return float(
+        self.at_layer(
+            self.text.targets(prompt(['bell'], self.profile.template), self.profile.n_tokens, self.profile.form).h
+        )
+        .abs()
+        .mean()
+    )
 
 # %% ../nbs/11_model.ipynb #66ca991d
 @patch
-def predict(self:CoLLAT,
-    clean:Tensor, noisy:Tensor|None, # (b t f) views, or their audio tokens (b m d)
-    seeds:list, # (b,)
-    cached:bool=False, # the views are audio tokens
-) -> Tensor: # h_at (b n d), or (2b n d) with that of the noisy view behind
+def predict(
+    self: CoLLAT,
+    clean: Tensor,
+    noisy: Tensor | None,  # (b t f) views, or their audio tokens (b m d)
+    seeds: list,  # (b,)
+    cached: bool = False,  # the views are audio tokens
+) -> Tensor:  # h_at (b n d), or (2b n d) with that of the noisy view behind
     "Predicted tokens of both views, from the same audio tokens where some are dropped, and the same start vectors."
     views = clean.float() if noisy is None else torch.cat([clean.float(), noisy.float()])
     each = seeds * (len(views) // len(clean))
     h_a = views if cached else self.listen(views)
-    if self.profile.ears == 'frozen' and self.training: h_a = drop_tokens(h_a, each, self.profile.token_drop)
+    if self.profile.ears == 'frozen' and self.training:
+        h_a = drop_tokens(h_a, each, self.profile.token_drop)
     return self.interaction(h_a, seeds=each)
 
-@patch
-def embed(self:CoLLAT, h_at:Tensor) -> Tensor: # (b n d) -> z_a (b d_out)
-    "Predicted tokens through the locked encoder (§3.1), in the profile's form; with `presence` empty slots are left out."
-    p, text = self.profile, self.text
-    if p.presence and p.form == 'slots': return text.encode_present(h_at, text.presence(h_at), size=16 if h_at.device.type == 'cpu' else len(h_at))
-    return self.states(h_at)[0]
 
 @patch
-def states(self:CoLLAT, h_at:Tensor) -> tuple: # (b n d) -> z_a (b d_out), last states (b, n + special tokens, d)
+def embed(self: CoLLAT, h_at: Tensor) -> Tensor:  # (b n d) -> z_a (b d_out)
+    "Predicted tokens through the locked encoder (§3.1), in the profile's form; with `presence` empty slots are left out."
+    p, text = self.profile, self.text
+    if p.presence and p.form == 'slots':
+        return text.encode_present(h_at, text.presence(h_at), size=16 if h_at.device.type == 'cpu' else len(h_at))
+    return self.states(h_at)[0]
+
+
+@patch
+def states(self: CoLLAT, h_at: Tensor) -> tuple:  # (b n d) -> z_a (b d_out), last states (b, n + special tokens, d)
     "The same with the states of all slots, empty ones included."
     presence = self.text.presence(h_at) if self.profile.presence else None
     return self.text.encode_audio_tokens(h_at, self.profile.form, presence=presence)
 
+
 @patch
-def hear(self:CoLLAT,
-    clean:Tensor, noisy:Tensor|None, # as in `predict`
-    seeds:list, # (b,)
-    cached:bool=False, # as in `predict`
-) -> tuple: # h_at (b n d), that of the noisy view or None, z_a (b d_out) or None
+def hear(
+    self: CoLLAT,
+    clean: Tensor,
+    noisy: Tensor | None,  # as in `predict`
+    seeds: list,  # (b,)
+    cached: bool = False,  # as in `predict`
+) -> tuple:  # h_at (b n d), that of the noisy view or None, z_a (b d_out) or None
     "What Eq. 1-3 ask of some clips: the tokens of both views where they are compared, and the embedding of the clean one."
     n = len(clean)
     with self.autocast():
@@ -257,221 +347,284 @@ def hear(self:CoLLAT,
 
 # %% ../nbs/11_model.ipynb #8b625de6
 @patch
-def compile_networks(self:CoLLAT):
+def compile_networks(self: CoLLAT):
     "`torch.compile` for what `hear` calls: both trained networks and the audio path of the locked encoder."
-    self.audio.compile(); self.interaction.compile()
+    self.audio.compile()
+    self.interaction.compile()
     self.text.encode_audio_tokens = torch.compile(self.text.encode_audio_tokens)
 
+
 @patch
-def views(self:CoLLAT, batch:dict) -> tuple: # clean, noisy or None, whether they are audio tokens
+def views(self: CoLLAT, batch: dict) -> tuple:  # clean, noisy or None, whether they are audio tokens
     "The two views of a batch: made from its sound, or as they were cached."
-    if 'tokens' not in batch: return *self.training_views(batch['wav'], batch['seeds']), False
+    if 'tokens' not in batch:
+        return *self.training_views(batch['wav'], batch['seeds']), False
     clean, noisy = batch['tokens'].to(self.logit_scale.device, non_blocking=True).unbind(1)
     return clean, noisy if self.profile.lambda_uni_token else None, True
 
+
 @patch
-def forward(self:CoLLAT,
-    batch:dict, # wav (b s), or tokens (b 2 m d) of its clean and noisy view; seeds (b,), texts (b,), labels (b,) lists of label words; weight (b,) if some are filler
-) -> dict: # loss with gradient, its terms and what is logged
+def forward(
+    self: CoLLAT,
+    batch: dict,  # wav (b s), or tokens (b 2 m d) of its clean and noisy view; seeds (b,), texts (b,), labels (b,) lists of label words; weight (b,) if some are filler
+) -> dict:  # loss with gradient, its terms and what is logged
     "Eq. 4 of one batch. Every rank calls it with its own part of the batch."
     clean, noisy, cached = self.views(batch)
     seeds, text = list(batch['seeds']), self.text_side(batch)
     b = self.profile.micro_batch or len(clean)
-    parts = [(clean[i:i+b], None if noisy is None else noisy[i:i+b], seeds[i:i+b], cached) for i in range(0, len(clean), b)]
+    parts = [
+        (clean[i : i + b], None if noisy is None else noisy[i : i + b], seeds[i : i + b], cached)
+        for i in range(0, len(clean), b)
+    ]
     hear = partial(checkpoint, self.hear, use_reentrant=False) if len(parts) > 1 else self.hear
     h, h_noisy, z_a = (None if x[0] is None else torch.cat(x) for x in zip(*(hear(*x) for x in parts)))
     return self.loss(h, z_a=z_a, h_at_noisy=h_noisy, **text)
 
+
 @patch
-def text_side(self:CoLLAT, batch:dict) -> dict: # what `CoLLATLoss` asks for beside h_at and z_a
+def text_side(self: CoLLAT, batch: dict) -> dict:  # what `CoLLATLoss` asks for beside h_at and z_a
     "Targets of a batch: tokens where Eq. 1 compares them, embeddings, temperature, and which texts are equal."
     h_t, kind, z_t = self.text_targets(batch['texts'], batch['labels'])
     ids = torch.tensor([text_id(t) for t in batch['texts']], device=h_t.device)
-    with self.autocast(): h_t = self.at_layer(h_t).float()
+    with self.autocast():
+        h_t = self.at_layer(h_t).float()
     scale = self.logit_scale.clamp(max=math.log(100)).exp()
     return dict(h_t=h_t, z_t=z_t, logit_scale=scale, kind=kind, text_ids=ids, weight=batch.get('weight'))
 
 # %% ../nbs/11_model.ipynb #02f329aa
 @patch
-def gradient_norms(self:CoLLAT,
-    batch:dict, # as in `forward`
-) -> dict: # term -> norm, those with λ > 0
+def gradient_norms(
+    self: CoLLAT,
+    batch: dict,  # as in `forward`
+) -> dict:  # term -> norm, those with λ > 0
     "How hard each term of Eq. 4, times its λ, pulls at the predicted tokens: the norm of its gradient on h_at of both views. With `micro_batch`, over the first so many clips. Every rank calls it."
     n = self.profile.micro_batch or len(batch['texts'])
     batch = {k: None if x is None else x[:n] for k, x in batch.items()}
     clean, noisy, cached = self.views(batch)
-    with torch.no_grad(), self.autocast(): h = self.predict(clean, noisy, list(batch['seeds']), cached)
+    with torch.no_grad(), self.autocast():
+        h = self.predict(clean, noisy, list(batch['seeds']), cached)
     h, text = h.float().requires_grad_(), self.text_side(batch)
     with self.autocast():
-        z_a = self.embed(h[:len(clean)]).float() if self.profile.lambda_global > 0 else None
+        z_a = self.embed(h[: len(clean)]).float() if self.profile.lambda_global > 0 else None
         at, kind = self.at_layer(h).float(), text.pop('kind')
-    at, noisy = at[:len(clean)], None if noisy is None else at[len(clean):]
+    at, noisy = at[: len(clean)], None if noisy is None else at[len(clean) :]
     terms = self.loss.terms(self.loss.align(at, text['h_t'], kind), at, z_a=z_a, h_at_noisy=noisy, **text)
     pull = lambda k: self.loss.total({k: terms[k]})
     return {k: torch.autograd.grad(pull(k), h, retain_graph=True)[0].norm().item() for k in terms}
 
 # %% ../nbs/11_model.ipynb #e608996e
-def as_waveforms(wavs, sample_rate:int) -> list: # of (s,)
+def as_waveforms(wavs, sample_rate: int) -> list:  # of (s,)
     "Tensors, arrays or file names, alone or in a list, as waveforms."
-    if isinstance(wavs, (str, Path)) or getattr(wavs, 'ndim', 0) == 1: wavs = [wavs]
+    if isinstance(wavs, (str, Path)) or getattr(wavs, 'ndim', 0) == 1:
+        wavs = [wavs]
     files = iter(load_sounds([w for w in wavs if isinstance(w, (str, Path))], sample_rate))
     return [next(files) if isinstance(w, (str, Path)) else torch.as_tensor(w, dtype=torch.float32) for w in wavs]
 
+
 def window_batches(
-    wavs, # as `encode_audio`
-    p:Profile, # sample rate and clip length
-    batch_size:int=64,
-): # yields clip indices (b,), windows (b s) of one length
+    wavs,  # as `encode_audio`
+    p: Profile,  # sample rate and clip length
+    batch_size: int = 64,
+):  # yields clip indices (b,), windows (b s) of one length
     "Clips cut into windows of the training length with half overlap (a clip up to half as long again stays whole), in batches of equal length."
-    cut = lambda w: w[None] if len(w) <= 1.5 * p.clip_seconds * p.sample_rate else windows(w, p.clip_seconds, p.clip_seconds / 2, p.sample_rate)
+    cut = lambda w: (
+        w[None]
+        if len(w) <= 1.5 * p.clip_seconds * p.sample_rate
+        else windows(w, p.clip_seconds, p.clip_seconds / 2, p.sample_rate)
+    )
     flat = [(i, w) for i, wav in enumerate(as_waveforms(wavs, p.sample_rate)) for w in cut(wav)]
     for size in sorted({len(w) for _, w in flat}):
         group = [(i, w) for i, w in flat if len(w) == size]
         for at in range(0, len(group), batch_size):
-            ids, ws = zip(*group[at:at + batch_size])
+            ids, ws = zip(*group[at : at + batch_size])
             yield ids, torch.stack(ws)
 
+
 @contextmanager
-def evaluating(model:nn.Module):
+def evaluating(model: nn.Module):
     "Evaluation mode without gradients inside the block, the former mode afterwards."
     was = model.training
     try:
-        with torch.no_grad(): yield model.eval()
-    finally: model.train(was)
+        with torch.no_grad():
+            yield model.eval()
+    finally:
+        model.train(was)
 
 # %% ../nbs/11_model.ipynb #f2f0217e
 @patch
-def encode_audio(self:CoLLAT,
-    wavs, # (b s), or a list of (s,) tensors or file names
-    batch_size:int=64,
-) -> Tensor: # z_a (b d_out), unit norm, fp32
+def encode_audio(
+    self: CoLLAT,
+    wavs,  # (b s), or a list of (s,) tensors or file names
+    batch_size: int = 64,
+) -> Tensor:  # z_a (b d_out), unit norm, fp32
     "Global audio embeddings, z^a of §3.1, bit-stable and independent of batch mates to 1e-5. Windows of a long clip are averaged."
     wavs = as_waveforms(wavs, self.profile.sample_rate)
     out = torch.zeros(len(wavs), self.text.d_out, device=self.logit_scale.device)
     with evaluating(self):
         for ids, wav in window_batches(wavs, self.profile, batch_size):
             z = F.normalize(self.embed(self.audio_tokens(wav)), dim=-1)
-            for i, one in zip(ids, z): out[i] += one
+            for i, one in zip(ids, z):
+                out[i] += one
     return F.normalize(out, dim=-1)
 
+
 @patch
-def token_features(self:CoLLAT,
-    wavs, # as `encode_audio`
-    kind:str='audio', # audio: h_a, the audio encoder's tokens | tokens: h_at | states: the locked encoder's last layer
-    batch_size:int=64,
-) -> list: # b tensors (tokens, width) on the CPU
+def token_features(
+    self: CoLLAT,
+    wavs,  # as `encode_audio`
+    kind: str = 'audio',  # audio: h_a, the audio encoder's tokens | tokens: h_at | states: the locked encoder's last layer
+    batch_size: int = 64,
+) -> list:  # b tensors (tokens, width) on the CPU
     "What probes (Table 2) and captioners (Table 4) read; the windows of a long clip follow each other. Raises ValueError on another kind."
-    if kind not in ('audio', 'tokens', 'states'): raise ValueError(f"kind '{kind}': audio, tokens or states is accepted")
+    if kind not in ('audio', 'tokens', 'states'):
+        raise ValueError(f"kind '{kind}': audio, tokens or states is accepted")
     wavs, rows = as_waveforms(wavs, self.profile.sample_rate), {}
     with evaluating(self):
         for ids, wav in window_batches(wavs, self.profile, batch_size):
             x = self.listen(self.spectrogram(wav))
-            if kind != 'audio': x = self.interaction(x)
-            if kind == 'states': x = self.states(x)[1]
-            for i, one in zip(ids, x.float().cpu()): rows.setdefault(i, []).append(one)
+            if kind != 'audio':
+                x = self.interaction(x)
+            if kind == 'states':
+                x = self.states(x)[1]
+            for i, one in zip(ids, x.float().cpu()):
+                rows.setdefault(i, []).append(one)
     return [torch.cat(rows[i]) for i in range(len(wavs))]
 
 # %% ../nbs/11_model.ipynb #d05d4e38
 @patch
 @torch.no_grad()
-def encode_text(self:CoLLAT, texts:list) -> Tensor: # z_t (b d_out), unit norm
+def encode_text(self: CoLLAT, texts: list) -> Tensor:  # z_t (b d_out), unit norm
     "Global text embeddings, z^t of §3.1: the locked encoder's own."
     return F.normalize(self.text.encode_text([texts] if isinstance(texts, str) else list(texts)), dim=-1)
 
 # %% ../nbs/11_model.ipynb #db614acb
 @patch
-def classify(self:CoLLAT,
-    wavs, # as `encode_audio`
-    labels:list, # (k,) class names
-    template:str='paper', # prompt form, see notebook 02
-) -> Tensor: # (b k) cosine similarities
+def classify(
+    self: CoLLAT,
+    wavs,  # as `encode_audio`
+    labels: list,  # (k,) class names
+    template: str = 'paper',  # prompt form, see notebook 02
+) -> Tensor:  # (b k) cosine similarities
     "Zero-shot classification (§5.1): cosine between each sound and one prompt per class."
     return self.encode_audio(wavs) @ self.encode_text(class_prompts([label_to_words(l) for l in labels], template)).T
 
-def name_words(name:str) -> list: # 'hi-hat' -> ['hi', 'hat']
+
+def name_words(name: str) -> list:  # 'hi-hat' -> ['hi', 'hat']
     "The words of a class name, in lower case."
-    return re.findall(r"[^\W_]+", name.lower())
+    return re.findall(r'[^\W_]+', name.lower())
+
 
 @patch
-def word_table(self:CoLLAT,
-    names=(), # class names whose words are candidates too
-) -> tuple: # words (v,), their static embeddings (v d)
+def word_table(
+    self: CoLLAT,
+    names=(),  # class names whose words are candidates too
+) -> tuple:  # words (v,), their static embeddings (v d)
     "Candidates of `words`: the vocabulary's whole words, those of `names` that it spells in pieces, and padding, as '', at the end."
     if (key := tuple(names)) not in self.readings:
         own, _, whole = self.text.vocabulary
         have = [own[i] for i in whole.tolist()]
         more = sorted({w for n in key for w in name_words(n)} - set(have))
         pieces = [self.text.targets(w, self.text.count_tokens(w)).h[0].mean(0) for w in more]
-        rows = torch.cat([self.text.table[whole.to(self.text.device)], *(x[None] for x in pieces), self.text.table[self.text.pad_id][None]])
-        self.readings = {key: ([*have, *more, ''], rows)}   # one list is kept
+        rows = torch.cat(
+            [
+                self.text.table[whole.to(self.text.device)],
+                *(x[None] for x in pieces),
+                self.text.table[self.text.pad_id][None],
+            ]
+        )
+        self.readings = {key: ([*have, *more, ''], rows)}  # one list is kept
     return self.readings[key]
 
-def template_words(template:str) -> set:
+
+def template_words(template: str) -> set:
     "Words that every training prompt of a template has, and the joints of a list."
     return set(name_words(prompt(['x'], template))) - {'x'} | {'and'}
 
 # %% ../nbs/11_model.ipynb #7b454e15
 class Heard(NamedTuple):
     "A sound read as words."
-    tokens: list   # n entries [(word, score)], nearest first; '' is padding
-    concepts: list # [(word, score)]: what slots say beyond padding and the training template, best first
+
+    tokens: list  # n entries [(word, score)], nearest first; '' is padding
+    concepts: list  # [(word, score)]: what slots say beyond padding and the training template, best first
+
 
 @patch
 @torch.no_grad()
-def read_tokens(self:CoLLAT,
-    h:Tensor, # (n d) predicted tokens
-    k:int=3, # words per token
-    metric:str='cosine', # cosine, or as `nearest_tokens`
-    names=(), # as `word_table`
-) -> list: # n entries [(word, score)], a larger score is nearer
+def read_tokens(
+    self: CoLLAT,
+    h: Tensor,  # (n d) predicted tokens
+    k: int = 3,  # words per token
+    metric: str = 'cosine',  # cosine, or as `nearest_tokens`
+    names=(),  # as `word_table`
+) -> list:  # n entries [(word, score)], a larger score is nearer
     "Each token as its nearest candidates. Raises ValueError on k < 1 and on another metric."
-    if k < 1: raise ValueError(f'k is {k}; 1 or more words per token are accepted')
-    if metric not in ('cosine', 'l1', 'l2'): raise ValueError(f"metric is '{metric}'; cosine, l1 or l2 is accepted")
+    if k < 1:
+        raise ValueError(f'k is {k}; 1 or more words per token are accepted')
+    if metric not in ('cosine', 'l1', 'l2'):
+        raise ValueError(f"metric is '{metric}'; cosine, l1 or l2 is accepted")
     words, rows = self.word_table(names)
     h = h.to(rows)
-    score = F.normalize(h, dim=-1) @ F.normalize(rows, dim=-1).T if metric == 'cosine' else -torch.cdist(h, rows, p=int(metric[1]))
+    score = (
+        F.normalize(h, dim=-1) @ F.normalize(rows, dim=-1).T
+        if metric == 'cosine'
+        else -torch.cdist(h, rows, p=int(metric[1]))
+    )
     best = score.topk(min(k, len(words)), dim=1)
     return [[(words[i], float(v)) for v, i in zip(*row)] for row in zip(best.values.tolist(), best.indices.tolist())]
 
+
 @patch
-def words(self:CoLLAT,
-    audio, # (s,) waveform or file name
-    k:int=3, # words per token
-    names=(), # class names whose words are candidates too
-    metric:str='cosine', # how nearness is measured
+def words(
+    self: CoLLAT,
+    audio,  # (s,) waveform or file name
+    k: int = 3,  # words per token
+    names=(),  # class names whose words are candidates too
+    metric: str = 'cosine',  # how nearness is measured
 ) -> Heard:
     "Each predicted token as its nearest words with a score, and the concepts heard. The windows of a long sound follow each other."
     tokens = self.read_tokens(self.token_features(audio, 'tokens')[0], k, metric, names)
     known, best = template_words(self.profile.template) | {''}, {}
     for (word, score), *_ in tokens:
-        if word not in known: best[word] = max(score, best.get(word, -math.inf))
+        if word not in known:
+            best[word] = max(score, best.get(word, -math.inf))
     return Heard(tokens, sorted(best.items(), key=lambda x: -x[1]))
 
 # %% ../nbs/11_model.ipynb #7935b651
 class Composed(NamedTuple):
     "A prompt with sounds in it."
-    z: Tensor       # (d_out,) unit norm: classification, retrieval
-    states: Tensor  # (n d) the locked encoder's last layer, special tokens included: image generation
-    without: list   # (n d) states of each sound to be left out: the negative prompt
 
-def prompt_parts(text:str, n:int) -> tuple: # written parts, for each {audio} whether it is to be left out
+    z: Tensor  # (d_out,) unit norm: classification, retrieval
+    states: Tensor  # (n d) the locked encoder's last layer, special tokens included: image generation
+    without: list  # (n d) states of each sound to be left out: the negative prompt
+
+
+def prompt_parts(text: str, n: int) -> tuple:  # written parts, for each {audio} whether it is to be left out
     "A prompt cut at its sounds; 'without' goes with its sound. Raises ValueError when places and sounds differ in number."
     parts = text.split('{audio}')
-    if len(parts) - 1 != n: raise ValueError(f"{n} sounds for {len(parts) - 1} places in '{text}': one {{audio}} for each sound is accepted")
+    if len(parts) - 1 != n:
+        raise ValueError(
+            f"{n} sounds for {len(parts) - 1} places in '{text}': one {{audio}} for each sound is accepted"
+        )
     out = [bool(re.search(r'\bwithout\s*$', t, re.I)) for t in parts[:-1]]
     return [re.sub(r',?\s*\bwithout\s*$', '', t, flags=re.I) if o else t for t, o in zip(parts, [*out, False])], out
 
-@patch
-def without(self:CoLLAT, z:Tensor, u:Tensor, weight:float=1.) -> Tensor: # (d_out,) each, of unit norm
-    "What is left of `z` when its share of `u` is taken away. Raises ValueError when nothing is."
-    left = z - weight * (z @ u).clamp(min=0) * u
-    if left.norm() < 1e-4: raise ValueError('nothing is left of the prompt without this sound; a prompt that says more is accepted')
-    return F.normalize(left, dim=-1)
 
 @patch
-def telling(self:CoLLAT, sounds:list, room:int) -> list: # of (n d) each -> fewer slots of each, in their order
+def without(self: CoLLAT, z: Tensor, u: Tensor, weight: float = 1.0) -> Tensor:  # (d_out,) each, of unit norm
+    "What is left of `z` when its share of `u` is taken away. Raises ValueError when nothing is."
+    left = z - weight * (z @ u).clamp(min=0) * u
+    if left.norm() < 1e-4:
+        raise ValueError('nothing is left of the prompt without this sound; a prompt that says more is accepted')
+    return F.normalize(left, dim=-1)
+
+
+@patch
+def telling(self: CoLLAT, sounds: list, room: int) -> list:  # of (n d) each -> fewer slots of each, in their order
     "Slots that are nearer to a word than to padding, at least one of each sound; the best of them when there is room for so many only. Raises ValueError when one of each does not fit."
-    if room < len(sounds): raise ValueError(f'room for {max(room, 0)} slots beside the words, {len(sounds)} sounds: a shorter prompt, or more slots, are accepted')
+    if room < len(sounds):
+        raise ValueError(
+            f'room for {max(room, 0)} slots beside the words, {len(sounds)} sounds: a shorter prompt, or more slots, are accepted'
+        )
     found = []
     for j, h in enumerate(sounds):
         read = sorted((w == '', -s, i) for i, [(w, s)] in enumerate(self.read_tokens(h, 1)))
@@ -481,49 +634,72 @@ def telling(self:CoLLAT, sounds:list, room:int) -> list: # of (n d) each -> fewe
 
 # %% ../nbs/11_model.ipynb #eba3110e
 @patch
-def compose(self:CoLLAT,
-    text:str, # a prompt with one {audio} for each sound, perhaps 'without {audio}'
-    audio, # waveform or file name, or a list of them
-    weights=None, # (b,) of the sounds, positive; None: all 1
-    slots:int|None=None, # positions between the special tokens, as a painter expects them; None: as many as words and sounds have
+def compose(
+    self: CoLLAT,
+    text: str,  # a prompt with one {audio} for each sound, perhaps 'without {audio}'
+    audio,  # waveform or file name, or a list of them
+    weights=None,  # (b,) of the sounds, positive; None: all 1
+    slots: int
+    | None = None,  # positions between the special tokens, as a painter expects them; None: as many as words and sounds have
 ) -> Composed:
     "A written prompt with the tokens heard in sounds put into it. Raises ValueError when sounds, places and weights do not fit, or the encoder has no room."
     device = self.logit_scale.device
-    sounds = [] if isinstance(audio, (list, tuple)) and not audio else [h.to(device) for h in self.token_features(audio, 'tokens')]
+    sounds = (
+        []
+        if isinstance(audio, (list, tuple)) and not audio
+        else [h.to(device) for h in self.token_features(audio, 'tokens')]
+    )
     parts, out = prompt_parts(text, len(sounds))
-    weights = [1.] * len(sounds) if weights is None else [float(w) for w in weights]
-    if len(weights) != len(sounds) or min(weights, default=1) <= 0: raise ValueError(f'weights {weights} for {len(sounds)} sounds: one positive number for each is accepted')
+    weights = [1.0] * len(sounds) if weights is None else [float(w) for w in weights]
+    if len(weights) != len(sounds) or min(weights, default=1) <= 0:
+        raise ValueError(f'weights {weights} for {len(sounds)} sounds: one positive number for each is accepted')
     if slots is not None:
-        inside = iter(self.telling([h for h, o in zip(sounds, out) if not o], slots - sum(map(self.text.count_tokens, parts))))
+        inside = iter(
+            self.telling([h for h, o in zip(sounds, out) if not o], slots - sum(map(self.text.count_tokens, parts)))
+        )
         sounds = [self.telling([h], slots)[0] if o else next(inside) for h, o in zip(sounds, out)]
+
     def here(h):
         "Presence of the slots of one sound, (n,)."
         seen = self.profile.presence and slots is None
         return self.text.presence(h[None])[0] if seen else torch.ones(len(h), device=device)
+
     seq, count = [], []
-    for part, sound, o, w in zip(parts, [*sounds, None], [*out, True], [*weights, 1.]):
-        if n := self.text.count_tokens(part): seq.append(self.text.targets(part, n).h[0]); count += [1.] * n
-        if not o: seq.append(sound); count += [w * c for c in here(sound).tolist()]
-    if not seq: raise ValueError(f"'{text}': nothing is left beside what it is to be without; words or sounds are accepted")
-    count += [1.] * ((slots or 0) - len(count))
-    fill = lambda h: h if slots is None else torch.cat([h, self.text.targets('', slots).h[0][len(h):]])
+    for part, sound, o, w in zip(parts, [*sounds, None], [*out, True], [*weights, 1.0]):
+        if n := self.text.count_tokens(part):
+            seq.append(self.text.targets(part, n).h[0])
+            count += [1.0] * n
+        if not o:
+            seq.append(sound)
+            count += [w * c for c in here(sound).tolist()]
+    if not seq:
+        raise ValueError(f"'{text}': nothing is left beside what it is to be without; words or sounds are accepted")
+    count += [1.0] * ((slots or 0) - len(count))
+    fill = lambda h: h if slots is None else torch.cat([h, self.text.targets('', slots).h[0][len(h) :]])
     run = lambda h, c=None: self.text.encode_audio_tokens(fill(h)[None], 'slots', presence=c, normalize=True)
     with evaluating(self):
-        z, states = run(torch.cat(seq), None if set(count) == {1.} else torch.tensor([count], device=device))
+        z, states = run(torch.cat(seq), None if set(count) == {1.0} else torch.tensor([count], device=device))
         z, negative = z[0], []
         for sound, o, w in zip(sounds, out, weights):
-            if not o: continue
+            if not o:
+                continue
             u, s = run(sound, here(sound)[None] if slots is None else None)
             negative.append(s[0])
             z = self.without(z, u[0], w)
     return Composed(z, states[0], negative)
 
 # %% ../nbs/11_model.ipynb #f87d8996
-def model_card(profile:Profile, info:dict|None=None) -> str:
+def model_card(profile: Profile, info: dict | None = None) -> str:
     "README of a saved model, from its profile and run info; what is not known is not claimed."
     info = info or {}
-    run = '\n'.join(f'- {k}: {v}' for k, v in info.items() if k in ('commit', 'seed', 'device', 'wall_seconds', 'finished'))
-    sound = """Scenes of one to three sounds, rendered from General MIDI programs of the soundfont TimGM6mb (GPL-2, inside the package `pretty_midi`); no recording of a person, a place or a performance. The labels are the programs' names.""" if profile.data == 'scenes' else f'`{profile.data}`; its clips keep their own licences.'
+    run = '\n'.join(
+        f'- {k}: {v}' for k, v in info.items() if k in ('commit', 'seed', 'device', 'wall_seconds', 'finished')
+    )
+    sound = (
+        """Scenes of one to three sounds, rendered from General MIDI programs of the soundfont TimGM6mb (GPL-2, inside the package `pretty_midi`); no recording of a person, a place or a performance. The labels are the programs' names."""
+        if profile.data == 'scenes'
+        else f'`{profile.data}`; its clips keep their own licences.'
+    )
     return f"""---
 library_name: collat
 tags: [audio, zero-shot-audio-classification, audio-text]
@@ -549,32 +725,56 @@ A model trained on rendered scenes (`mini`) shows that every part works; its num
 
 # %% ../nbs/11_model.ipynb #021b1560
 @patch
-def _save_pretrained(self:CoLLAT, save_directory:Path, info:dict|None=None, dtype:torch.dtype|None=None):
+def _save_pretrained(self: CoLLAT, save_directory: Path, info: dict | None = None, dtype: torch.dtype | None = None):
     "config.json (profile), model.safetensors (trainable part, floats as `dtype` if one is given) and README.md (model card), each written atomically."
     folder = Path(save_directory)
-    with atomic_path(folder/'config.json') as tmp: tmp.write_text(json.dumps(dataclasses.asdict(self.profile), indent=1))
-    with atomic_path(folder/'README.md') as tmp: tmp.write_text(model_card(self.profile, info))
-    with atomic_path(folder/'model.safetensors') as tmp: save_file({k: (v.to(dtype) if dtype and v.is_floating_point() else v).contiguous() for k, v in self.state_dict().items()}, tmp)
+    with atomic_path(folder / 'config.json') as tmp:
+        tmp.write_text(json.dumps(dataclasses.asdict(self.profile), indent=1))
+    with atomic_path(folder / 'README.md') as tmp:
+        tmp.write_text(model_card(self.profile, info))
+    with atomic_path(folder / 'model.safetensors') as tmp:
+        save_file(
+            {
+                k: (v.to(dtype) if dtype and v.is_floating_point() else v).contiguous()
+                for k, v in self.state_dict().items()
+            },
+            tmp,
+        )
+
 
 def best_device() -> torch.device:
     "This process's GPU, the CPU where there is none."
     return torch.device('cuda', torch.cuda.current_device()) if torch.cuda.is_available() else torch.device('cpu')
 
+
 @patch(cls_method=True)
-def from_pretrained(cls:CoLLAT, model_id, *, local_files_only=False, **kwargs): # folder or hub id; revision, cache_dir, token
+def from_pretrained(
+    cls: CoLLAT, model_id, *, local_files_only=False, **kwargs
+):  # folder or hub id; revision, cache_dir, token
     "A saved model from a folder or the hub, on `best_device`. Raises FileNotFoundError naming what a folder lacks, ConnectionError with instructions where a download fails."
     folder = Path(model_id)
     if not folder.is_dir():
-        if not isinstance(model_id, str) or model_id.count('/') > 1: raise FileNotFoundError(f'{model_id}: no such folder, and no Hugging Face id either')
-        folder = hub_folder(model_id, ['config.json', 'model.safetensors', 'README.md'], "name its folder: CoLLAT.from_pretrained('FOLDER')", local_files_only, **kwargs)
+        if not isinstance(model_id, str) or model_id.count('/') > 1:
+            raise FileNotFoundError(f'{model_id}: no such folder, and no Hugging Face id either')
+        folder = hub_folder(
+            model_id,
+            ['config.json', 'model.safetensors', 'README.md'],
+            "name its folder: CoLLAT.from_pretrained('FOLDER')",
+            local_files_only,
+            **kwargs,
+        )
     return ModelHubMixin.from_pretrained.__func__(cls, folder)
 
+
 @patch(cls_method=True)
-def _from_pretrained(cls:CoLLAT, *, model_id, **kwargs):
+def _from_pretrained(cls: CoLLAT, *, model_id, **kwargs):
     "What Hugging Face's `from_pretrained` calls, with a folder."
     folder = Path(model_id)
     for f in ('config.json', 'model.safetensors'):
-        if not (folder/f).exists(): raise FileNotFoundError(f'{folder}: no {f}; a folder written by save_pretrained holds config.json and model.safetensors')
-    model = cls(load_profile('mini', json.loads((folder/'config.json').read_text())))
-    model.load_state_dict(load_file(folder/'model.safetensors'))
+        if not (folder / f).exists():
+            raise FileNotFoundError(
+                f'{folder}: no {f}; a folder written by save_pretrained holds config.json and model.safetensors'
+            )
+    model = cls(load_profile('mini', json.loads((folder / 'config.json').read_text())))
+    model.load_state_dict(load_file(folder / 'model.safetensors'))
     return model.eval().to(best_device())

@@ -13,59 +13,151 @@ __all__ = ['STAGES', 'SUMMARY', 'UNCOUNTED', 'PARAMETERS', 'SLURM', 'Stage', 'st
            'summary']
 
 # %% ../nbs/51_pipeline.ipynb #14992feb
-import ast, dataclasses, fcntl, hashlib, json, logging, os, re, shlex, shutil, socket, sys, time
+import ast
+import dataclasses
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import shlex
+import shutil
+import socket
+import sys
+import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from .config import (AUDIOCAPS_TEST, SCENE_WORLDS, Preempted, Profile, asked_to_stop, atomic_path, data_folders, load_profile,
-                           nearest_name, write_results)
+
+from collat.config import (
+    AUDIOCAPS_TEST,
+    SCENE_WORLDS,
+    Preempted,
+    Profile,
+    asked_to_stop,
+    atomic_path,
+    data_folders,
+    load_profile,
+    nearest_name,
+    write_results,
+)
 
 # %% ../nbs/51_pipeline.ipynb #36cee4e5
 @dataclass(frozen=True)
 class Stage:
     "A notebook with a Run section; the globs are relative to the run folder."
-    notebook: str # file name without `.ipynb`
-    inputs: tuple[str, ...] = () # files of earlier stages
-    outputs: tuple[str, ...] = () # what must be there when the stage is done
-    outside: tuple[str, ...] = () # data that it reads where they are there, as globs below the data folders
-    work: tuple[str, ...] = () # unfinished work that an interrupted stage resumes from
-    extra: bool = False # runs only when it is named: `--stages benchmarks`
-    alone: bool = False # nothing runs beside it
-    shows: str = '' # tables and figures of the paper that it makes or fills
+
+    notebook: str  # file name without `.ipynb`
+    inputs: tuple[str, ...] = ()  # files of earlier stages
+    outputs: tuple[str, ...] = ()  # what must be there when the stage is done
+    outside: tuple[str, ...] = ()  # data that it reads where they are there, as globs below the data folders
+    work: tuple[str, ...] = ()  # unfinished work that an interrupted stage resumes from
+    extra: bool = False  # runs only when it is named: `--stages benchmarks`
+    alone: bool = False  # nothing runs beside it
+    shows: str = ''  # tables and figures of the paper that it makes or fills
 
 # %% ../nbs/51_pipeline.ipynb #8c4a3568
 _MODEL = 'checkpoints/model/model.safetensors'
 _REPORTED = 'scenes training zero_shot ablations datasets baselines architecture linear_probe retrieval captioning text_retention image_generation grounding words'.split()
 STAGES = (
     Stage('04_scenes', (), ('data/train.npy', 'results/scenes.json'), shows='Table 1'),
-    Stage('12_training', ('results/scenes.json',),
-          ('checkpoints/pretrain.safetensors', 'checkpoints/model/model.safetensors', 'results/pretrain.json', 'results/training.json', 'results/denoising.json'),
-          work=('checkpoints/work/*', 'logs/*', 'tokens/*'), alone=True),
+    Stage(
+        '12_training',
+        ('results/scenes.json',),
+        (
+            'checkpoints/pretrain.safetensors',
+            'checkpoints/model/model.safetensors',
+            'results/pretrain.json',
+            'results/training.json',
+            'results/denoising.json',
+        ),
+        work=('checkpoints/work/*', 'logs/*', 'tokens/*'),
+        alone=True,
+    ),
     Stage('20_zero_shot', ('results/scenes.json', _MODEL), ('results/zero_shot.json',), shows='Table 2 (zero-shot)'),
-    Stage('30_ablations', ('results/scenes.json', 'checkpoints/pretrain.safetensors'), ('results/ablations.json',), work=('ablations/**/*',), shows='Table 3a'),
+    Stage(
+        '30_ablations',
+        ('results/scenes.json', 'checkpoints/pretrain.safetensors'),
+        ('results/ablations.json',),
+        work=('ablations/**/*',),
+        shows='Table 3a',
+    ),
     Stage('05_datasets', (), ('results/datasets.json',), outside=('*/', '*/*/'), shows='Table 1'),
-    Stage('13_baselines', ('results/scenes.json', _MODEL), ('results/baselines.json', 'checkpoints/baselines/*/model.safetensors'), work=('checkpoints/work/baselines/*', 'logs/baselines/*', 'baselines/**/*'), shows='Figure 2a'),
-    Stage('31_architecture', ('results/scenes.json', _MODEL, 'results/ablations.json', 'results/baselines.json'), ('results/architecture.json', *(f'figures/figure{n}.png' for n in ('2b', '4a', '4b'))), work=('architecture/**/*',), shows='Figures 2b, 4a, 4b'),
-    Stage('24_image_generation', ('results/scenes.json', _MODEL, 'results/ablations.json'), ('results/image_generation.json', 'figures/figure5.png'), work=('checkpoints/painter/*', 'checkpoints/reader/*'), shows='Figure 5'),
-    *(Stage(n, ('results/scenes.json', _MODEL, 'results/zero_shot.json', 'results/baselines.json'), (f'results/{n[3:]}.json',), outside, work, shows=shows) for n, outside, work, shows in (
-        ('21_linear_probe', (), ('features/**/*',), 'Table 2 (probes)'),
-        ('22_retrieval', (), ('checkpoints/image_tower/*',), 'Table 3b'),
-        ('23_captioning', AUDIOCAPS_TEST, ('checkpoints/captioner-*',), 'Table 4'),
-        ('25_text_retention', AUDIOCAPS_TEST, (), 'Figure 1b'))),
-    Stage('26_grounding', ('results/scenes.json', _MODEL, 'results/ablations.json', 'results/image_generation.json'), ('results/grounding.json', 'figures/grounding.png', 'figures/figure1a.png'), shows='Figure 1a'),
+    Stage(
+        '13_baselines',
+        ('results/scenes.json', _MODEL),
+        ('results/baselines.json', 'checkpoints/baselines/*/model.safetensors'),
+        work=('checkpoints/work/baselines/*', 'logs/baselines/*', 'baselines/**/*'),
+        shows='Figure 2a',
+    ),
+    Stage(
+        '31_architecture',
+        ('results/scenes.json', _MODEL, 'results/ablations.json', 'results/baselines.json'),
+        ('results/architecture.json', *(f'figures/figure{n}.png' for n in ('2b', '4a', '4b'))),
+        work=('architecture/**/*',),
+        shows='Figures 2b, 4a, 4b',
+    ),
+    Stage(
+        '24_image_generation',
+        ('results/scenes.json', _MODEL, 'results/ablations.json'),
+        ('results/image_generation.json', 'figures/figure5.png'),
+        work=('checkpoints/painter/*', 'checkpoints/reader/*'),
+        shows='Figure 5',
+    ),
+    *(
+        Stage(
+            n,
+            ('results/scenes.json', _MODEL, 'results/zero_shot.json', 'results/baselines.json'),
+            (f'results/{n[3:]}.json',),
+            outside,
+            work,
+            shows=shows,
+        )
+        for n, outside, work, shows in (
+            ('21_linear_probe', (), ('features/**/*',), 'Table 2 (probes)'),
+            ('22_retrieval', (), ('checkpoints/image_tower/*',), 'Table 3b'),
+            ('23_captioning', AUDIOCAPS_TEST, ('checkpoints/captioner-*',), 'Table 4'),
+            ('25_text_retention', AUDIOCAPS_TEST, (), 'Figure 1b'),
+        )
+    ),
+    Stage(
+        '26_grounding',
+        ('results/scenes.json', _MODEL, 'results/ablations.json', 'results/image_generation.json'),
+        ('results/grounding.json', 'figures/grounding.png', 'figures/figure1a.png'),
+        shows='Figure 1a',
+    ),
     Stage('27_words', ('results/scenes.json', _MODEL), ('results/words.json',)),
-    Stage('50_report', tuple(f'results/{n}.json' for n in _REPORTED), ('results/report.json', 'report.md'), shows='all of them on one page; draws Figures 1b, 2a'),
+    Stage(
+        '50_report',
+        tuple(f'results/{n}.json' for n in _REPORTED),
+        ('results/report.json', 'report.md'),
+        shows='all of them on one page; draws Figures 1b, 2a',
+    ),
     Stage('40_benchmarks', (), ('results/benchmarks.json',), extra=True, alone=True),
 )
 
 # %% ../nbs/51_pipeline.ipynb #41800377
-_ESC50 = Stage('32_esc50', (), ('results/esc50.json',), outside=('[eE][sS][cC]*50*/', 'yamnet/*'), work=('esc50/**/*', 'tokens/*'), alone=True,
-               shows='ESC-50: Table 2, and Table 3a on recordings')
+_ESC50 = Stage(
+    '32_esc50',
+    (),
+    ('results/esc50.json',),
+    outside=('[eE][sS][cC]*50*/', 'yamnet/*'),
+    work=('esc50/**/*', 'tokens/*'),
+    alone=True,
+    shows='ESC-50: Table 2, and Table 3a on recordings',
+)
 _STORY = Stage('34_a_recording', ('results/esc50.json',), ('results/a_recording.json',), outside=_ESC50.outside)
-_RECORDED = Stage('33_recorded_scenes', ('results/scenes.json',), ('results/recorded_scenes.json',), work=('recorded/**/*', 'tokens/*'), alone=True,
-                  shows='Table 3a and the rivals, on recordings')
+_RECORDED = Stage(
+    '33_recorded_scenes',
+    ('results/scenes.json',),
+    ('results/recorded_scenes.json',),
+    work=('recorded/**/*', 'tokens/*'),
+    alone=True,
+    shows='Table 3a and the rivals, on recordings',
+)
 _SHARDED = (
     Stage('05_datasets', (), ('results/datasets.json',), outside=('*/', '*/*/')),
     Stage('06_streaming', (), ('results/shards.json',)),
@@ -73,179 +165,264 @@ _SHARDED = (
     Stage('28_public_sets', (_MODEL,), ('results/public_sets.json',), work=('public/*',)),
     STAGES[-1],
 )
-SUMMARY = 'results/run.json' # written by the pipeline itself, read by no stage
+SUMMARY = 'results/run.json'  # written by the pipeline itself, read by no stage
 
-def stages_for(p:Profile) -> tuple:
+
+def stages_for(p: Profile) -> tuple:
     "The sequence of a profile: another one for recorded sound, and no file of act one where there is no act one."
     gone = () if p.pretrain_steps else ('checkpoints/pretrain.safetensors', 'results/pretrain.json')
     left = lambda files: tuple(f for f in files if f not in gone)
-    stages = _SHARDED if p.shards or p.data not in SCENE_WORLDS else (_ESC50, _STORY, *STAGES[:3], _RECORDED, *STAGES[3:]) if p.data == 'esc50' else STAGES
+    stages = (
+        _SHARDED
+        if p.shards or p.data not in SCENE_WORLDS
+        else (_ESC50, _STORY, *STAGES[:3], _RECORDED, *STAGES[3:])
+        if p.data == 'esc50'
+        else STAGES
+    )
     return tuple(dataclasses.replace(s, inputs=left(s.inputs), outputs=left(s.outputs)) for s in stages)
 
 # %% ../nbs/51_pipeline.ipynb #e0db0359
-def syntax_tree(source:str) -> ast.Module:
+def syntax_tree(source: str) -> ast.Module:
     "Parsed `source` without docstrings and other bare strings; IPython magics are allowed."
-    try: tree = ast.parse(source)
+    try:
+        tree = ast.parse(source)
     except SyntaxError:
         from IPython.core.inputtransformer2 import TransformerManager
+
         tree = ast.parse(TransformerManager().transform_cell(source))
     is_text = lambda n: isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant) and isinstance(n.value.value, str)
     for node in ast.walk(tree):
-        if isinstance(getattr(node, 'body', None), list): node.body = [n for n in node.body if not is_text(n)]
+        if isinstance(getattr(node, 'body', None), list):
+            node.body = [n for n in node.body if not is_text(n)]
     return tree
 
-def code_digest(source:str) -> str:
+
+def code_digest(source: str) -> str:
     "Equal for two sources that differ only in comments, layout and docstrings."
     return hashlib.sha256(ast.dump(syntax_tree(source)).encode()).hexdigest()[:16]
 
 # %% ../nbs/51_pipeline.ipynb #86a02925
-def imported_modules(tree:ast.Module, package:str) -> set[str]:
+def imported_modules(tree: ast.Module, package: str) -> set[str]:
     "Modules of `package` that `tree` imports, or names in a string; without the package's own name."
     found = set()
     for n in ast.walk(tree):
-        if isinstance(n, ast.Import): names = [a.name for a in n.names]
+        if isinstance(n, ast.Import):
+            names = [a.name for a in n.names]
         elif isinstance(n, ast.ImportFrom):
             base = '.'.join(filter(None, [package if n.level else '', n.module]))
             names = [base, *(f'{base}.{a.name}' for a in n.names)]
-        elif isinstance(n, ast.Constant) and isinstance(n.value, str): names = re.findall(rf'\b{package}\.\w+', n.value)
-        else: continue
+        elif isinstance(n, ast.Constant) and isinstance(n.value, str):
+            names = re.findall(rf'\b{package}\.\w+', n.value)
+        else:
+            continue
         found |= {name.split('.')[1] for name in names if name.startswith(package + '.')}
     return found
 
-def names_in(tree:ast.Module) -> set[str]:
+
+def names_in(tree: ast.Module) -> set[str]:
     "Every identifier in `tree`, attributes, arguments and strings included."
+
     def name(n):
         match n:
-            case ast.Name(id=s) | ast.Attribute(attr=s) | ast.keyword(arg=s) | ast.arg(arg=s) | ast.Constant(value=str() as s): return s
+            case (
+                ast.Name(id=s)
+                | ast.Attribute(attr=s)
+                | ast.keyword(arg=s)
+                | ast.arg(arg=s)
+                | ast.Constant(value=str() as s)
+            ):
+                return s
+
     return {s for n in ast.walk(tree) if (s := name(n))}
 
 # %% ../nbs/51_pipeline.ipynb #10d83672
 @dataclass(frozen=True)
 class Code:
     "What a notebook executes."
-    digests: dict # notebook or module -> digest
-    names: frozenset # identifiers anywhere in it
+
+    digests: dict  # notebook or module -> digest
+    names: frozenset  # identifiers anywhere in it
+
 
 def notebook_code(
-    notebook:Path, # .ipynb
-    package:Path, # folder of the package
-    leave_out:tuple[str, ...]=('config',), # modules whose values are compared as parameters
+    notebook: Path,  # .ipynb
+    package: Path,  # folder of the package
+    leave_out: tuple[str, ...] = ('config',),  # modules whose values are compared as parameters
 ) -> Code:
     "The notebook's code cells and the modules of `package` that they use, through other modules too. Raises ValueError when there is no such notebook."
-    if not notebook.exists(): raise ValueError(f'{notebook.name}: no such notebook in {notebook.parent}')
+    if not notebook.exists():
+        raise ValueError(f'{notebook.name}: no such notebook in {notebook.parent}')
     cells = [c for c in json.loads(notebook.read_text())['cells'] if c['cell_type'] == 'code']
     trees = {notebook.stem: [syntax_tree(''.join(c['source'])) for c in cells]}
     todo = [notebook.stem]
     while todo:
         new = set().union(*(imported_modules(t, package.name) for t in trees[todo.pop()]))
         for m in sorted(new - set(leave_out)):
-            if (path := package/f'{m}.py').exists() and (key := f'{package.name}.{m}') not in trees:
-                trees[key] = [syntax_tree(path.read_text())]; todo.append(key)
+            if (path := package / f'{m}.py').exists() and (key := f'{package.name}.{m}') not in trees:
+                trees[key] = [syntax_tree(path.read_text())]
+                todo.append(key)
     digests = {k: hashlib.sha256(''.join(map(ast.dump, ts)).encode()).hexdigest()[:16] for k, ts in trees.items()}
     return Code(digests, frozenset().union(*(names_in(t) for ts in trees.values() for t in ts)))
 
 # %% ../nbs/51_pipeline.ipynb #2bc5a4b7
-UNCOUNTED = {'name', 'gpus', 'data_root', 'shards', 'workers', 'prefetch', 'checkpoint_every'} # shards are compared by content
+UNCOUNTED = {
+    'name',
+    'gpus',
+    'data_root',
+    'shards',
+    'workers',
+    'prefetch',
+    'checkpoint_every',
+}  # shards are compared by content
 
-def used_parameters(profile:Profile, names:frozenset) -> dict:
+
+def used_parameters(profile: Profile, names: frozenset) -> dict:
     "The fields of `profile` that code with these identifiers can depend on."
     return {k: v for k, v in dataclasses.asdict(profile).items() if k in names and k not in UNCOUNTED}
 
 # %% ../nbs/51_pipeline.ipynb #55c494d2
 def file_digest(
-    path:Path,
-    cache:dict, # path -> [size, mtime in ns, digest]; filled here
+    path: Path,
+    cache: dict,  # path -> [size, mtime in ns, digest]; filled here
 ) -> str:
     "Hash of a file's content; of a results file (`collat.config.write_results`), of its results only."
-    st = path.stat(); seen = cache.get(str(path))
-    if seen and seen[:2] == [st.st_size, st.st_mtime_ns]: return seen[2]
+    st = path.stat()
+    seen = cache.get(str(path))
+    if seen and seen[:2] == [st.st_size, st.st_mtime_ns]:
+        return seen[2]
     if path.suffix == '.json' and set(body := _json(path)) == {'profile', 'run', 'results'}:
         digest = hashlib.sha256(json.dumps(body['results'], sort_keys=True).encode()).hexdigest()
     else:
-        with open(path, 'rb') as f: digest = hashlib.file_digest(f, 'sha256').hexdigest()
-    if time.time() - st.st_mtime > .1: cache[str(path)] = [st.st_size, st.st_mtime_ns, digest[:16]]   # a clock may tick too slowly to tell what is written now from what is written next
+        with open(path, 'rb') as f:
+            digest = hashlib.file_digest(f, 'sha256').hexdigest()
+    if time.time() - st.st_mtime > 0.1:
+        cache[str(path)] = [
+            st.st_size,
+            st.st_mtime_ns,
+            digest[:16],
+        ]  # a clock may tick too slowly to tell what is written now from what is written next
     return digest[:16]
 
+
 def _json(path):
-    try: body = json.loads(path.read_text())
-    except ValueError: body = {}
+    try:
+        body = json.loads(path.read_text())
+    except ValueError:
+        body = {}
     return body if isinstance(body, dict) else {}
 
 # %% ../nbs/51_pipeline.ipynb #d66fa02f
 @dataclass
 class Run:
     "A run folder and what fills it; made by `open_run`."
-    profile: Profile
-    profile_arg: str # name or file, as the notebooks get it
-    overrides: dict # changed fields, as the notebooks get them
-    run_dir: Path
-    nbs: Path # folder of the notebooks
-    package: Path # folder of the package that they import
-    stages: tuple[Stage, ...] = STAGES
-    hashes: dict = field(default_factory=dict) # cache of `file_digest`
 
-    def stamp(self, stage, kind='done') -> Path: return self.run_dir/'stages'/f'{stage.notebook}.{kind}.json'
-    def files(self, globs) -> list[Path]: return sorted({f for g in globs for f in self.run_dir.glob(g) if f.is_file()})
-    def short(self, path) -> str: return str(path.relative_to(self.run_dir))
+    profile: Profile
+    profile_arg: str  # name or file, as the notebooks get it
+    overrides: dict  # changed fields, as the notebooks get them
+    run_dir: Path
+    nbs: Path  # folder of the notebooks
+    package: Path  # folder of the package that they import
+    stages: tuple[Stage, ...] = STAGES
+    hashes: dict = field(default_factory=dict)  # cache of `file_digest`
+
+    def stamp(self, stage, kind='done') -> Path:
+        return self.run_dir / 'stages' / f'{stage.notebook}.{kind}.json'
+
+    def files(self, globs) -> list[Path]:
+        return sorted({f for g in globs for f in self.run_dir.glob(g) if f.is_file()})
+
+    def short(self, path) -> str:
+        return str(path.relative_to(self.run_dir))
 
 # %% ../nbs/51_pipeline.ipynb #37837c93
 def open_run(
-    profile:str|Path='mini', # name or file
-    overrides:dict|list|None=None, # changed fields, as in `load_profile`
-    run_dir:str|Path|None=None, # default: runs/<profile's name>
-    gpus:int|None=None, # training processes; None = as the profile says
-    stages:tuple[Stage, ...]|None=None, # default: those of the profile
-    nbs:Path|None=None, package:Path|None=None, # default: those of this checkout
-    here:bool=True, # False: the run is only described, another machine will have the GPUs
+    profile: str | Path = 'mini',  # name or file
+    overrides: dict | list | None = None,  # changed fields, as in `load_profile`
+    run_dir: str | Path | None = None,  # default: runs/<profile's name>
+    gpus: int | None = None,  # training processes; None = as the profile says
+    stages: tuple[Stage, ...] | None = None,  # default: those of the profile
+    nbs: Path | None = None,
+    package: Path | None = None,  # default: those of this checkout
+    here: bool = True,  # False: the run is only described, another machine will have the GPUs
 ) -> Run:
     "A `Run`. Raises ValueError on unknown fields, more GPUs than there are, and a run folder among the notebooks."
     p = load_profile(profile, overrides)
-    if gpus is not None: p = dataclasses.replace(p, gpus=gpus)
-    if here: check_gpus(p.gpus)
-    if p.data_root: p = dataclasses.replace(p, data_root=whole_folders(p.data_root))
-    if p.data.endswith('.csv'): p = dataclasses.replace(p, data=str(Path(p.data).resolve()))
-    if p.shards and '://' not in p.shards: p = dataclasses.replace(p, shards=str(Path(p.shards).resolve()))
+    if gpus is not None:
+        p = dataclasses.replace(p, gpus=gpus)
+    if here:
+        check_gpus(p.gpus)
+    if p.data_root:
+        p = dataclasses.replace(p, data_root=whole_folders(p.data_root))
+    if p.data.endswith('.csv'):
+        p = dataclasses.replace(p, data=str(Path(p.data).resolve()))
+    if p.shards and '://' not in p.shards:
+        p = dataclasses.replace(p, shards=str(Path(p.shards).resolve()))
     p = dataclasses.replace(p, audio_weights=whole_path(p.audio_weights), text_encoder=whole_path(p.text_encoder))
-    changed = {f.name: getattr(p, f.name) for f in dataclasses.fields(p) if getattr(p, f.name) != getattr(load_profile(profile), f.name)}
+    changed = {
+        f.name: getattr(p, f.name)
+        for f in dataclasses.fields(p)
+        if getattr(p, f.name) != getattr(load_profile(profile), f.name)
+    }
     package = Path(package or Path(sys.modules['collat'].__file__).parent).resolve()
-    nbs, run_dir = Path(nbs or package.parent/'nbs').resolve(), Path(run_dir or Path('runs')/p.name).resolve()
-    if not nbs.is_dir(): raise ValueError(f'no notebooks at {nbs}: the pipeline runs in a checkout of the repository (pip install -e .)')
-    if run_dir.is_relative_to(nbs): raise ValueError(f'run folder {run_dir} lies inside the notebooks\' folder; give another --run-dir')
-    if '{' in str(run_dir) or '}' in str(run_dir): raise ValueError(f'run folder {run_dir}: papermill takes no braces in a path')
-    r = Run(p, str(Path(profile).resolve()) if Path(profile).suffix == '.json' else str(profile), changed, run_dir, nbs, package, tuple(stages or stages_for(p)))
-    r.hashes = _json(f) if (f := run_dir/'stages'/'hashes.json').exists() else {}
+    nbs, run_dir = Path(nbs or package.parent / 'nbs').resolve(), Path(run_dir or Path('runs') / p.name).resolve()
+    if not nbs.is_dir():
+        raise ValueError(f'no notebooks at {nbs}: the pipeline runs in a checkout of the repository (pip install -e .)')
+    if run_dir.is_relative_to(nbs):
+        raise ValueError(f"run folder {run_dir} lies inside the notebooks' folder; give another --run-dir")
+    if '{' in str(run_dir) or '}' in str(run_dir):
+        raise ValueError(f'run folder {run_dir}: papermill takes no braces in a path')
+    r = Run(
+        p,
+        str(Path(profile).resolve()) if Path(profile).suffix == '.json' else str(profile),
+        changed,
+        run_dir,
+        nbs,
+        package,
+        tuple(stages or stages_for(p)),
+    )
+    r.hashes = _json(f) if (f := run_dir / 'stages' / 'hashes.json').exists() else {}
     return r
 
 # %% ../nbs/51_pipeline.ipynb #9973c8a4
-def check_gpus(n:int):
+def check_gpus(n: int):
     "Raises ValueError when the machine has fewer than `n` GPUs, or, without any, cores."
-    if n < 0: raise ValueError(f'gpus={n}: a number from 0 up is accepted')
-    if n < 2: return   # one runs anywhere, and torch takes seconds to import
+    if n < 0:
+        raise ValueError(f'gpus={n}: a number from 0 up is accepted')
+    if n < 2:
+        return  # one runs anywhere, and torch takes seconds to import
     import torch
-    gpus, cores = torch.cuda.device_count(), os.cpu_count()
-    if n > (gpus or cores): raise ValueError(f"gpus={n}: this machine has {gpus or f'none, and {cores} cores'} (gpus=0 runs on whatever there is)")
 
-def whole_folders(root:str) -> str:
+    gpus, cores = torch.cuda.device_count(), os.cpu_count()
+    if n > (gpus or cores):
+        raise ValueError(
+            f'gpus={n}: this machine has {gpus or f"none, and {cores} cores"} (gpus=0 runs on whatever there is)'
+        )
+
+
+def whole_folders(root: str) -> str:
     "Data folders, each made whole, since the notebooks run in their own folder."
     return os.pathsep.join(str(f.resolve()) for f in data_folders(root))
 
-def data_variable(run:Run) -> dict: # environment variables
+
+def data_variable(run: Run) -> dict:  # environment variables
     "The data folders as the notebooks of `run` are told of them, where any are named."
     root = run.profile.data_root or os.environ.get('COLLAT_DATA')
     return dict(COLLAT_DATA=whole_folders(root)) if root else {}
 
-def whole_path(name:str) -> str:
+
+def whole_path(name: str) -> str:
     "Weights named as `KIND:FILE`, `KIND:MODEL/FILE` or `FILE.pth`, the path made whole, since the notebooks run in their own folder; what is no file here stays."
     kind, colon, rest = name.rpartition(':')
     model, _, file = rest.partition('/')
-    if (kind or rest.endswith('.pth')) and Path(rest).exists(): return f'{kind}{colon}{Path(rest).resolve()}'
+    if (kind or rest.endswith('.pth')) and Path(rest).exists():
+        return f'{kind}{colon}{Path(rest).resolve()}'
     return f'{kind}{colon}{model}/{Path(file).resolve()}' if kind and Path(file).is_file() else name
 
 # %% ../nbs/51_pipeline.ipynb #79193e39
-def fingerprint(run:Run, stage:Stage) -> dict:
+def fingerprint(run: Run, stage: Stage) -> dict:
     "Everything that the results of `stage` depend on, as far as it exists now."
-    code = notebook_code(run.nbs/f'{stage.notebook}.ipynb', run.package)
-    own = {*run.files(stage.outputs), run.run_dir/SUMMARY}
+    code = notebook_code(run.nbs / f'{stage.notebook}.ipynb', run.package)
+    own = {*run.files(stage.outputs), run.run_dir / SUMMARY}
     inputs = {run.short(f): file_digest(f, run.hashes) for f in run.files(stage.inputs) if f not in own}
     for folder in data_folders(run.profile.data_root) if stage.outside else ():
         found = [f for g in stage.outside for f in folder.glob(g)]
@@ -253,217 +430,309 @@ def fingerprint(run:Run, stage:Stage) -> dict:
             inputs[f'data: {f.relative_to(folder)}'] = file_digest(f, run.hashes) if f.is_file() else 'folder'
     return dict(parameters=used_parameters(run.profile, code.names), inputs=inputs, code=code.digests)
 
-def missing(run:Run, globs) -> list[str]:
+
+def missing(run: Run, globs) -> list[str]:
     "Those of `globs` that match no file."
     return [g for g in globs if not run.files([g])]
 
-def feeds(a:Stage, b:Stage) -> bool:
+
+def feeds(a: Stage, b: Stage) -> bool:
     "Whether `a` writes something that `b` reads."
     return any(fnmatch(o, i) for o in a.outputs for i in b.inputs)
 
 # %% ../nbs/51_pipeline.ipynb #715f55fc
 def reasons(
-    run:Run, stage:Stage,
-    before:tuple[Stage, ...]=(), # earlier stages that will run first
+    run: Run,
+    stage: Stage,
+    before: tuple[Stage, ...] = (),  # earlier stages that will run first
 ) -> list[str]:
     "Why `stage` has to run; empty when it is up to date."
-    now, path, why = fingerprint(run, stage), run.stamp(stage), [f'output {g} is missing' for g in missing(run, stage.outputs)]
+    now, path, why = (
+        fingerprint(run, stage),
+        run.stamp(stage),
+        [f'output {g} is missing' for g in missing(run, stage.outputs)],
+    )
     if path.exists():
         then = _json(path).get('fingerprint', {})
         old, new = then.get('parameters', {}), now['parameters']
-        why += [f'parameter {k} changed {old.get(k, "(unused)")} → {new.get(k, "(unused)")}' for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
+        why += [
+            f'parameter {k} changed {old.get(k, "(unused)")} → {new.get(k, "(unused)")}'
+            for k in sorted({*old, *new})
+            if old.get(k) != new.get(k)
+        ]
         for part, said in ('inputs', 'input {} changed'), ('code', 'code changed in {}'):
             old, new = then.get(part, {}), now[part]
             why += [said.format(k) for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
-    elif not why: why = ['there is no record that it finished']
+    elif not why:
+        why = ['there is no record that it finished']
     made = [(o, s.notebook) for s in before for o in s.outputs for i in stage.inputs if fnmatch(o, i)]
     return why + [f'input {o} will be written by {nb}' for o, nb in dict(made).items()]
 
 # %% ../nbs/51_pipeline.ipynb #f0c1b38c
-def made_under(run:Run, stage:Stage) -> dict|None:
+def made_under(run: Run, stage: Stage) -> dict | None:
     "The fingerprint under which the files of `stage` were made, finished or not; None where no record tells."
     started, done = run.stamp(stage, 'started'), run.stamp(stage)
-    if started.exists(): return _json(started)
+    if started.exists():
+        return _json(started)
     return _json(done).get('fingerprint') if done.exists() else None
 
-def aside(run:Run, stage:Stage, mark:dict) -> Path:
+
+def aside(run: Run, stage: Stage, mark: dict) -> Path:
     "The folder for what `stage` made under the fingerprint `mark`."
     key = hashlib.sha256(json.dumps(mark, sort_keys=True).encode()).hexdigest()[:8]
-    return run.run_dir/'previous'/stage.notebook/key
+    return run.run_dir / 'previous' / stage.notebook / key
 
-def whole(run:Run, stage:Stage, *more:Path) -> bool:
+
+def whole(run: Run, stage: Stage, *more: Path) -> bool:
     "Whether each output of `stage` lies in the run folder, or in one of the folders `more`."
     return all(any(any(folder.glob(g)) for folder in (run.run_dir, *more)) for g in stage.outputs)
 
-def finished_aside(run:Run, stage:Stage) -> Path|None:
+
+def finished_aside(run: Run, stage: Stage) -> Path | None:
     "Where a finished result of `stage` under its present fingerprint is set aside, if it is."
     place = aside(run, stage, fingerprint(run, stage))
-    return place if (place/run.short(run.stamp(stage))).exists() and whole(run, stage, place) else None
+    return place if (place / run.short(run.stamp(stage))).exists() and whole(run, stage, place) else None
+
 
 def _write(path, body):
-    with atomic_path(path) as tmp: tmp.write_text(json.dumps(body, indent=1, ensure_ascii=False))
+    with atomic_path(path) as tmp:
+        tmp.write_text(json.dumps(body, indent=1, ensure_ascii=False))
 
 # %% ../nbs/51_pipeline.ipynb #46721271
-def plan(run:Run, only:list[str]|None=None) -> dict[str, list[str]]:
+def plan(run: Run, only: list[str] | None = None) -> dict[str, list[str]]:
     "For each stage (of `only`), why it would run; an empty list means up to date. Changes nothing."
     out, before = {}, []
     for s in select_stages(run.stages, only):
         why = reasons(run, s, tuple(before))
         place = finished_aside(run, s) if why and not any(feeds(b, s) for b in before) else None
-        if place: why = [f'comes back from {run.short(place)}']
+        if place:
+            why = [f'comes back from {run.short(place)}']
         out[s.notebook] = why
-        if why: before.append(s)
+        if why:
+            before.append(s)
     return out
 
-def select_stages(stages:tuple[Stage, ...], only:list[str]|None) -> tuple[Stage, ...]:
+
+def select_stages(stages: tuple[Stage, ...], only: list[str] | None) -> tuple[Stage, ...]:
     "The stages named in `only` (with or without their number), in order; when None, all but the extra ones. Raises ValueError on an unknown name."
-    if only is None: return tuple(s for s in stages if not s.extra)
+    if only is None:
+        return tuple(s for s in stages if not s.extra)
     names = {k: s for s in stages for k in (s.notebook, s.notebook.split('_', 1)[-1])}
     for o in only:
-        if o not in names: raise ValueError(f"'{o}' is not a stage. Stages: {', '.join(s.notebook for s in stages)}.{nearest_name(o, names)}")
+        if o not in names:
+            raise ValueError(
+                f"'{o}' is not a stage. Stages: {', '.join(s.notebook for s in stages)}.{nearest_name(o, names)}"
+            )
     return tuple(s for s in stages if s in [names[o] for o in only])
 
 # %% ../nbs/51_pipeline.ipynb #eef6947e
 @contextmanager
-def locked(run_dir:Path):
+def locked(run_dir: Path):
     "Holds the run folder's lock. Raises ValueError when another run holds it."
     run_dir.mkdir(parents=True, exist_ok=True)
-    with open(run_dir/'.lock', 'a+') as f:
-        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with open(run_dir / '.lock', 'a+') as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             f.seek(0)
-            raise ValueError(f'run folder {run_dir} is in use by {f.read().strip() or "another run"}: wait for it, or give another --run-dir') from None
-        f.truncate(0); f.write(f'process {os.getpid()} on {socket.gethostname()} since {time.strftime("%F %T")}'); f.flush()
+            raise ValueError(
+                f'run folder {run_dir} is in use by {f.read().strip() or "another run"}: wait for it, or give another --run-dir'
+            ) from None
+        f.truncate(0)
+        f.write(f'process {os.getpid()} on {socket.gethostname()} since {time.strftime("%F %T")}')
+        f.flush()
         stop_leftovers(run_dir)
-        try: yield
-        finally: stop_leftovers(run_dir)
+        try:
+            yield
+        finally:
+            stop_leftovers(run_dir)
 
-def stop_leftovers(run_dir:Path) -> int:
+
+def stop_leftovers(run_dir: Path) -> int:
     "Ends kernels and their children that a killed run in `run_dir` left behind; returns how many."
     import psutil
+
     left = []
     for p in psutil.process_iter():
         try:
-            if p.pid != os.getpid() and p.environ().get('COLLAT_RUN') == str(run_dir): p.kill(); left.append(p)
-        except (psutil.Error, OSError): pass # not ours to look at, or already gone
+            if p.pid != os.getpid() and p.environ().get('COLLAT_RUN') == str(run_dir):
+                p.kill()
+                left.append(p)
+        except (psutil.Error, OSError):
+            pass  # not ours to look at, or already gone
     psutil.wait_procs(left, timeout=10)
     return len(left)
 
 # %% ../nbs/51_pipeline.ipynb #adbb533e
 PARAMETERS = ('profile', 'run_dir', 'overrides')
 
-class StageError(RuntimeError): "A stage failed; the message names notebook, cell and error."
 
-def check_parameters(notebook:Path):
+class StageError(RuntimeError):
+    "A stage failed; the message names notebook, cell and error."
+
+
+def check_parameters(notebook: Path):
     "Raises ValueError when the cell tagged `parameters` lacks one of `PARAMETERS`."
     import papermill
+
     have = list(papermill.inspect_notebook(str(notebook)))
     if lack := [p for p in PARAMETERS if p not in have]:
-        raise ValueError(f"{notebook.name}: no parameter '{lack[0]}' in a cell tagged 'parameters' (found: {', '.join(have) or 'none'}).{nearest_name(lack[0], have)}")
+        raise ValueError(
+            f"{notebook.name}: no parameter '{lack[0]}' in a cell tagged 'parameters' (found: {', '.join(have) or 'none'}).{nearest_name(lack[0], have)}"
+        )
 
-def kernel_class(env:dict):
+
+def kernel_class(env: dict):
     "A kernel manager that starts this very interpreter, whatever kernels are registered, with `env` added to its environment."
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
-    spec = KernelSpec(argv=[sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}'], display_name='python3', language='python',
-                      env={'PYDEVD_DISABLE_FILE_VALIDATION': '1', 'IN_TEST': '', **env}, metadata={'supported_encryption': ['curve']})
+
+    spec = KernelSpec(
+        argv=[sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}'],
+        display_name='python3',
+        language='python',
+        env={'PYDEVD_DISABLE_FILE_VALIDATION': '1', 'IN_TEST': '', **env},
+        metadata={'supported_encryption': ['curve']},
+    )
+
     class Kernel(AsyncKernelManager):
         kernel_spec = property(lambda self: spec)
-        def __init__(self, **kw): super().__init__(**{'transport_encryption': 'auto', **kw})
+
+        def __init__(self, **kw):
+            super().__init__(**{'transport_encryption': 'auto', **kw})
+
     return Kernel
 
 # %% ../nbs/51_pipeline.ipynb #9cf1c354
 class Live:
     "Keeps the cell that runs, and shows the last line that it printed beside the progress bar."
-    def __init__(self, every): self.cell, self.bar, self.every, self.last = None, None, every, 0.
-    def flush(self): pass
+
+    def __init__(self, every):
+        self.cell, self.bar, self.every, self.last = None, None, every, 0.0
+
+    def flush(self):
+        pass
+
     def write(self, text):
         lines = [l for l in re.split(r'[\r\n]+', re.sub(r'\x1b\[[0-9;]*\w', '', text)) if l.strip()]
-        if not lines or self.bar is None or time.time() - self.last < self.every: return
-        self.last = time.time(); self.bar.set_postfix_str(lines[-1].strip()[:80])
+        if not lines or self.bar is None or time.time() - self.last < self.every:
+            return
+        self.last = time.time()
+        self.bar.set_postfix_str(lines[-1].strip()[:80])
+
 
 def live_engine():
     "papermill's engine, reporting to a `Live`; registered as `collat`."
     from papermill.engines import NBClientEngine, papermill_engines
+
     class Engine(NBClientEngine):
         @classmethod
         def execute_managed_notebook(cls, nb_man, kernel_name, live=None, **kw):
             start, live.bar = nb_man.cell_start, nb_man.pbar
-            def cell_start(cell, *args, **kw): live.cell = cell; return start(cell, *args, **kw)
+
+            def cell_start(cell, *args, **kw):
+                live.cell = cell
+                return start(cell, *args, **kw)
+
             nb_man.cell_start = cell_start
             return super().execute_managed_notebook(nb_man, kernel_name, **kw)
+
     papermill_engines.register('collat', Engine)
     return 'collat'
 
 # %% ../nbs/51_pipeline.ipynb #f12b83af
-def execute(run:Run, stage:Stage, progress:bool=False, env:dict|None=None):
+def execute(run: Run, stage: Stage, progress: bool = False, env: dict | None = None):
     "Runs one notebook by papermill and keeps the executed copy. Raises `StageError` when a cell fails, the kernel dies, or none starts in three attempts."
     import papermill
-    source, out = run.nbs/f'{stage.notebook}.ipynb', run.run_dir/'notebooks'/f'{stage.notebook}.ipynb'
+
+    source, out = run.nbs / f'{stage.notebook}.ipynb', run.run_dir / 'notebooks' / f'{stage.notebook}.ipynb'
     out.parent.mkdir(parents=True, exist_ok=True)
-    every = .2 if sys.stderr.isatty() else 60. # a log file gets a line a minute
+    every = 0.2 if sys.stderr.isatty() else 60.0  # a log file gets a line a minute
     live = Live(every)
-    logging.getLogger('papermill').addHandler(logging.NullHandler()) # errors come as exceptions
+    logging.getLogger('papermill').addHandler(logging.NullHandler())  # errors come as exceptions
     env = {'COLLAT_RUN': str(run.run_dir)} | data_variable(run) | (env or {})
     bar = dict(desc=f'  {stage.notebook}', mininterval=every, leave=False, dynamic_ncols=True) if progress else False
     for attempt in range(3):
-        try: return papermill.execute_notebook(str(source), str(out), dict(profile=run.profile_arg, run_dir=str(run.run_dir), overrides=run.overrides), cwd=str(run.nbs),
-            kernel_name='python3', kernel_manager_class=kernel_class(env), iopub_timeout=60,
-            engine_name=live_engine(), live=live, stdout_file=live, stderr_file=live, progress_bar=bar)
+        try:
+            return papermill.execute_notebook(
+                str(source),
+                str(out),
+                dict(profile=run.profile_arg, run_dir=str(run.run_dir), overrides=run.overrides),
+                cwd=str(run.nbs),
+                kernel_name='python3',
+                kernel_manager_class=kernel_class(env),
+                iopub_timeout=60,
+                engine_name=live_engine(),
+                live=live,
+                stdout_file=live,
+                stderr_file=live,
+                progress_bar=bar,
+            )
         except Exception as e:
-            if attempt < 2 and live.cell is None and 'Kernel died' in str(e): continue   # another process took one of its ports before it did
-            old = run.run_dir/'previous'/stage.notebook
+            if attempt < 2 and live.cell is None and 'Kernel died' in str(e):
+                continue  # another process took one of its ports before it did
+            old = run.run_dir / 'previous' / stage.notebook
             kept = f'. What it made under other settings lies in {old} and comes back with them' if old.exists() else ''
             raise StageError(f'{failure(source, live.cell, e)}. Executed notebook: {out}{kept}') from e
 
 # %% ../nbs/51_pipeline.ipynb #24acca70
-def failure(source:Path, cell:dict|None, error:Exception) -> str:
+def failure(source: Path, cell: dict | None, error: Exception) -> str:
     "One line that names notebook, cell (counted from 1, prose included) and error."
     said = f'{error.ename}: {error.evalue}' if hasattr(error, 'ename') else f'{type(error).__name__}: {error}'
     said = ' '.join(re.sub(r'\x1b\[[0-9;]*\w', '', said).split())
-    if cell is None: return f'{source.name} did not start: {said}'
+    if cell is None:
+        return f'{source.name} did not start: {said}'
     ids = [c.get('id') for c in json.loads(source.read_text())['cells']]
     where = f'cell {ids.index(cell["id"]) + 1}' if cell.get('id') in ids else 'the injected parameters'
     code = [l for l in cell['source'].splitlines() if l.strip() and not l.startswith('#|')]
     return f'{source.name}, {where} (`{(code or [""])[0].strip()[:80]}`): {said}'
 
 # %% ../nbs/51_pipeline.ipynb #f71fc99a
-def set_aside(run:Run, stage:Stage) -> str: # what was moved, for a reader; empty when there was nothing
+def set_aside(run: Run, stage: Stage) -> str:  # what was moved, for a reader; empty when there was nothing
     "Moves everything that `stage` has made, and its record, out of the way."
     files, mark = run.files(stage.outputs + stage.work), made_under(run, stage)
     records = [run.stamp(stage, 'started'), run.stamp(stage)]
     started = records[0].exists()
     known = mark and (started or whole(run, stage, aside(run, stage, mark)))
-    place = aside(run, stage, mark) if known else run.run_dir/'previous'/stage.notebook/time.strftime('%Y-%m-%dT%H%M%S')
+    place = (
+        aside(run, stage, mark)
+        if known
+        else run.run_dir / 'previous' / stage.notebook / time.strftime('%Y-%m-%dT%H%M%S')
+    )
     size = sum(f.stat().st_size for f in files)
     for f in [*files, *(r for r in records if r.exists() and files)]:
-        to = place/run.short(f)
+        to = place / run.short(f)
         to.parent.mkdir(parents=True, exist_ok=True)
         os.replace(f, to)
-    for r in records: r.unlink(missing_ok=True)
-    if not files: return ''
+    for r in records:
+        r.unlink(missing_ok=True)
+    if not files:
+        return ''
     what, count = 'unfinished work' if started else 'what it made', f'{len(files)} file' + 's' * (len(files) > 1)
-    where = f'({count}, {size/1e6:.1f} MB) is set aside in {run.short(place)}'
+    where = f'({count}, {size / 1e6:.1f} MB) is set aside in {run.short(place)}'
     return f'{what} under other settings, inputs or code {where}'
 
-def bring_back(run:Run, stage:Stage, mark:dict):
+
+def bring_back(run: Run, stage: Stage, mark: dict):
     "Moves what `stage` made under the fingerprint `mark` from where it was set aside to where it was."
     place = aside(run, stage, mark)
-    if not place.exists(): return
+    if not place.exists():
+        return
     _write(run.stamp(stage, 'started'), mark)
     files = [f for f in place.rglob('*') if f.is_file()]
-    for f in sorted(files, key=lambda f: f.parent == place/'stages'):
-        to = run.run_dir/f.relative_to(place)
+    for f in sorted(files, key=lambda f: f.parent == place / 'stages'):
+        to = run.run_dir / f.relative_to(place)
         to.parent.mkdir(parents=True, exist_ok=True)
         os.replace(f, to)
     shutil.rmtree(place)
 
 # %% ../nbs/51_pipeline.ipynb #3db86d5a
-def prepare(run:Run, stage:Stage, mark:dict, say=print) -> bool: # whether a finished result came back
+def prepare(run: Run, stage: Stage, mark: dict, say=print) -> bool:  # whether a finished result came back
     "Leaves or brings back the work that belongs to the fingerprint `mark`, and sets aside all other."
     started, done = run.stamp(stage, 'started'), run.stamp(stage)
     mine = made_under(run, stage) == mark and (started.exists() or whole(run, stage, aside(run, stage, mark)))
-    if not mine and (moved := set_aside(run, stage)): say(f'{stage.notebook}: {moved}')
+    if not mine and (moved := set_aside(run, stage)):
+        say(f'{stage.notebook}: {moved}')
     bring_back(run, stage, mark)
     if done.exists() and _json(done).get('fingerprint') == mark and whole(run, stage):
         started.unlink(missing_ok=True)
@@ -473,61 +742,81 @@ def prepare(run:Run, stage:Stage, mark:dict, say=print) -> bool: # whether a fin
     return False
 
 # %% ../nbs/51_pipeline.ipynb #e5cad521
-def begin_stage(run:Run, stage:Stage, say=print) -> dict|None: # its fingerprint; None when a finished result came back
+def begin_stage(
+    run: Run, stage: Stage, say=print
+) -> dict | None:  # its fingerprint; None when a finished result came back
     "Checks what `stage` needs, and sets aside what does not belong to it. Raises ValueError when an input or a parameter is missing."
     if lack := missing(run, stage.inputs):
         maker = next((s.notebook for s in run.stages for o in s.outputs if fnmatch(o, lack[0])), 'no stage')
         raise ValueError(f'{stage.notebook} needs {lack[0]}, which {maker} writes: run that first')
-    check_parameters(run.nbs/f'{stage.notebook}.ipynb')
+    check_parameters(run.nbs / f'{stage.notebook}.ipynb')
     mark = fingerprint(run, stage)
     return None if prepare(run, stage, mark, say) else mark
 
-def run_stage(run:Run, stage:Stage, mark:dict, progress:bool=False, env:dict|None=None) -> float:
+
+def run_stage(run: Run, stage: Stage, mark: dict, progress: bool = False, env: dict | None = None) -> float:
     "Executes a stage that was begun, and records that it is done; returns its wall time, s. Raises `StageError` when it fails."
     t = time.time()
     execute(run, stage, progress, env)
-    if lack := missing(run, stage.outputs): raise StageError(f'{stage.notebook} ended without an error, but did not write {lack[0]}')
+    if lack := missing(run, stage.outputs):
+        raise StageError(f'{stage.notebook} ended without an error, but did not write {lack[0]}')
     seconds = round(time.time() - t, 1)
     _write(run.stamp(stage), dict(fingerprint=mark, seconds=seconds, finished=time.strftime('%FT%TZ', time.gmtime())))
     run.stamp(stage, 'started').unlink()
     return seconds
 
 # %% ../nbs/51_pipeline.ipynb #aafbf553
-def next_stage(waiting:list, running, jobs:int) -> Stage|None:
+def next_stage(waiting: list, running, jobs: int) -> Stage | None:
     "The first of `waiting` (in order) that may start beside `running`; None when something has to end first."
     running = list(running)
-    if len(running) >= jobs or any(s.alone for s in running): return None
+    if len(running) >= jobs or any(s.alone for s in running):
+        return None
     for k, s in enumerate(waiting):
-        if not any(feeds(t, s) for t in (*running, *waiting[:k])): return None if s.alone and running else s
+        if not any(feeds(t, s) for t in (*running, *waiting[:k])):
+            return None if s.alone and running else s
 
-def share(jobs:int, stage:Stage) -> dict: # environment variables
+
+def share(jobs: int, stage: Stage) -> dict:  # environment variables
     "The threads of a notebook that others may run beside: its part of the cores."
-    if jobs == 1 or stage.alone or 'OMP_NUM_THREADS' in os.environ: return {}
+    if jobs == 1 or stage.alone or 'OMP_NUM_THREADS' in os.environ:
+        return {}
     return dict(OMP_NUM_THREADS=str(max(1, len(os.sched_getaffinity(0)) // jobs)))
+
 
 @contextmanager
 def ended_on_interrupt():
     "A Ctrl-C inside the block also ends the notebooks that run."
-    try: yield
-    except KeyboardInterrupt: end_children(); raise
+    try:
+        yield
+    except KeyboardInterrupt:
+        end_children()
+        raise
 
 # %% ../nbs/51_pipeline.ipynb #f6af51e8
 def end_children():
     "Asks the processes that this one has started to end."
     import psutil
-    for child in psutil.Process().children(): child.terminate()
+
+    for child in psutil.Process().children():
+        child.terminate()
+
 
 def run_pipeline(
-    run:Run,
-    only:list[str]|None=None, # names of stages; None = all
-    progress:bool=False, # progress bars of the cells
+    run: Run,
+    only: list[str] | None = None,  # names of stages; None = all
+    progress: bool = False,  # progress bars of the cells
     say=print,
-    jobs:int=1, # stages side by side
+    jobs: int = 1,  # stages side by side
 ) -> list[str]:
     "Runs the stages that are not up to date; returns their names. After a failure those beside it are finished and no other is begun."
     chosen, started, ran, running, failed = select_stages(run.stages, only), time.time(), [], {}, None
     head, waiting = (lambda s: f'[{chosen.index(s) + 1}/{len(chosen)}] {s.notebook}'), list(chosen)
-    with locked(run.run_dir), asked_to_stop(end_children) as asked, ThreadPoolExecutor(jobs) as pool, ended_on_interrupt():
+    with (
+        locked(run.run_dir),
+        asked_to_stop(end_children) as asked,
+        ThreadPoolExecutor(jobs) as pool,
+        ended_on_interrupt(),
+    ):
         while running or waiting and not (asked or failed):
             while not (asked or failed) and (s := next_stage(waiting, running.values(), jobs)):
                 waiting.remove(s)
@@ -542,22 +831,32 @@ def run_pipeline(
                 running[pool.submit(run_stage, run, s, mark, progress, share(jobs, s))] = s
             for f in wait(running, return_when=FIRST_COMPLETED).done:
                 s = running.pop(f)
-                if e := f.exception(): failed = failed or (s, e); continue
-                ran.append(s.notebook); say(f'{head(s)}: done in {minutes(f.result())}, {minutes(time.time() - started)} in all')
-        if asked: raise Preempted(f'stopped by SIGTERM in {failed[0].notebook if failed else "the pipeline"}; the same command goes on from what is saved')
-        if failed: raise failed[1]
-        _write(run.run_dir/'stages'/'hashes.json', run.hashes)
-        if ran: write_results(run.run_dir/SUMMARY, summary(run, ran), run.profile, started)
+                if e := f.exception():
+                    failed = failed or (s, e)
+                    continue
+                ran.append(s.notebook)
+                say(f'{head(s)}: done in {minutes(f.result())}, {minutes(time.time() - started)} in all')
+        if asked:
+            raise Preempted(
+                f'stopped by SIGTERM in {failed[0].notebook if failed else "the pipeline"}; the same command goes on from what is saved'
+            )
+        if failed:
+            raise failed[1]
+        _write(run.run_dir / 'stages' / 'hashes.json', run.hashes)
+        if ran:
+            write_results(run.run_dir / SUMMARY, summary(run, ran), run.profile, started)
     return ran
 
 # %% ../nbs/51_pipeline.ipynb #63648863
-def prepare_training(run:Run):
+def prepare_training(run: Run):
     "Makes the run folder ready for `python -m collat.training`. Raises ValueError when an input is missing."
     stage = next(s for s in run.stages if s.notebook == '12_training')
-    if lack := missing(run, stage.inputs): raise ValueError(f'{stage.notebook} needs {lack[0]}: run the stages before it first')
+    if lack := missing(run, stage.inputs):
+        raise ValueError(f'{stage.notebook} needs {lack[0]}: run the stages before it first')
     with locked(run.run_dir):
-        if reasons(run, stage): prepare(run, stage, fingerprint(run, stage))
-        _write(run.run_dir/'logs/profile.json', dataclasses.asdict(run.profile))
+        if reasons(run, stage):
+            prepare(run, stage, fingerprint(run, stage))
+        _write(run.run_dir / 'logs/profile.json', dataclasses.asdict(run.profile))
 
 # %% ../nbs/51_pipeline.ipynb #2d53ad7a
 SLURM = """#!/bin/bash
@@ -594,29 +893,46 @@ step {collat} run {args}
 """
 
 # %% ../nbs/51_pipeline.ipynb #54ad67ee
-def slurm_script(run:Run, nodes:int=1) -> str:
+def slurm_script(run: Run, nodes: int = 1) -> str:
     "A script for sbatch that does the whole run."
     names, q = [s.notebook for s in run.stages], lambda x: shlex.quote(str(x))
     args = ['--profile', run.profile_arg, '--run-dir', run.run_dir, *(f'{k}={v}' for k, v in run.overrides.items())]
     gpus = max(1, run.profile.gpus)
-    return SLURM.format(name=run.profile.name, nodes=nodes, gpus=gpus, cpus=gpus * (2 + run.profile.workers), cwd=q(Path.cwd()), run=q(run.run_dir),
-                        collat=q(Path(sys.executable).with_name('collat')), python=q(sys.executable), args=' '.join(map(q, args)), first=','.join(names[:names.index('12_training')]))
+    return SLURM.format(
+        name=run.profile.name,
+        nodes=nodes,
+        gpus=gpus,
+        cpus=gpus * (2 + run.profile.workers),
+        cwd=q(Path.cwd()),
+        run=q(run.run_dir),
+        collat=q(Path(sys.executable).with_name('collat')),
+        python=q(sys.executable),
+        args=' '.join(map(q, args)),
+        first=','.join(names[: names.index('12_training')]),
+    )
 
 # %% ../nbs/51_pipeline.ipynb #926f5a31
-def minutes(seconds:float) -> str:
+def minutes(seconds: float) -> str:
     "12.3 s, 4 min 05 s"
-    return f'{seconds:.1f} s' if seconds < 60 else f'{int(seconds)//60} min {int(seconds)%60:02d} s'
+    return f'{seconds:.1f} s' if seconds < 60 else f'{int(seconds) // 60} min {int(seconds) % 60:02d} s'
 
-def seconds_of(run:Run, stage:Stage) -> float|None:
+
+def seconds_of(run: Run, stage: Stage) -> float | None:
     "How long `stage` took when it last succeeded in this run folder."
     return _json(f).get('seconds') if (f := run.stamp(stage)).exists() else None
 
-def to_come(run:Run, stages:list[Stage], jobs:int=1) -> str:
+
+def to_come(run: Run, stages: list[Stage], jobs: int = 1) -> str:
     "What is left, as far as earlier runs tell."
     known = [t for s in stages if (t := seconds_of(run, s)) is not None]
     return f'; about {minutes(sum(known) / jobs)} to go, as last time' if len(known) == len(stages) else ''
 
-def summary(run:Run, ran:list[str]) -> dict:
+
+def summary(run: Run, ran: list[str]) -> dict:
     "Each stage with its wall time, and whether it ran now."
-    rows = [dict(notebook=s.notebook, seconds=seconds_of(run, s), ran=s.notebook in ran) for s in run.stages if not s.extra or s.notebook in ran]
+    rows = [
+        dict(notebook=s.notebook, seconds=seconds_of(run, s), ran=s.notebook in ran)
+        for s in run.stages
+        if not s.extra or s.notebook in ran
+    ]
     return dict(stages=rows, seconds=round(sum(r['seconds'] or 0 for r in rows), 1), run_dir=run.run_dir.name)

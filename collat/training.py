@@ -13,7 +13,19 @@ __all__ = ['PULLS_EVERY', 'EARS', 'RESTARTS', 'StepLoader', 'clips_of', 'make_lo
            'block_distances']
 
 # %% ../nbs/12_training.ipynb #faa948a9
-import csv, ctypes, dataclasses, json, math, os, shutil, signal, subprocess, sys, time, traceback, zipfile
+import csv
+import ctypes
+import dataclasses
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+import zipfile
 from collections import defaultdict
 from contextlib import nullcontext, suppress
 from functools import lru_cache
@@ -22,7 +34,7 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from fastai.callback.core import CancelValidException, Callback, TrainEvalCallback
+from fastai.callback.core import Callback, CancelValidException, TrainEvalCallback
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from fastcore.basics import patch
@@ -36,7 +48,17 @@ from tqdm import tqdm
 from .audio import sample_seed, spec_augment
 from .audio_encoder import classification_loss
 from .cached_tokens import CachedTokens, cache_tokens
-from .config import REQUEUE, EvaluationFields, Preempted, Profile, asked_to_stop, atomic_path, load_profile, read_results, write_results
+from collat.config import (
+    REQUEUE,
+    EvaluationFields,
+    Preempted,
+    Profile,
+    asked_to_stop,
+    atomic_path,
+    load_profile,
+    read_results,
+    write_results,
+)
 from .interaction import token_distance
 from .metrics import accuracy, mean_average_precision
 from .model import TEXTS_KEPT, CoLLAT, best_device, front_end, load_published, make_audio_encoder
@@ -48,23 +70,45 @@ from .weights import checksums
 # %% ../nbs/12_training.ipynb #593f2782
 class StepLoader:
     "Batches of scenes by global step; resuming is setting `step`."
-    def __init__(self,
-        scenes, # indexable: (waveform (s,), labels), or their `CachedTokens`
-        batch:int, # samples per step over all ranks
-        steps:int, # last step of the training
-        per_epoch:int, # steps between two validations
-        seed:int,
-        make_prompt=None, # labels -> (text, labels in it); None leaves prompts out
-        rank:int=0, world:int=1, step:int=0,
-    ):
-        if batch % world: raise ValueError(f'batch={batch} does not divide over {world} processes')
-        self.scenes, self.batch, self.steps, self.per_epoch, self.seed, self.make_prompt = scenes, batch, steps, per_epoch, seed, make_prompt
-        self.rank, self.world, self.step = rank, world, step
-        self.order = lru_cache(2)(lambda epoch: torch.randperm(len(scenes), generator=torch.Generator().manual_seed(sample_seed(seed, epoch, -1))).tolist())
 
-    def state_dict(self, step:int) -> dict: return dict(step=step)
-    def load_state_dict(self, state:dict): self.step = state['step']
-    def __len__(self): return max(0, min(self.per_epoch - self.step % self.per_epoch, self.steps - self.step))
+    def __init__(
+        self,
+        scenes,  # indexable: (waveform (s,), labels), or their `CachedTokens`
+        batch: int,  # samples per step over all ranks
+        steps: int,  # last step of the training
+        per_epoch: int,  # steps between two validations
+        seed: int,
+        make_prompt=None,  # labels -> (text, labels in it); None leaves prompts out
+        rank: int = 0,
+        world: int = 1,
+        step: int = 0,
+    ):
+        if batch % world:
+            raise ValueError(f'batch={batch} does not divide over {world} processes')
+        self.scenes, self.batch, self.steps, self.per_epoch, self.seed, self.make_prompt = (
+            scenes,
+            batch,
+            steps,
+            per_epoch,
+            seed,
+            make_prompt,
+        )
+        self.rank, self.world, self.step = rank, world, step
+        self.order = lru_cache(2)(
+            lambda epoch: torch.randperm(
+                len(scenes), generator=torch.Generator().manual_seed(sample_seed(seed, epoch, -1))
+            ).tolist()
+        )
+
+    def state_dict(self, step: int) -> dict:
+        return dict(step=step)
+
+    def load_state_dict(self, state: dict):
+        self.step = state['step']
+
+    def __len__(self):
+        return max(0, min(self.per_epoch - self.step % self.per_epoch, self.steps - self.step))
+
     def __iter__(self):
         for _ in range(len(self)):
             yield self.load(self.step)
@@ -72,14 +116,15 @@ class StepLoader:
 
 # %% ../nbs/12_training.ipynb #a9e099af
 @patch
-def sample_ids(self:StepLoader, step:int) -> list: # (epoch, sample id) of this rank's share
+def sample_ids(self: StepLoader, step: int) -> list:  # (epoch, sample id) of this rank's share
     "Which samples step `step` takes, and in which epoch each of them is."
     share = self.batch // self.world
     qs = range(step * self.batch + self.rank * share, step * self.batch + (self.rank + 1) * share)
     return [(q // len(self.scenes), self.order(q // len(self.scenes))[q % len(self.scenes)]) for q in qs]
 
+
 @patch
-def load(self:StepLoader, step:int) -> tuple: # ({wav (b s) or tokens (b 2 m d), seeds, labels, texts}, step)
+def load(self: StepLoader, step: int) -> tuple:  # ({wav (b s) or tokens (b 2 m d), seeds, labels, texts}, step)
     "The batch of one step."
     ids = self.sample_ids(step)
     if isinstance(self.scenes, CachedTokens):
@@ -88,95 +133,147 @@ def load(self:StepLoader, step:int) -> tuple: # ({wav (b s) or tokens (b 2 m d),
         wavs, labels = zip(*(self.scenes[i] for _, i in ids))
         out = dict(wav=torch.stack(wavs))
     out |= dict(seeds=[sample_seed(self.seed, e, i) for e, i in ids], labels=[sorted(l) for l in labels])
-    if self.make_prompt: out['texts'], out['labels'] = zip(*map(self.make_prompt, out['labels']))
+    if self.make_prompt:
+        out['texts'], out['labels'] = zip(*map(self.make_prompt, out['labels']))
     return out, step
 
 # %% ../nbs/12_training.ipynb #59a29f32
-def clips_of(p:Profile, run_dir:str|Path, split:str, data:str|Path|None=None) -> Scenes|Shards: # `train` or `valid`
+def clips_of(
+    p: Profile, run_dir: str | Path, split: str, data: str | Path | None = None
+) -> Scenes | Shards:  # `train` or `valid`
     "What a profile trains on or is validated with: shards, or scenes rendered into `data` (None = `data` in the run folder)."
-    return sounds_of(p, run_dir, split) if shards_of(p, run_dir) else Scenes(Path(data or Path(run_dir)/'data'), split, p)
+    return (
+        sounds_of(p, run_dir, split)
+        if shards_of(p, run_dir)
+        else Scenes(Path(data or Path(run_dir) / 'data'), split, p)
+    )
+
 
 def make_loader(
-    p:Profile,
-    clips:Scenes|Shards|CachedTokens,
-    batch:int, # clips per step over all ranks
-    steps:int, # last step of the training
-    run_dir:str|Path,
-    name:str, # of the training
-    make_prompt=None, # see `StepLoader`
-) -> StepLoader|ShardLoader:
+    p: Profile,
+    clips: Scenes | Shards | CachedTokens,
+    batch: int,  # clips per step over all ranks
+    steps: int,  # last step of the training
+    run_dir: str | Path,
+    name: str,  # of the training
+    make_prompt=None,  # see `StepLoader`
+) -> StepLoader | ShardLoader:
     "This rank's batches."
     rank, world = ranks()
-    if not isinstance(clips, Shards): return StepLoader(clips, batch, steps, p.eval_every, p.seed, make_prompt, rank, world)
-    return ShardLoader(clips, batch, steps, p.eval_every, p.seed, make_prompt, rank, world, workers=p.workers, prefetch=p.prefetch, device=best_device(), log=Path(run_dir)/f'logs/{name}-left_out-{rank}.csv')
+    if not isinstance(clips, Shards):
+        return StepLoader(clips, batch, steps, p.eval_every, p.seed, make_prompt, rank, world)
+    return ShardLoader(
+        clips,
+        batch,
+        steps,
+        p.eval_every,
+        p.seed,
+        make_prompt,
+        rank,
+        world,
+        workers=p.workers,
+        prefetch=p.prefetch,
+        device=best_device(),
+        log=Path(run_dir) / f'logs/{name}-left_out-{rank}.csv',
+    )
 
-def heard_once(model:CoLLAT, clips:Scenes|Shards, folder:str|Path) -> Scenes|Shards|CachedTokens:
+
+def heard_once(model: CoLLAT, clips: Scenes | Shards, folder: str | Path) -> Scenes | Shards | CachedTokens:
     "The clips as audio tokens, where the ears are frozen and `cache_clips` says so; made by all ranks together where they do not lie in `folder`."
     p, (rank, world) = model.profile, ranks()
-    if p.ears != 'frozen' or not p.cache_clips: return clips
+    if p.ears != 'frozen' or not p.cache_clips:
+        return clips
     model.to(best_device()).precision = best_precision(p.precision)
     return CachedTokens(cache_tokens(model, clips, folder, rank, world, dist.barrier if world > 1 else lambda: None))
 
-def left_out(run_dir:str|Path, name:str) -> dict: # clips: how many, reasons: number of the clip -> reason
+
+def left_out(run_dir: str | Path, name: str) -> dict:  # clips: how many, reasons: number of the clip -> reason
     "The clips of shards that a training could not read, on all its ranks, before and after it was resumed."
-    reasons = {i: why for f in sorted(Path(run_dir).glob(f'logs/{name}-left_out-*.csv')) for i, why in csv.reader(f.open())}
+    reasons = {
+        i: why for f in sorted(Path(run_dir).glob(f'logs/{name}-left_out-*.csv')) for i, why in csv.reader(f.open())
+    }
     return dict(clips=len(reasons), reasons=reasons)
 
 # %% ../nbs/12_training.ipynb #a3eb6342
-def prompt_maker(model:CoLLAT):
+def prompt_maker(model: CoLLAT):
     "labels -> (prompt that fits the profile's n text tokens, the labels in it); labels that do not fit are dropped whole, from the end, and counted in `dropped`."
     p = model.profile
     room = p.n_tokens - (model.text.n_special if p.form == 'raw' else 0)
+
     def make(labels):
         words = [label_to_words(l) for l in labels]
         text, dropped = fit_prompt(words, model.text.count_tokens, room, p.template)
         make.dropped += dropped
-        return text, words[:len(words) - dropped]
+        return text, words[: len(words) - dropped]
+
     make.dropped = 0
     return make
 
 # %% ../nbs/12_training.ipynb #39c7bd4e
 class Pretrainer(nn.Module):
     "The audio encoder with a classification head over the training classes."
-    def __init__(self, profile:Profile, classes:list|None=None): # None: those of the rendered scenes
+
+    def __init__(self, profile: Profile, classes: list | None = None):  # None: those of the rendered scenes
         super().__init__()
         self.profile, self.classes, self.precision = profile, classes or split_classes('train', profile), 'fp32'
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(profile.seed)
             self.audio = make_audio_encoder(profile, len(self.classes))
 
-    def compile_networks(self): self.audio.compile()
+    def compile_networks(self):
+        self.audio.compile()
 
-    def forward(self, batch:dict) -> dict: # loss
+    def forward(self, batch: dict) -> dict:  # loss
         "Classification loss of SpecAugmented scenes."
         p = self.profile
         spec = spec_augment(front_end(batch['wav'], p), batch['seeds'], p.freq_mask, p.time_mask)
-        with torch.autocast(spec.device.type, torch.bfloat16, enabled=self.precision == 'bf16'): logits = self.audio.classify(spec)
+        with torch.autocast(spec.device.type, torch.bfloat16, enabled=self.precision == 'bf16'):
+            logits = self.audio.classify(spec)
         labels, weight = multi_hot(batch['labels'], self.classes).to(spec.device), batch.get('weight')
-        if weight is None: return dict(loss=classification_loss(logits.float(), labels, kind='softmax'))
-        good, total, (_, world) = weight > 0, weight.sum(), ranks()   # averaged over ranks, the mean over what is no filler
-        if world > 1: dist.all_reduce(total)
-        return dict(loss=(classification_loss(logits[good].float(), labels[good], kind='softmax') if good.any() else logits.sum() * 0) * good.sum() * world / total.clamp(min=1))
+        if weight is None:
+            return dict(loss=classification_loss(logits.float(), labels, kind='softmax'))
+        good, total, (_, world) = (
+            weight > 0,
+            weight.sum(),
+            ranks(),
+        )  # averaged over ranks, the mean over what is no filler
+        if world > 1:
+            dist.all_reduce(total)
+        return dict(
+            loss=(
+                classification_loss(logits[good].float(), labels[good], kind='softmax')
+                if good.any()
+                else logits.sum() * 0
+            )
+            * good.sum()
+            * world
+            / total.clamp(min=1)
+        )
 
-def multi_hot(labels:list, classes:list) -> Tensor: # (b k)
+
+def multi_hot(labels: list, classes: list) -> Tensor:  # (b k)
     "Lists of labels as rows of 0 and 1."
     index, out = {c: i for i, c in enumerate(classes)}, torch.zeros(len(labels), len(classes))
-    for row, ls in zip(out, labels): row[[index[l] for l in ls]] = 1
+    for row, ls in zip(out, labels):
+        row[[index[l] for l in ls]] = 1
     return out
 
 # %% ../nbs/12_training.ipynb #ca00db58
-def lr_factor(step:int, steps:int, warmup:int) -> float:
+def lr_factor(step: int, steps: int, warmup: int) -> float:
     "Linear warm-up, then a cosine to zero, by global step."
-    if step < warmup: return (step + 1) / warmup
-    return .5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
-def param_groups(groups:list, weight_decay:float) -> list: # [(module or parameters, lr)]
+
+def param_groups(groups: list, weight_decay: float) -> list:  # [(module or parameters, lr)]
     "Parameter groups; weight decay for matrices only. `initial_lr` is the peak that the schedule scales."
     out = []
     for params, lr in groups:
         params = [p for p in params if p.requires_grad]
-        for ps, wd in (([p for p in params if p.ndim > 1], weight_decay), ([p for p in params if p.ndim <= 1], 0.)):
-            if ps: out.append(dict(params=ps, lr=lr, initial_lr=lr, weight_decay=wd))
+        for ps, wd in (([p for p in params if p.ndim > 1], weight_decay), ([p for p in params if p.ndim <= 1], 0.0)):
+            if ps:
+                out.append(dict(params=ps, lr=lr, initial_lr=lr, weight_decay=wd))
     return out
 
 # %% ../nbs/12_training.ipynb #0b36b949
@@ -184,10 +281,13 @@ def has_bf16() -> bool:
     "Whether this process's device multiplies bfloat16 matrices itself."
     return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
 
+
 def orthogonal(
-    grad:Tensor, # (r c)
-    coefficients:tuple, steps:int, eps:float, # of Muon
-) -> Tensor: # (r c)
+    grad: Tensor,  # (r c)
+    coefficients: tuple,
+    steps: int,
+    eps: float,  # of Muon
+) -> Tensor:  # (r c)
     "Newton-Schulz steps towards the nearest orthogonal matrix, in the precision of `grad`; stands in for torch's."
     a, b, c = coefficients
     tall = grad.shape[0] > grad.shape[1]
@@ -201,476 +301,827 @@ def orthogonal(
 # %% ../nbs/12_training.ipynb #a798fbf3
 class MuonAdamW:
     "Muon for matrices of at least 32 x 32, AdamW for all else, behind the face of one optimiser."
-    def __init__(self, groups:list, betas=(.9, .98), fused:bool=False):
+
+    def __init__(self, groups: list, betas=(0.9, 0.98), fused: bool = False):
         hidden = lambda p: p.ndim == 2 and min(p.shape) >= 32
         take = lambda keep: [g | dict(params=ps) for g in groups if (ps := [p for p in g['params'] if keep(p)])]
         rest, matrices = take(lambda p: not hidden(p)), take(hidden)
-        self.parts = [torch.optim.AdamW(rest, lr=1., betas=betas, fused=fused or None)] if rest else []
-        if matrices: self.parts.append(torch.optim.Muon(matrices, lr=1., adjust_lr_fn='match_rms_adamw'))
+        self.parts = [torch.optim.AdamW(rest, lr=1.0, betas=betas, fused=fused or None)] if rest else []
+        if matrices:
+            self.parts.append(torch.optim.Muon(matrices, lr=1.0, adjust_lr_fn='match_rms_adamw'))
+
     @property
-    def param_groups(self): return [g for o in self.parts for g in o.param_groups]
+    def param_groups(self):
+        return [g for o in self.parts for g in o.param_groups]
+
     def step(self):
         search = mock.patch.object(torch.optim._muon, '_zeropower_via_newtonschulz', orthogonal)
         with nullcontext() if has_bf16() else search:
-            for o in self.parts: o.step()
-    def zero_grad(self): [o.zero_grad() for o in self.parts]
-    def state_dict(self): return [o.state_dict() for o in self.parts]
-    def load_state_dict(self, state): [o.load_state_dict(s) for o, s in zip(self.parts, state, strict=True)]
+            for o in self.parts:
+                o.step()
 
-def make_optimizer(kind:str, groups:list, betas=(.9, .98), fused:bool=False):
+    def zero_grad(self):
+        [o.zero_grad() for o in self.parts]
+
+    def state_dict(self):
+        return [o.state_dict() for o in self.parts]
+
+    def load_state_dict(self, state):
+        [o.load_state_dict(s) for o, s in zip(self.parts, state, strict=True)]
+
+
+def make_optimizer(kind: str, groups: list, betas=(0.9, 0.98), fused: bool = False):
     "Optimiser over `param_groups`: adamw | muon. Raises ValueError on another name."
-    if kind not in ('adamw', 'muon'): raise ValueError(f"optimizer '{kind}': adamw or muon is accepted")
-    return MuonAdamW(groups, betas, fused) if kind == 'muon' else torch.optim.AdamW(groups, lr=1., betas=betas, fused=fused or None)
+    if kind not in ('adamw', 'muon'):
+        raise ValueError(f"optimizer '{kind}': adamw or muon is accepted")
+    return (
+        MuonAdamW(groups, betas, fused)
+        if kind == 'muon'
+        else torch.optim.AdamW(groups, lr=1.0, betas=betas, fused=fused or None)
+    )
 
 # %% ../nbs/12_training.ipynb #a955141f
 class Schedule(Callback):
     "Sets every group's learning rate from the global step; clips the gradient."
+
     order = 10
-    def __init__(self, steps, warmup, grad_clip): self.steps, self.warmup, self.grad_clip = steps, warmup, grad_clip
+
+    def __init__(self, steps, warmup, grad_clip):
+        self.steps, self.warmup, self.grad_clip = steps, warmup, grad_clip
+
     def before_batch(self):
-        for g in self.opt.opt.param_groups: g['lr'] = g['initial_lr'] * lr_factor(self.dls.train.step, self.steps, self.warmup)
+        for g in self.opt.opt.param_groups:
+            g['lr'] = g['initial_lr'] * lr_factor(self.dls.train.step, self.steps, self.warmup)
+
     def before_step(self):
-        self.learn.grad_norm = nn.utils.clip_grad_norm_([p for g in self.opt.opt.param_groups for p in g['params']], self.grad_clip)
+        self.learn.grad_norm = nn.utils.clip_grad_norm_(
+            [p for g in self.opt.opt.param_groups for p in g['params']], self.grad_clip
+        )
 
 # %% ../nbs/12_training.ipynb #37d90c97
 class Guard(Callback):
     "Stops with a message when the loss or the gradient is not a number, or the loss has left for good; the last checkpoint stays."
+
     order = 20
-    def __init__(self, factor=4.): self.factor, self.smooth, self.best = factor, None, math.inf
+
+    def __init__(self, factor=4.0):
+        self.factor, self.smooth, self.best = factor, None, math.inf
+
     def after_batch(self):
-        (x, self.learn.grad_norm), step = torch.stack([self.learn.loss.detach().float(), self.learn.grad_norm.float()]).tolist(), self.dls.train.step   # the one place where a GPU is waited for
+        (x, self.learn.grad_norm), step = (
+            torch.stack([self.learn.loss.detach().float(), self.learn.grad_norm.float()]).tolist(),
+            self.dls.train.step,
+        )  # the one place where a GPU is waited for
         if not math.isfinite(x) or not math.isfinite(self.learn.grad_norm):
-            raise FloatingPointError(f'step {step}: loss {x}, gradient norm {self.learn.grad_norm}; the last good checkpoint is kept. Try a smaller lr, or precision=fp32')
-        if (self.xb[0].get('weight', torch.ones(1)) == 0).any(): return   # a short last batch: its loss is scaled, and not like the others
-        self.smooth = x if self.smooth is None else .9 * self.smooth + .1 * x
+            raise FloatingPointError(
+                f'step {step}: loss {x}, gradient norm {self.learn.grad_norm}; the last good checkpoint is kept. Try a smaller lr, or precision=fp32'
+            )
+        if (self.xb[0].get('weight', torch.ones(1)) == 0).any():
+            return  # a short last batch: its loss is scaled, and not like the others
+        self.smooth = x if self.smooth is None else 0.9 * self.smooth + 0.1 * x
         self.best = min(self.best, self.smooth)
-        if self.smooth > self.factor * self.best + 1: raise FloatingPointError(f'step {step}: the loss diverged from {self.best:.3g} to {self.smooth:.3g}; the last good checkpoint is kept. Try a smaller lr')
+        if self.smooth > self.factor * self.best + 1:
+            raise FloatingPointError(
+                f'step {step}: the loss diverged from {self.best:.3g} to {self.smooth:.3g}; the last good checkpoint is kept. Try a smaller lr'
+            )
 
 # %% ../nbs/12_training.ipynb #d0bfc3db
 class StepLog(Callback):
     "A CSV row per step (all terms, learning rate, gradient norm, seconds), and a progress bar on the first rank."
+
     order = 30
-    def __init__(self, path, steps, main, title): self.path, self.steps, self.main, self.title, self.file = Path(path), steps, main, title, None
+
+    def __init__(self, path, steps, main, title):
+        self.path, self.steps, self.main, self.title, self.file = Path(path), steps, main, title, None
+
     def before_fit(self):
-        if not self.main: return
+        if not self.main:
+            return
         start, rows = self.dls.train.step, []
-        if self.path.exists(): rows = [r for r in csv.DictReader(self.path.open()) if int(r['step']) < start]
+        if self.path.exists():
+            rows = [r for r in csv.DictReader(self.path.open()) if int(r['step']) < start]
         with atomic_path(self.path) as tmp, tmp.open('w', newline='') as f:
-            if rows: w = csv.DictWriter(f, list(rows[0])); w.writeheader(); w.writerows(rows)
-        self.file = self.path.open('a', newline=''); self.writer = csv.DictWriter(self.file, list(rows[0])) if rows else None
-        self.bar, self.t = tqdm(total=self.steps, initial=start, desc=self.title, unit='step', mininterval=2), time.time()
+            if rows:
+                w = csv.DictWriter(f, list(rows[0]))
+                w.writeheader()
+                w.writerows(rows)
+        self.file = self.path.open('a', newline='')
+        self.writer = csv.DictWriter(self.file, list(rows[0])) if rows else None
+        self.bar, self.t = (
+            tqdm(total=self.steps, initial=start, desc=self.title, unit='step', mininterval=2),
+            time.time(),
+        )
+
     def write(self, row):
-        if self.writer is None: self.writer = csv.DictWriter(self.file, list(row)); self.writer.writeheader()
+        if self.writer is None:
+            self.writer = csv.DictWriter(self.file, list(row))
+            self.writer.writeheader()
         self.writer.writerow(row)
+
     def after_batch(self):
         terms = torch.stack([t.detach().float() for t in self.learn.pred.values()])
-        if ranks()[1] > 1: dist.all_reduce(terms); terms /= ranks()[1]   # the log is about the whole batch
-        if not self.main: return
+        if ranks()[1] > 1:
+            dist.all_reduce(terms)
+            terms /= ranks()[1]  # the log is about the whole batch
+        if not self.main:
+            return
         now = time.time()
-        row = dict(step=self.dls.train.step, lr=self.opt.opt.param_groups[0]['lr'], grad_norm=self.learn.grad_norm, seconds=round(now - self.t, 3)); self.t = now
-        self.write(row | dict(zip(self.learn.pred, terms.tolist())) | self.pulls.norms); self.file.flush()
-        self.bar.update(); self.bar.set_postfix(loss=f'{self.learn.loss.item():.3f}', refresh=False)
+        row = dict(
+            step=self.dls.train.step,
+            lr=self.opt.opt.param_groups[0]['lr'],
+            grad_norm=self.learn.grad_norm,
+            seconds=round(now - self.t, 3),
+        )
+        self.t = now
+        self.write(row | dict(zip(self.learn.pred, terms.tolist())) | self.pulls.norms)
+        self.file.flush()
+        self.bar.update()
+        self.bar.set_postfix(loss=f'{self.learn.loss.item():.3f}', refresh=False)
+
     def after_fit(self):
-        if self.file: self.bar.close(); self.file.close(); self.file = None
+        if self.file:
+            self.bar.close()
+            self.file.close()
+            self.file = None
 
 # %% ../nbs/12_training.ipynb #0f94baac
-PULLS_EVERY = 25   # steps
+PULLS_EVERY = 25  # steps
+
 
 class Pulls(Callback):
     "How hard each term of the loss pulls at the predicted tokens (`CoLLAT.gradient_norms`), measured every few steps on the batch at hand; the log repeats the last."
+
     order = 25
-    def __init__(self): self.norms = {}
+
+    def __init__(self):
+        self.norms = {}
+
     def after_batch(self):
         model = unwrap(self.learn.model)
         if isinstance(model, CoLLAT) and (not self.norms or self.dls.train.step % PULLS_EVERY == 0):
             self.norms = {f'pull_{k}': v for k, v in model.gradient_norms(self.xb[0]).items()}
 
 # %% ../nbs/12_training.ipynb #9f422d3e
-def unwrap(model): return model.module if isinstance(model, DistributedDataParallel) else model
+def unwrap(model):
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
-def before(path) -> Path: return Path(path).with_suffix('.before.pt')
 
-def save_checkpoint(path, model, opt, data:dict, profile:Profile, valid:list):
+def before(path) -> Path:
+    return Path(path).with_suffix('.before.pt')
+
+
+def save_checkpoint(path, model, opt, data: dict, profile: Profile, valid: list):
     "Everything that resuming needs, atomically; the one before stays. `data` is the loader's state. Raises OSError that says what to do when the disk is full."
-    body = dict(model=unwrap(model).state_dict(), opt=opt.state_dict(), data=data, rng=torch.get_rng_state(), profile=dataclasses.asdict(profile), valid=valid)
-    for left in Path(path).parent.glob(f'.*.{Path(path).name}'): left.unlink(missing_ok=True)   # of a process that was killed; one rank writes here
+    body = dict(
+        model=unwrap(model).state_dict(),
+        opt=opt.state_dict(),
+        data=data,
+        rng=torch.get_rng_state(),
+        profile=dataclasses.asdict(profile),
+        valid=valid,
+    )
+    for left in Path(path).parent.glob(f'.*.{Path(path).name}'):
+        left.unlink(missing_ok=True)  # of a process that was killed; one rank writes here
     try:
         with atomic_path(path) as tmp:
             torch.save(body, tmp)
-            if Path(path).exists(): os.replace(path, before(path))
-    except (OSError, RuntimeError) as e:   # torch says RuntimeError when the disk is full
-        raise OSError(f'{path} could not be written ({e}). The last good checkpoint is kept; make room and start the same command again') from e
+            if Path(path).exists():
+                os.replace(path, before(path))
+    except (OSError, RuntimeError) as e:  # torch says RuntimeError when the disk is full
+        raise OSError(
+            f'{path} could not be written ({e}). The last good checkpoint is kept; make room and start the same command again'
+        ) from e
 
-def read_checkpoint(path) -> dict|None:
+
+def read_checkpoint(path) -> dict | None:
     "The newest checkpoint that can be read, None when there is none. Raises OSError where there are some, but none can be read."
     trouble = []
     for f in (Path(path), before(path)):
-        if not f.exists(): continue
+        if not f.exists():
+            continue
         try:
             with zipfile.ZipFile(f) as z:
-                if bad := z.testzip(): raise OSError(f'{bad} is damaged')
+                if bad := z.testzip():
+                    raise OSError(f'{bad} is damaged')
             return torch.load(f, map_location='cpu', weights_only=True)
         except (OSError, RuntimeError, EOFError, zipfile.BadZipFile) as e:
-            trouble.append(f'{f} cannot be read ({str(e).splitlines()[0]})'); print(f'{trouble[-1]}; the one before is tried')
-    if trouble: raise OSError(f"{'; '.join(trouble)}. Remove what is damaged to start anew")
+            trouble.append(f'{f} cannot be read ({str(e).splitlines()[0]})')
+            print(f'{trouble[-1]}; the one before is tried')
+    if trouble:
+        raise OSError(f'{"; ".join(trouble)}. Remove what is damaged to start anew')
 
 # %% ../nbs/12_training.ipynb #6c139772
-def load_checkpoint(path, model, opt, profile:Profile) -> dict|None: # data and valid; None when there is no checkpoint
+def load_checkpoint(
+    path, model, opt, profile: Profile
+) -> dict | None:  # data and valid; None when there is no checkpoint
     "Restore a checkpoint in place. Raises ValueError when it belongs to another profile."
-    if (body := read_checkpoint(path)) is None: return None
+    if (body := read_checkpoint(path)) is None:
+        return None
     same_profile(path, body['profile'], profile)
-    unwrap(model).load_state_dict(body['model']); opt.load_state_dict(body['opt']); torch.set_rng_state(body['rng'])
+    unwrap(model).load_state_dict(body['model'])
+    opt.load_state_dict(body['opt'])
+    torch.set_rng_state(body['rng'])
     return dict(data=body['data'], valid=body['valid'])
 
-def same_profile(path, was:dict, profile:Profile):
+
+def same_profile(path, was: dict, profile: Profile):
     "Raises ValueError naming the first field in which a file's profile differs from this one. A field that is newer than the file had its default."
     now, was = dataclasses.asdict(profile), {f.name: f.default for f in dataclasses.fields(profile)} | was
     if other := [k for k in now if k not in _harmless and was[k] != now[k]]:
-        raise ValueError(f"{path} was made with {other[0]}={was[other[0]]}, now it is {now[other[0]]}; remove it to start anew")
+        raise ValueError(
+            f'{path} was made with {other[0]}={was[other[0]]}, now it is {now[other[0]]}; remove it to start anew'
+        )
 
-_harmless = {*'name gpus data_root shards workers prefetch shipped_ears compile fused micro_batch checkpoint_every n_boot n_test noise_test ablation_steps ablation_batch ablation_seeds ablation_groups main_seeds'.split(),
-             *(f.name for f in dataclasses.fields(EvaluationFields))}
+
+_harmless = {
+    *'name gpus data_root shards workers prefetch shipped_ears compile fused micro_batch checkpoint_every n_boot n_test noise_test ablation_steps ablation_batch ablation_seeds ablation_groups main_seeds'.split(),
+    *(f.name for f in dataclasses.fields(EvaluationFields)),
+}
 
 # %% ../nbs/12_training.ipynb #2a582e34
 class Checkpoint(Callback):
     "Saves every `every` steps, after each validation together with its numbers, and before giving way to a SIGTERM."
+
     order = 40
-    def __init__(self, path, profile, every, steps, main, asked=()): self.path, self.profile, self.every, self.steps, self.main, self.asked, self.valid = path, profile, every, steps, main, asked, []
+
+    def __init__(self, path, profile, every, steps, main, asked=()):
+        self.path, self.profile, self.every, self.steps, self.main, self.asked, self.valid = (
+            path,
+            profile,
+            every,
+            steps,
+            main,
+            asked,
+            [],
+        )
+
     def save(self, step):
-        if self.main: save_checkpoint(self.path, self.learn.model, self.opt.opt, self.dls.train.state_dict(step), self.profile, self.valid)
-    def stop(self) -> bool: # the same on every rank
-        if ranks()[1] == 1: return bool(self.asked)
+        if self.main:
+            save_checkpoint(
+                self.path, self.learn.model, self.opt.opt, self.dls.train.state_dict(step), self.profile, self.valid
+            )
+
+    def stop(self) -> bool:  # the same on every rank
+        if ranks()[1] == 1:
+            return bool(self.asked)
         dist.all_reduce(any_ := torch.tensor(float(bool(self.asked)), device=self.dls.device), dist.ReduceOp.MAX)
         return any_.item() > 0
-    def give_way(self, step): raise Preempted(f'stopped by SIGTERM; step {step} of {self.steps} is saved, the same command goes on from there')
+
+    def give_way(self, step):
+        raise Preempted(
+            f'stopped by SIGTERM; step {step} of {self.steps} is saved, the same command goes on from there'
+        )
+
     def after_batch(self):
         done = self.dls.train.step + 1
-        if not self.training or done % self.dls.train.per_epoch == 0 or done >= self.steps: return   # after the last batch of an epoch, validation comes first
+        if not self.training or done % self.dls.train.per_epoch == 0 or done >= self.steps:
+            return  # after the last batch of an epoch, validation comes first
         stop = self.stop()
-        if stop or done % self.every == 0: self.save(done)
-        if stop: self.give_way(done)
+        if stop or done % self.every == 0:
+            self.save(done)
+        if stop:
+            self.give_way(done)
+
     def after_epoch(self):
         self.save(step := self.dls.train.step)
-        if step < self.steps and self.stop(): self.give_way(step)
+        if step < self.steps and self.stop():
+            self.give_way(step)
+
 
 class Validate(Callback):
     "Runs `evaluate(model)` on the first rank after each epoch of steps."
+
     order = 35
-    def __init__(self, evaluate, main): self.evaluate, self.main = evaluate, main
+
+    def __init__(self, evaluate, main):
+        self.evaluate, self.main = evaluate, main
+
     def before_validate(self):
         if self.main and self.evaluate:
             row = dict(step=self.dls.train.step) | self.evaluate(unwrap(self.learn.model))
             self.checkpoint.valid.append(row)
-            tqdm.write(f'{self.step_log.title}: ' + ', '.join(f'{k} {v:.3f}' if isinstance(v, float) else f'{k} {v}' for k, v in row.items()))
+            tqdm.write(
+                f'{self.step_log.title}: '
+                + ', '.join(f'{k} {v:.3f}' if isinstance(v, float) else f'{k} {v}' for k, v in row.items())
+            )
         raise CancelValidException
 
 # %% ../nbs/12_training.ipynb #c943b143
-def ranks() -> tuple: # (rank, world)
+def ranks() -> tuple:  # (rank, world)
     "This process's rank and the number of processes; joins the group when started by torchrun."
     world = int(os.environ.get('WORLD_SIZE', 1))
     if world > 1 and not dist.is_initialized():
         gpu = torch.cuda.is_available()
-        if gpu: torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+        if gpu:
+            torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
         dist.init_process_group('nccl' if gpu else 'gloo')
     return (dist.get_rank(), world) if world > 1 else (0, 1)
 
-def best_precision(wanted:str) -> str:
+
+def best_precision(wanted: str) -> str:
     "`bf16` where it is wanted and the device has it, else `fp32`."
-    if wanted not in ('bf16', 'fp32'): raise ValueError(f"precision '{wanted}': bf16 or fp32 is accepted")
+    if wanted not in ('bf16', 'fp32'):
+        raise ValueError(f"precision '{wanted}': bf16 or fp32 is accepted")
     return wanted if has_bf16() else 'fp32'
 
-def training_attention(device:torch.device, precision:str): # a context manager
+
+def training_attention(device: torch.device, precision: str):  # a context manager
     "Attention as it trains fastest: on a CPU in bf16, torch's fused kernel takes ten times as long backwards as the plain products do; in fp32 it is the faster one by a tenth."
     return sdpa_kernel(SDPBackend.MATH) if device.type == 'cpu' and precision == 'bf16' else nullcontext()
 
 # %% ../nbs/12_training.ipynb #fbfaa7e7
 class Loaders:
     "What a fastai `Learner` asks for: a train and an (unused) valid loader."
+
     n_inp = 1
-    def __init__(self, train, device): self.train, self.device = train, device
-    def __getitem__(self, i): return self.train
+
+    def __init__(self, train, device):
+        self.train, self.device = train, device
+
+    def __getitem__(self, i):
+        return self.train
+
 
 def run_steps(
-    model:nn.Module, # forward(batch) -> dict with `loss`
-    loader:StepLoader|ShardLoader,
-    groups:list, # [(parameters, peak learning rate)]
-    profile:Profile,
-    run_dir:Path,
-    name:str, # of the log and the checkpoint
-    evaluate=None, # model -> dict of numbers, on `valid`
-) -> tuple: # (model, validation rows)
+    model: nn.Module,  # forward(batch) -> dict with `loss`
+    loader: StepLoader | ShardLoader,
+    groups: list,  # [(parameters, peak learning rate)]
+    profile: Profile,
+    run_dir: Path,
+    name: str,  # of the log and the checkpoint
+    evaluate=None,  # model -> dict of numbers, on `valid`
+) -> tuple:  # (model, validation rows)
     "Train to `loader.steps`, resuming where the last checkpoint stands. Raises Preempted at the next step after a SIGTERM."
-    p, (rank, world), device = profile, ranks(), best_device()
-    model.to(device).train(); model.precision = best_precision(p.precision)
+    p, (_, world) = profile, ranks()
+    model.to(best_device()).train()
+    model.precision = best_precision(p.precision)
     opt = make_optimizer(p.optimizer, param_groups(groups, p.weight_decay), fused=p.fused)
-    if p.compile: model.compile_networks()
+    if p.compile:
+        model.compile_networks()
     net = DistributedDataParallel(model, find_unused_parameters=p.lambda_global == 0) if world > 1 else model
-    with asked_to_stop() as asked: return _fit(net, loader, opt, p, Path(run_dir), name, evaluate, asked)
+    with asked_to_stop() as asked:
+        return _fit(net, loader, opt, p, Path(run_dir), name, evaluate, asked)
+
 
 def _fit(net, loader, opt, p, run_dir, name, evaluate, asked):
-    (rank, world), device = ranks(), best_device()
-    checkpoint = Checkpoint(Path(run_dir)/f'checkpoints/work/{name}.pt', p, p.checkpoint_every, loader.steps, rank == 0, asked)
-    cbs = [TrainEvalCallback(), Schedule(loader.steps, p.warmup, p.grad_clip), Guard(), Pulls(), StepLog(Path(run_dir)/f'logs/{name}.csv', loader.steps, rank == 0, name),
-           Validate(evaluate, rank == 0), checkpoint]
-    learn = Learner(Loaders(loader, device), net, loss_func=lambda out, step: out['loss'], opt_func=OptimWrapper(opt=opt), cbs=cbs, default_cbs=False, path=Path(run_dir), train_bn=False, wd_bn_bias=True)
-    learn.create_opt()   # before the checkpoint: it clears the optimiser's state
+    (rank, _), device = ranks(), best_device()
+    checkpoint = Checkpoint(
+        Path(run_dir) / f'checkpoints/work/{name}.pt', p, p.checkpoint_every, loader.steps, rank == 0, asked
+    )
+    cbs = [
+        TrainEvalCallback(),
+        Schedule(loader.steps, p.warmup, p.grad_clip),
+        Guard(),
+        Pulls(),
+        StepLog(Path(run_dir) / f'logs/{name}.csv', loader.steps, rank == 0, name),
+        Validate(evaluate, rank == 0),
+        checkpoint,
+    ]
+    learn = Learner(
+        Loaders(loader, device),
+        net,
+        loss_func=lambda out, step: out['loss'],
+        opt_func=OptimWrapper(opt=opt),
+        cbs=cbs,
+        default_cbs=False,
+        path=Path(run_dir),
+        train_bn=False,
+        wd_bn_bias=True,
+    )
+    learn.create_opt()  # before the checkpoint: it clears the optimiser's state
     start = load_checkpoint(checkpoint.path, net, opt, p)
-    if start: loader.load_state_dict(start['data']); checkpoint.valid = start['valid']
-    if start and rank == 0 and loader.step < loader.steps: print(f'resumed at step {loader.step} of {loader.steps}')
+    if start:
+        loader.load_state_dict(start['data'])
+        checkpoint.valid = start['valid']
+    if start and rank == 0 and loader.step < loader.steps:
+        print(f'resumed at step {loader.step} of {loader.steps}')
     with training_attention(device, best_precision(p.precision)):
-        if loader.step < loader.steps: learn.fit(math.ceil(loader.steps / loader.per_epoch) - loader.step // loader.per_epoch)
+        if loader.step < loader.steps:
+            learn.fit(math.ceil(loader.steps / loader.per_epoch) - loader.step // loader.per_epoch)
     return unwrap(net).eval(), checkpoint.valid
 
 # %% ../nbs/12_training.ipynb #86b74ce4
-def zero_shot_scores(model:CoLLAT, scenes, classes:list, template:str) -> dict:
+def zero_shot_scores(model: CoLLAT, scenes, classes: list, template: str) -> dict:
     "Top-1 on the single-event scenes and macro mAP on the others of one split."
     wavs, labels = zip(*(scenes[i] for i in range(len(scenes))))
     scores, y = model.classify(list(wavs), classes, template).cpu(), multi_hot(labels, classes)
     single = y.sum(1) == 1
-    return dict(top1=accuracy(scores[single], y[single].argmax(1)), map=mean_average_precision(scores[~single], y[~single]))
+    return dict(
+        top1=accuracy(scores[single], y[single].argmax(1)), map=mean_average_precision(scores[~single], y[~single])
+    )
 
-def hear_shards(clips:Shards, n:int, score, classes:list) -> dict: # top1, map, clips
+
+def hear_shards(clips: Shards, n: int, score, classes: list) -> dict:  # top1, map, clips
     "The first `n` clips of a validation part, by `score` ((b s) -> (b k)). top1: the best class is among a clip's labels; map: over all clips. Raises OSError where no clip can be read."
     rows, labels = [], []
     for at in range(0, n := min(n, len(clips)), 64):
         ids, wav = list(range(at, min(at + 64, n))), torch.zeros(min(64, n - at), clips.size, dtype=torch.int16)
         got = clips.read(ids, [None] * len(ids), wav)
         good = [k for k, g in enumerate(got) if not isinstance(g, ShardError)]
-        if good: rows.append(score(as_float(wav[good]).to(best_device())).float().cpu()); labels += [got[k]['labels'] for k in good]
-    if not rows: raise OSError(f'{clips.root}: no clip of the validation part can be read ({got[0]})')
+        if good:
+            rows.append(score(as_float(wav[good]).to(best_device())).float().cpu())
+            labels += [got[k]['labels'] for k in good]
+    if not rows:
+        raise OSError(f'{clips.root}: no clip of the validation part can be read ({got[0]})')
     scores, y = torch.cat(rows), multi_hot(labels, classes)
-    return dict(top1=y.gather(1, scores.argmax(1, keepdim=True)).mean().item(), map=mean_average_precision(scores, y), clips=len(y))
+    return dict(
+        top1=y.gather(1, scores.argmax(1, keepdim=True)).mean().item(),
+        map=mean_average_precision(scores, y),
+        clips=len(y),
+    )
 
-def validator(profile:Profile, run_dir:str|Path, data:str|Path|None=None):
+
+def validator(profile: Profile, run_dir: str | Path, data: str | Path | None = None):
     "model -> zero-shot numbers: on the validation part of the shards, or on `valid` and `valid_unseen` of the scenes."
     if shards_of(profile, run_dir):
         clips = sounds_of(profile, run_dir, 'valid')
+
         def evaluate_shards(model):
             z_t = model.encode_text(class_prompts([label_to_words(c) for c in clips.classes], profile.template)).T
             return hear_shards(clips, profile.n_valid, lambda wav: model.encode_audio(wav) @ z_t, clips.classes)
+
         return evaluate_shards
-    data = Path(data or Path(run_dir)/'data')
+    data = Path(data or Path(run_dir) / 'data')
     valid, unseen = Scenes(data, 'valid', profile), Scenes(data, 'valid_unseen', profile)
+
     def evaluate(model):
-        seen, new = zero_shot_scores(model, valid, valid.classes, profile.template), zero_shot_scores(model, unseen, unseen.classes, profile.template)
+        seen, new = (
+            zero_shot_scores(model, valid, valid.classes, profile.template),
+            zero_shot_scores(model, unseen, unseen.classes, profile.template),
+        )
         return dict(top1=seen['top1'], map=seen['map'], unseen_top1=new['top1'])
+
     return evaluate
 
 # %% ../nbs/12_training.ipynb #5ea12e0b
 EARS = """data sample_rate clip_seconds n_mels window frame_ms hop_ms norm_mean norm_std freq_mask time_mask seed_data phrases n_train max_events speed_change
 single_share n_classes backbone d_audio audio_weights depth_audio heads_audio stride stem pool_frequency pretrain_steps pretrain_batch pretrain_lr warmup optimizer
-weight_decay grad_clip""".split()   # fields that shape the outcome of act one, beside the seed
+weight_decay grad_clip""".split()  # fields that shape the outcome of act one, beside the seed
 
-def shipped_ears(p:Profile, root:Path|None=None) -> Path|None: # folder with ears.safetensors and pretrain.json; None: there are none
+
+def shipped_ears(
+    p: Profile, root: Path | None = None
+) -> Path | None:  # folder with ears.safetensors and pretrain.json; None: there are none
     "Ears in the repository that were pretrained with the settings of `p`, whatever its seed."
     root = root or Path(sys.modules['collat'].__file__).parent.parent
     for record in sorted(root.glob('figures/*/pretrain.json')):
         was = json.loads(record.read_text())['profile']
-        if p.shipped_ears and record.with_name('ears.safetensors').exists() and all(was.get(k) == getattr(p, k) for k in EARS): return record.parent
+        if (
+            p.shipped_ears
+            and record.with_name('ears.safetensors').exists()
+            and all(was.get(k) == getattr(p, k) for k in EARS)
+        ):
+            return record.parent
 
-def copy_ears(ears:Path, run_dir:str|Path):
+
+def copy_ears(ears: Path, run_dir: str | Path):
     "Shipped ears as the outcome of act one, their record first."
-    for source, name in (('pretrain.json', 'results/pretrain.json'), ('ears.safetensors', 'checkpoints/pretrain.safetensors')):
-        with atomic_path(Path(run_dir)/name) as tmp: shutil.copyfile(ears/source, tmp)
+    for source, name in (
+        ('pretrain.json', 'results/pretrain.json'),
+        ('ears.safetensors', 'checkpoints/pretrain.safetensors'),
+    ):
+        with atomic_path(Path(run_dir) / name) as tmp:
+            shutil.copyfile(ears / source, tmp)
     print(f'act one: ears from {ears}')
 
 # %% ../nbs/12_training.ipynb #6c2c0df1
-def pretrain(profile:Profile, run_dir:str|Path) -> Path: # safetensors file of the audio encoder
+def pretrain(profile: Profile, run_dir: str | Path) -> Path:  # safetensors file of the audio encoder
     "Act one. Done already when the file is there, or when the repository has ears of this kind (`shipped_ears`): they are copied."
-    path, started, p = Path(run_dir)/'checkpoints/pretrain.safetensors', time.time(), profile
-    if not path.exists() and ranks()[0] == 0 and (ears := shipped_ears(p)): copy_ears(ears, run_dir)
-    if ranks()[1] > 1: dist.barrier()
-    if path.exists(): return path
+    path, started, p = Path(run_dir) / 'checkpoints/pretrain.safetensors', time.time(), profile
+    if not path.exists() and ranks()[0] == 0 and (ears := shipped_ears(p)):
+        copy_ears(ears, run_dir)
+    if ranks()[1] > 1:
+        dist.barrier()
+    if path.exists():
+        return path
     (rank, world), clips, valid = ranks(), clips_of(p, run_dir, 'train'), clips_of(p, run_dir, 'valid')
     model = Pretrainer(p, clips.classes)
-    if p.audio_weights: load_published(model.audio, p)
+    if p.audio_weights:
+        load_published(model.audio, p)
+
     @torch.no_grad()
     def evaluate(m):
         m.audio.eval()
         if isinstance(valid, Shards):
-            out = hear_shards(valid, p.n_valid, lambda wav: m.audio.classify(front_end(wav, p)), m.classes); m.audio.train(); return out
+            out = hear_shards(valid, p.n_valid, lambda wav: m.audio.classify(front_end(wav, p)), m.classes)
+            m.audio.train()
+            return out
         wavs, labels = zip(*(valid[i] for i in range(len(valid))))
-        scores = torch.cat([m.audio.classify(front_end(torch.stack(wavs[i:i+64]).to(next(m.parameters()).device), p)).cpu() for i in range(0, len(wavs), 64)])
-        y = multi_hot(labels, m.classes); single = y.sum(1) == 1; m.audio.train()
-        return dict(top1=accuracy(scores[single], y[single].argmax(1)), map=mean_average_precision(scores[~single], y[~single]))
+        scores = torch.cat(
+            [
+                m.audio.classify(front_end(torch.stack(wavs[i : i + 64]).to(next(m.parameters()).device), p)).cpu()
+                for i in range(0, len(wavs), 64)
+            ]
+        )
+        y = multi_hot(labels, m.classes)
+        single = y.sum(1) == 1
+        m.audio.train()
+        return dict(
+            top1=accuracy(scores[single], y[single].argmax(1)), map=mean_average_precision(scores[~single], y[~single])
+        )
+
     loader = make_loader(p, clips, p.pretrain_batch, p.pretrain_steps, run_dir, 'pretrain')
     model, rows = run_steps(model, loader, [(model.parameters(), p.pretrain_lr)], p, run_dir, 'pretrain', evaluate)
-    if p.backbone == 'ast': model.audio.fold()
+    if p.backbone == 'ast':
+        model.audio.fold()
     if rank == 0:
-        write_results(Path(run_dir)/'results/pretrain.json', dict(valid=rows, classes=len(model.classes), left_out=left_out(run_dir, 'pretrain'), pretrained_files=checksums(model.audio.files)), p, started)
-        with atomic_path(path) as tmp: save_file({k: v.contiguous() for k, v in model.audio.state_dict().items()}, tmp)   # last: it says that act one is done
-    if world > 1: dist.barrier()
+        write_results(
+            Path(run_dir) / 'results/pretrain.json',
+            dict(
+                valid=rows,
+                classes=len(model.classes),
+                left_out=left_out(run_dir, 'pretrain'),
+                pretrained_files=checksums(model.audio.files),
+            ),
+            p,
+            started,
+        )
+        with atomic_path(path) as tmp:
+            save_file(
+                {k: v.contiguous() for k, v in model.audio.state_dict().items()}, tmp
+            )  # last: it says that act one is done
+    if world > 1:
+        dist.barrier()
     return path
 
 # %% ../nbs/12_training.ipynb #24520266
 def read_ahead(
-    model:CoLLAT,
-    labels:list, # label lists of all clips
+    model: CoLLAT,
+    labels: list,  # label lists of all clips
 ):
     "Fills `model.text_cache` with the targets of all prompts, or of the first `TEXTS_KEPT`; the ranks share the work."
     (rank, world), make = ranks(), prompt_maker(model)
     prompts = list(dict(make(sorted(l)) for l in labels).items())[:TEXTS_KEPT]
     mine = sorted(prompts[rank::world], key=lambda x: model.text.count_tokens(x[0]))
-    parts = [mine[at:at + 512] for at in range(0, len(mine), 512)]
-    for part in tqdm(parts, desc='prompts, 512 at a time', disable=rank > 0): model.text_targets(*zip(*part))
-    if world == 1: return
+    parts = [mine[at : at + 512] for at in range(0, len(mine), 512)]
+    for part in tqdm(parts, desc='prompts, 512 at a time', disable=rank > 0):
+        model.text_targets(*zip(*part))
+    if world == 1:
+        return
     parts = [None] * world
     dist.all_gather_object(parts, {t: model.text_cache[t] for t, _ in mine})
-    for part in parts: model.text_cache |= part
+    for part in parts:
+        model.text_cache |= part
 
 # %% ../nbs/12_training.ipynb #13b54cdd
-def load_audio_encoder(model:CoLLAT, path:str|Path):
+def load_audio_encoder(model: CoLLAT, path: str | Path):
     "Put pretrained audio encoder weights into a model; the classification head stays out. Raises ValueError on keys that do not fit."
     weights = {k: v for k, v in load_file(path).items() if not k.startswith('head.')}
-    if odd := set(weights) ^ set(model.audio.state_dict()): raise ValueError(f'{path}: {sorted(odd)[0]} does not fit; an audio encoder of the same profile is accepted')
+    if odd := set(weights) ^ set(model.audio.state_dict()):
+        raise ValueError(f'{path}: {sorted(odd)[0]} does not fit; an audio encoder of the same profile is accepted')
     model.audio.load_state_dict(weights)
 
-_texts = defaultdict(dict)   # targets of Eq. 1 and 2 by text encoder, padding, n and form: the variants of an ablation read the same prompts
+
+_texts = defaultdict(
+    dict
+)  # targets of Eq. 1 and 2 by text encoder, padding, n and form: the variants of an ablation read the same prompts
+
 
 def train(
-    profile:Profile,
-    run_dir:str|Path, # where checkpoints, logs and results go
-    pretrained:str|Path|None=None, # weights of the audio encoder
-    data:str|Path|None=None, # rendered data; None = `data` in the run folder
-    validate:bool=True, # zero-shot on `valid` after every `eval_every` steps
-) -> Path: # folder for `CoLLAT.from_pretrained`
+    profile: Profile,
+    run_dir: str | Path,  # where checkpoints, logs and results go
+    pretrained: str | Path | None = None,  # weights of the audio encoder
+    data: str | Path | None = None,  # rendered data; None = `data` in the run folder
+    validate: bool = True,  # zero-shot on `valid` after every `eval_every` steps
+) -> Path:  # folder for `CoLLAT.from_pretrained`
     "Act two. Done already when the model is there; raises ValueError when that one was made with another profile."
-    folder, started, p, (rank, world) = Path(run_dir)/'checkpoints/model', time.time(), profile, ranks()
-    if (folder/'model.safetensors').exists():
-        same_profile(folder/'config.json', json.loads((folder/'config.json').read_text()), p)
+    folder, started, p, (rank, world) = Path(run_dir) / 'checkpoints/model', time.time(), profile, ranks()
+    if (folder / 'model.safetensors').exists():
+        same_profile(folder / 'config.json', json.loads((folder / 'config.json').read_text()), p)
         return folder
     model, clips = CoLLAT(p), clips_of(p, run_dir, 'train', data)
-    if pretrained: load_audio_encoder(model, pretrained)
-    elif p.audio_weights: load_published(model.audio, p)
+    if pretrained:
+        load_audio_encoder(model, pretrained)
+    elif p.audio_weights:
+        load_published(model.audio, p)
     elif p.ears == 'frozen':
-        raise ValueError("ears='frozen' needs ears that have learnt to hear: pretrain_steps above 0, or audio_weights; "
-                         "ears='tuned' can start from nothing")
+        raise ValueError(
+            "ears='frozen' needs ears that have learnt to hear: pretrain_steps above 0, or audio_weights; "
+            "ears='tuned' can start from nothing"
+        )
     make_prompt, locked = prompt_maker(model), model.text.fingerprint()
-    clips = heard_once(model, clips, (Path(data).parent if data else Path(run_dir))/'tokens')
+    clips = heard_once(model, clips, (Path(data).parent if data else Path(run_dir)) / 'tokens')
     model.text_cache = _texts[locked, p.pad_id, p.n_tokens, p.form]
-    if isinstance(clips, CachedTokens): read_ahead(model, clips.labels)
+    if isinstance(clips, CachedTokens):
+        read_ahead(model, clips.labels)
     loader = make_loader(p, clips, p.batch, p.steps, run_dir, 'train', make_prompt)
     new = [*model.interaction.parameters(), model.logit_scale]
-    model, rows = run_steps(model, loader, [(model.audio.parameters(), p.lr_audio), (new, p.lr)], p, run_dir, 'train', validator(p, run_dir, data) if validate else None)
-    if model.text.fingerprint() != locked: raise RuntimeError('the weights of the locked text encoder have changed in training')
+    model, rows = run_steps(
+        model,
+        loader,
+        [(model.audio.parameters(), p.lr_audio), (new, p.lr)],
+        p,
+        run_dir,
+        'train',
+        validator(p, run_dir, data) if validate else None,
+    )
+    if model.text.fingerprint() != locked:
+        raise RuntimeError('the weights of the locked text encoder have changed in training')
     if rank == 0:
-        missed = dict(clips=len(clips.left_out), reasons=clips.left_out) if isinstance(clips, CachedTokens) else left_out(run_dir, 'train')
-        path = write_results(Path(run_dir)/'results/training.json', dict(valid=rows, labels_dropped=make_prompt.dropped, left_out=missed, text_encoder=locked, pretrained_files=dict(text=checksums(model.text.files), audio=checksums(model.audio.files)), parameters=sum(x.numel() for x in model.parameters() if x.requires_grad), locked=model.text.n_params), p, started)
+        missed = (
+            dict(clips=len(clips.left_out), reasons=clips.left_out)
+            if isinstance(clips, CachedTokens)
+            else left_out(run_dir, 'train')
+        )
+        path = write_results(
+            Path(run_dir) / 'results/training.json',
+            dict(
+                valid=rows,
+                labels_dropped=make_prompt.dropped,
+                left_out=missed,
+                text_encoder=locked,
+                pretrained_files=dict(text=checksums(model.text.files), audio=checksums(model.audio.files)),
+                parameters=sum(x.numel() for x in model.parameters() if x.requires_grad),
+                locked=model.text.n_params,
+            ),
+            p,
+            started,
+        )
         model._save_pretrained(folder, read_results(path)['run'])
-    if world > 1: dist.barrier()
+    if world > 1:
+        dist.barrier()
     return folder
 
 # %% ../nbs/12_training.ipynb #382aa5e0
-RESTARTS = 3   # of a group whose rank was killed
+RESTARTS = 3  # of a group whose rank was killed
 
-def torchrun(p:Profile, run_dir:Path, nodes:int=1, meet:str='', acts:int=2) -> list:
+
+def torchrun(p: Profile, run_dir: Path, nodes: int = 1, meet: str = '', acts: int = 2) -> list:
     "The command that trains on `nodes` machines, which find each other at `meet` (host:port)."
-    at = ['--standalone'] if nodes == 1 else [f'--nnodes={nodes}', '--rdzv-backend=c10d', f'--rdzv-endpoint={meet}', f"--rdzv-id={os.environ.get('SLURM_JOB_ID', 'collat')}"]
-    return [sys.executable, '-m', 'torch.distributed.run', *at, f'--nproc-per-node={max(1, p.gpus)}', '--shutdown-timeout=120', '-m', 'collat.training',
-            '--profile', str(run_dir/'logs/profile.json'), '--run_dir', str(run_dir), '--acts', str(acts)]
+    at = (
+        ['--standalone']
+        if nodes == 1
+        else [
+            f'--nnodes={nodes}',
+            '--rdzv-backend=c10d',
+            f'--rdzv-endpoint={meet}',
+            f'--rdzv-id={os.environ.get("SLURM_JOB_ID", "collat")}',
+        ]
+    )
+    return [
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        *at,
+        f'--nproc-per-node={max(1, p.gpus)}',
+        '--shutdown-timeout=120',
+        '-m',
+        'collat.training',
+        '--profile',
+        str(run_dir / 'logs/profile.json'),
+        '--run_dir',
+        str(run_dir),
+        '--acts',
+        str(acts),
+    ]
 
-def run_group(cmd:list, failure:Path) -> int: # exit code
+
+def run_group(cmd: list, failure: Path) -> int:  # exit code
     "Starts a group of ranks once, ends it when one of them has left a traceback in `failure`, and passes a SIGTERM on. Raises Preempted after that."
     process = None
     try:
         with asked_to_stop(lambda: process and process.terminate()) as asked:
             process = subprocess.Popen(cmd)
-            if asked: process.terminate()   # it came in between
-            while process.poll() is None and not failure.exists(): time.sleep(.2)
-            if failure.exists(): process.terminate()
+            if asked:
+                process.terminate()  # it came in between
+            while process.poll() is None and not failure.exists():
+                time.sleep(0.2)
+            if failure.exists():
+                process.terminate()
             process.wait()
     finally:
-        if process and process.poll() is None: process.terminate(); process.wait()   # after Ctrl-C
-    if asked: raise Preempted('training was stopped by SIGTERM; what was reached is saved, the same command goes on from there')
+        if process and process.poll() is None:
+            process.terminate()
+            process.wait()  # after Ctrl-C
+    if asked:
+        raise Preempted(
+            'training was stopped by SIGTERM; what was reached is saved, the same command goes on from there'
+        )
     return process.returncode
 
-def guard(cmd:list, failure:Path):
+
+def guard(cmd: list, failure: Path):
     "Runs a command of `torchrun` to its end. Raises RuntimeError with the error of a rank, whose traceback from `failure` is printed, or naming the command. Errors as `run_group`."
     failure.unlink(missing_ok=True)
     for start in range(1, RESTARTS + 2):
         code = run_group(cmd, failure)
-        if failure.exists(): print(said := failure.read_text().strip()); raise RuntimeError(f"the training failed: {(said.splitlines() or ['a rank could not write its traceback; it stands in the output above'])[0]}")
-        if code == 0: return
-        if '--standalone' not in cmd: raise Preempted('a process of the training was killed on one of several machines; the same command goes on from the last checkpoint')
-        if start <= RESTARTS: print(f'a process of the training was killed; it is started again, time {start} of {RESTARTS}', flush=True)
-    raise RuntimeError(f"training failed (exit code {code}), and was started again {RESTARTS} times: {' '.join(cmd[1:])}")
+        if failure.exists():
+            print(said := failure.read_text().strip())
+            raise RuntimeError(
+                f'the training failed: {(said.splitlines() or ["a rank could not write its traceback; it stands in the output above"])[0]}'
+            )
+        if code == 0:
+            return
+        if '--standalone' not in cmd:
+            raise Preempted(
+                'a process of the training was killed on one of several machines; the same command goes on from the last checkpoint'
+            )
+        if start <= RESTARTS:
+            print(f'a process of the training was killed; it is started again, time {start} of {RESTARTS}', flush=True)
+    raise RuntimeError(
+        f'training failed (exit code {code}), and was started again {RESTARTS} times: {" ".join(cmd[1:])}'
+    )
 
 # %% ../nbs/12_training.ipynb #2a4980ac
-def processes(p:Profile) -> int:
+def processes(p: Profile) -> int:
     "Training processes on this machine: as the profile says; by itself one, or on a CPU one for each of two cores, which waits for no other thread."
     return p.gpus or (1 if torch.cuda.is_available() else min(2, os.cpu_count()))
 
+
 def launch(
-    profile:Profile,
-    run_dir:str|Path,
-    nodes:int=1, meet:str='', # as in `torchrun`
-    acts:int=2, # 1: only the pretraining
-) -> Path: # folder of the trained model, or file of the pretrained ears
+    profile: Profile,
+    run_dir: str | Path,
+    nodes: int = 1,
+    meet: str = '',  # as in `torchrun`
+    acts: int = 2,  # 1: only the pretraining
+) -> Path:  # folder of the trained model, or file of the pretrained ears
     "Both acts, in this process or in several (`processes`) on each of `nodes` machines. Done already when the outcome is there. Errors as `guard` and `train`."
     run = Path(run_dir)
-    out = run/('checkpoints/pretrain.safetensors' if acts == 1 else 'checkpoints/model')
+    out = run / ('checkpoints/pretrain.safetensors' if acts == 1 else 'checkpoints/model')
     n = processes(profile)
-    if n == 1 and nodes == 1 or out.is_file() or (out/'model.safetensors').exists():
+    if n == 1 and nodes == 1 or out.is_file() or (out / 'model.safetensors').exists():
         ears = pretrain(profile, run) if profile.pretrain_steps else None
         return ears if acts == 1 else train(profile, run, ears)
-    with atomic_path(run/'logs/profile.json') as tmp: tmp.write_text(json.dumps(dataclasses.asdict(profile)))
-    guard(torchrun(dataclasses.replace(profile, gpus=n), run, nodes, meet, acts), run/'logs/failure.txt')
+    with atomic_path(run / 'logs/profile.json') as tmp:
+        tmp.write_text(json.dumps(dataclasses.asdict(profile)))
+    guard(torchrun(dataclasses.replace(profile, gpus=n), run, nodes, meet, acts), run / 'logs/failure.txt')
     return out
 
 # %% ../nbs/12_training.ipynb #5e1c0b7a
-def lost_peer(e:Exception) -> bool:
+def lost_peer(e: Exception) -> bool:
     "Whether an exception only says that another rank has gone."
     return isinstance(e, dist.DistError) or any(s in str(e) for s in ('gloo', 'closed by peer', 'reset by peer'))
 
-def leave_traceback(e:Exception, failure:Path):
+
+def leave_traceback(e: Exception, failure: Path):
     "Writes why this rank ends where `run_group` looks: the whole of it at once, or an empty file when the disk is full. The first rank's stays."
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)   # it comes as soon as `failure` is seen
-    part = failure.with_name(f".{os.environ['RANK']}.{failure.name}")
-    with suppress(OSError): part.write_text(f"rank {os.environ['RANK']}: {type(e).__name__}: {' '.join(str(e).split())}\n{traceback.format_exc()}")
-    with suppress(OSError): part.unlink() if failure.exists() else os.replace(part, failure)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it comes as soon as `failure` is seen
+    part = failure.with_name(f'.{os.environ["RANK"]}.{failure.name}')
+    with suppress(OSError):
+        part.write_text(
+            f'rank {os.environ["RANK"]}: {type(e).__name__}: {" ".join(str(e).split())}\n{traceback.format_exc()}'
+        )
+    with suppress(OSError):
+        part.unlink() if failure.exists() else os.replace(part, failure)
 
 # %% ../nbs/12_training.ipynb #db88dee2
-def as_rank(profile:Profile, run_dir:str|Path, acts:int=2):
+def as_rank(profile: Profile, run_dir: str | Path, acts: int = 2):
     "What `launch` does, as one of the processes of `torchrun`; always ends the process."
     code = 0
-    if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGKILL)   # PR_SET_PDEATHSIG: no rank outlives torchrun
+    if sys.platform == 'linux':
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no rank outlives torchrun
     try:
         launch(dataclasses.replace(profile, gpus=1), run_dir, acts=acts)
-        if dist.is_initialized(): dist.barrier()
-    except Preempted as e:
-        code = REQUEUE; print(e)
         if dist.is_initialized():
-            with suppress(Exception): dist.barrier()   # the first rank may still be saving
+            dist.barrier()
+    except Preempted as e:
+        code = REQUEUE
+        print(e)
+        if dist.is_initialized():
+            with suppress(Exception):
+                dist.barrier()  # the first rank may still be saving
     except Exception as e:
-        code = 1; traceback.print_exc()
-        if not lost_peer(e): leave_traceback(e, Path(run_dir)/'logs/failure.txt')
-    sys.stdout.flush(); sys.stderr.flush()
-    os._exit(code)   # all is written; tearing gloo's threads down sometimes aborts (torch 2.14)
+        code = 1
+        traceback.print_exc()
+        if not lost_peer(e):
+            leave_traceback(e, Path(run_dir) / 'logs/failure.txt')
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # all is written; tearing gloo's threads down sometimes aborts (torch 2.14)
+
 
 @call_parse
 def main(
-    profile:str='smoke', # profile name or file
-    run_dir:str='runs/smoke', # run folder with the data
-    nodes:int=1, # machines that train together, each with `gpus` processes
-    meet:str='', # host:port where they find each other
-    acts:int=2, # 1: only the pretraining, anew
-    gpus:int=-1, # processes on this machine; -1: as the profile says
+    profile: str = 'smoke',  # profile name or file
+    run_dir: str = 'runs/smoke',  # run folder with the data
+    nodes: int = 1,  # machines that train together, each with `gpus` processes
+    meet: str = '',  # host:port where they find each other
+    acts: int = 2,  # 1: only the pretraining, anew
+    gpus: int = -1,  # processes on this machine; -1: as the profile says
 ):
     "Both acts of the training. Ends with code 75 after a SIGTERM: start it again."
     p = load_profile(profile)
-    if gpus >= 0: p = dataclasses.replace(p, gpus=gpus)
-    if acts == 1: p = dataclasses.replace(p, shipped_ears=False)
-    if 'TORCHELASTIC_RUN_ID' in os.environ: as_rank(p, run_dir, acts)
-    try: launch(p, run_dir, nodes, meet, acts)
-    except Preempted as e: print(f'collat: {e}', file=sys.stderr); sys.exit(REQUEUE)
+    if gpus >= 0:
+        p = dataclasses.replace(p, gpus=gpus)
+    if acts == 1:
+        p = dataclasses.replace(p, shipped_ears=False)
+    if 'TORCHELASTIC_RUN_ID' in os.environ:
+        as_rank(p, run_dir, acts)
+    try:
+        launch(p, run_dir, nodes, meet, acts)
+    except Preempted as e:
+        print(f'collat: {e}', file=sys.stderr)
+        sys.exit(REQUEUE)
 
 # %% ../nbs/12_training.ipynb #938508ad
-def read_log(run_dir:str|Path, name:str='train'):
+def read_log(run_dir: str | Path, name: str = 'train'):
     "The CSV log of a training as a data frame."
-    import pandas as pd
-    path = Path(run_dir)/f'logs/{name}.csv'
-    if not path.exists(): raise FileNotFoundError(f'{path}: no log; has the training run?')
+
+    path = Path(run_dir) / f'logs/{name}.csv'
+    if not path.exists():
+        raise FileNotFoundError(f'{path}: no log; has the training run?')
     return pd.read_csv(path)
+
 
 def plot_curves(log, axes):
     "Terms of Eq. 4, matched token distances, and the terms' shares of the gradient on the predicted tokens, against the step."
@@ -679,17 +1130,23 @@ def plot_curves(log, axes):
     pulls = log[[f'pull_{k}' for k in names if f'pull_{k}' in log]]
     shares = pulls.div(pulls.sum(axis=1), axis=0)
     for k, label in names.items():
-        if k in log: axes[0].plot(log['step'], smooth[k], label=label)
-        if f'pull_{k}' in log: axes[2].plot(log['step'], shares[f'pull_{k}'], label=label)
-    for k in ('label', 'template', 'padding'): axes[1].plot(log['step'], smooth[f'dist_{k}'], label=f'{k} tokens')
+        if k in log:
+            axes[0].plot(log['step'], smooth[k], label=label)
+        if f'pull_{k}' in log:
+            axes[2].plot(log['step'], shares[f'pull_{k}'], label=label)
+    for k in ('label', 'template', 'padding'):
+        axes[1].plot(log['step'], smooth[f'dist_{k}'], label=f'{k} tokens')
     axes[0].set(xlabel='step', ylabel='loss term', yscale='log')
     axes[1].set(xlabel='step', ylabel='matched L1 distance\n/ mean |embedding|', ylim=(0, None))
     axes[2].set(xlabel='step', ylabel='share of the gradient', yscale='log')
-    for a in axes: a.legend(frameon=False, fontsize=7)
+    for a in axes:
+        a.legend(frameon=False, fontsize=7)
 
 # %% ../nbs/12_training.ipynb #d11ef64b
 @torch.no_grad()
-def block_distances(model:CoLLAT, scenes, n:int=200) -> Tensor: # (l+1 3) on the CPU: start vectors and each block; label, template, padding tokens
+def block_distances(
+    model: CoLLAT, scenes, n: int = 200
+) -> Tensor:  # (l+1 3) on the CPU: start vectors and each block; label, template, padding tokens
     "Matched distance to the true tokens after each block, in units of the mean absolute embedding, over `n` scenes."
     make, parts = prompt_maker(model), []
     for at in range(0, n := min(n, len(scenes)), 64):
@@ -697,6 +1154,16 @@ def block_distances(model:CoLLAT, scenes, n:int=200) -> Tensor: # (l+1 3) on the
         texts, labels = zip(*(make(sorted(l)) for l in labels))
         h_at, more = model.audio_tokens(torch.stack(wavs), return_blocks=True)
         h_t, kind, _ = model.text_targets(texts, labels)
-        parts.append((torch.stack([model.interaction.start_for(len(h_at)), *more['blocks']], 1), h_t, model.loss.align(h_at, h_t, kind)[0], kind))
+        parts.append(
+            (
+                torch.stack([model.interaction.start_for(len(h_at)), *more['blocks']], 1),
+                h_t,
+                model.loss.align(h_at, h_t, kind)[0],
+                kind,
+            )
+        )
     blocks, h_t, match, kind = map(torch.cat, zip(*parts))
-    return torch.stack([token_distance(blocks.transpose(0, 1), h_t, match, kind == k) for k in (2, 1, 0)], 1).cpu() / model.text.embed_scale
+    return (
+        torch.stack([token_distance(blocks.transpose(0, 1), h_t, match, kind == k) for k in (2, 1, 0)], 1).cpu()
+        / model.text.embed_scale
+    )

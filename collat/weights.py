@@ -7,39 +7,60 @@ __all__ = ['TINY', 'OPENAI_HF', 'HUB_SIZES', 'HF_FILES', 'check_activation', 'fi
            'checksums']
 
 # %% ../nbs/06a_weights.ipynb #e41c9d57
-import contextlib, fnmatch, hashlib, json, os, re, urllib.request, warnings, zipfile
+import contextlib
+import fnmatch
+import hashlib
+import json
+import os
+import re
+import urllib.request
+import warnings
+import zipfile
 from pathlib import Path
+
 import torch
 
 # %% ../nbs/06a_weights.ipynb #63a97b9e
 TINY = dict(embed_dim=48, text_cfg=dict(context_length=77, vocab_size=49408, width=64, heads=4, layers=2))
 
+
 def _tower_config(name):
     "open_clip's configuration of a text tower. Raises ValueError for unknown names and towers that are not CLIP's kind."
     import open_clip
+
     quick = name.endswith('-quickgelu')
     c = dict(TINY, quick_gelu=quick) if name in ('tiny', 'tiny-quickgelu') else open_clip.get_model_config(name)
-    if c is None: raise ValueError(f'no open_clip model {name!r}; there are: tiny, tiny-quickgelu, {", ".join(open_clip.list_models())}')
+    if c is None:
+        raise ValueError(
+            f'no open_clip model {name!r}; there are: tiny, tiny-quickgelu, {", ".join(open_clip.list_models())}'
+        )
     t = c['text_cfg']
     odd = [k for k in ('hf_model_name', 'hf_tokenizer_name', 'embed_cls', 'no_causal_mask') if t.get(k)]
-    if t.get('pool_type', 'argmax')!='argmax': odd.append(f"pool_type={t['pool_type']}")
-    if odd or 'multimodal_cfg' in c: raise ValueError(f'the text tower of {name} is not a causal CLIP tower read at its end token ({", ".join(odd) or "multimodal"})')
+    if t.get('pool_type', 'argmax') != 'argmax':
+        odd.append(f'pool_type={t["pool_type"]}')
+    if odd or 'multimodal_cfg' in c:
+        raise ValueError(
+            f'the text tower of {name} is not a causal CLIP tower read at its end token ({", ".join(odd) or "multimodal"})'
+        )
     return c
+
 
 def _build_tower(config, quick_gelu, seed=0):
     "A text tower with random weights, the same for the same seed, and its tokenizer."
     from open_clip import SimpleTokenizer
     from open_clip.model import _build_text_tower
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tower = _build_text_tower(config['embed_dim'], dict(config['text_cfg']), quick_gelu)
     return tower, SimpleTokenizer(context_length=tower.context_length, **config['text_cfg'].get('tokenizer_kwargs', {}))
 
 # %% ../nbs/06a_weights.ipynb #a6f81c2d
-def _read_weights(path)->dict:
+def _read_weights(path) -> dict:
     "State dict of a weights file: safetensors, a checkpoint (weights only), or OpenAI's TorchScript archive."
     if str(path).endswith('.safetensors'):
         from safetensors.torch import load_file
+
         return load_file(path)
     if zipfile.is_zipfile(path) and any(n.endswith('constants.pkl') for n in zipfile.ZipFile(path).namelist()):
         with warnings.catch_warnings():
@@ -48,26 +69,38 @@ def _read_weights(path)->dict:
     w = torch.load(path, map_location='cpu', weights_only=True)
     return w.get('state_dict', w)
 
-def _text_weights(path)->dict:
+
+def _text_weights(path) -> dict:
     "The text tower's part of a CLIP weights file, in the names of open_clip's TextTransformer."
-    w = {k.removeprefix('module.'):v for k,v in _read_weights(path).items()}
-    if any(k.startswith('text.') for k in w): return {k.removeprefix('text.'):v for k,v in w.items() if k.startswith('text.')}
+    w = {k.removeprefix('module.'): v for k, v in _read_weights(path).items()}
+    if any(k.startswith('text.') for k in w):
+        return {k.removeprefix('text.'): v for k, v in w.items() if k.startswith('text.')}
     skip = 'visual.', 'logit_', 'attn_mask', 'input_resolution', 'context_length', 'vocab_size'
-    return {k:v for k,v in w.items() if not k.startswith(skip)}
+    return {k: v for k, v in w.items() if not k.startswith(skip)}
 
 # %% ../nbs/06a_weights.ipynb #fa7b2c39
-def check_activation(weights:str,   # what the weights are, for the message
-                     trained:str,   # 'quick_gelu' or 'gelu'; None: unknown
-                     runs:str):     # activation of the model that is to run them
+def check_activation(
+    weights: str,  # what the weights are, for the message
+    trained: str,  # 'quick_gelu' or 'gelu'; None: unknown
+    runs: str,
+):  # activation of the model that is to run them
     "Raises ValueError where weights would run with another activation than they were trained with."
-    if trained is None: raise ValueError(f'{weights}: nothing in it tells whether it was trained with QuickGELU; say quick_gelu=True or False')
-    if trained!=runs: raise ValueError(f"{weights} was trained with '{trained}', but the model would run it with '{runs}': silently wrong; "
-                                       f"use {'a `-quickgelu` configuration, quick_gelu=True' if trained=='quick_gelu' else 'a plain configuration, quick_gelu=False'} or hidden_act='{trained}'")
+    if trained is None:
+        raise ValueError(
+            f'{weights}: nothing in it tells whether it was trained with QuickGELU; say quick_gelu=True or False'
+        )
+    if trained != runs:
+        raise ValueError(
+            f"{weights} was trained with '{trained}', but the model would run it with '{runs}': silently wrong; "
+            f"use {'a `-quickgelu` configuration, quick_gelu=True' if trained == 'quick_gelu' else 'a plain configuration, quick_gelu=False'} or hidden_act='{trained}'"
+        )
+
 
 def file_activation(path):
     "Activation that a weights file was trained with, where it can be told: OpenAI's archives and layout, or an `open_clip_config.json` beside it."
-    cfg = Path(path).parent/'open_clip_config.json'
-    if zipfile.is_zipfile(path) and any(n.endswith('constants.pkl') for n in zipfile.ZipFile(path).namelist()): return 'quick_gelu'
+    cfg = Path(path).parent / 'open_clip_config.json'
+    if zipfile.is_zipfile(path) and any(n.endswith('constants.pkl') for n in zipfile.ZipFile(path).namelist()):
+        return 'quick_gelu'
     if cfg.exists():
         c = json.loads(cfg.read_text())
         return 'quick_gelu' if c.get('model_cfg', c).get('quick_gelu') else 'gelu'
@@ -76,97 +109,163 @@ def file_activation(path):
 # %% ../nbs/06a_weights.ipynb #fbffecc2
 OPENAI_HF = re.compile(r'clip-vit-(base|large)-patch\d+', re.IGNORECASE)
 
-def hf_activation(name:str,     # folder or hub id
-                  config:dict   # its config.json
-                 ):             # 'quick_gelu', or None where the configuration is to be believed
+
+def hf_activation(
+    name: str,  # folder or hub id
+    config: dict,  # its config.json
+):  # 'quick_gelu', or None where the configuration is to be believed
     "What OpenAI's CLIP was trained with, if these are OpenAI's weights."
-    names = f"{name} {config.get('_name_or_path', '')}"
+    names = f'{name} {config.get("_name_or_path", "")}'
     return 'quick_gelu' if OPENAI_HF.search(names) else None
 
 # %% ../nbs/06a_weights.ipynb #5623889f
-def _offline(): return any(os.environ.get(k, '').upper() in ('1', 'TRUE', 'YES', 'ON') for k in ('HF_HUB_OFFLINE', 'TRANSFORMERS_OFFLINE'))
+def _offline():
+    return any(
+        os.environ.get(k, '').upper() in ('1', 'TRUE', 'YES', 'ON') for k in ('HF_HUB_OFFLINE', 'TRANSFORMERS_OFFLINE')
+    )
 
-HUB_SIZES = {'timm/vit_large_patch14_clip_224.openai': 1710, 'timm/vit_base_patch32_clip_224.openai': 605, 'openai/clip-vit-large-patch14': 1710, 'openai/clip-vit-base-patch32': 605,
-             'MIT/ast-finetuned-audioset-10-10-0.4593': 346, 'timm/deit_base_distilled_patch16_384.fb_in1k': 351}  # MB, four bytes a parameter
+
+HUB_SIZES = {
+    'timm/vit_large_patch14_clip_224.openai': 1710,
+    'timm/vit_base_patch32_clip_224.openai': 605,
+    'openai/clip-vit-large-patch14': 1710,
+    'openai/clip-vit-base-patch32': 605,
+    'MIT/ast-finetuned-audioset-10-10-0.4593': 346,
+    'timm/deit_base_distilled_patch16_384.fb_in1k': 351,
+}  # MB, four bytes a parameter
+
 
 def _no_download(what, where, by_hand, why, to, size=None):
     size = f'about {size:,} MB' if size else 'its size is shown where there is a network'
-    return ConnectionError(f'cannot download {what} from {where}: {why}. It would go to {to} ({size}). By hand: fetch it on a machine with a network and {by_hand}')
+    return ConnectionError(
+        f'cannot download {what} from {where}: {why}. It would go to {to} ({size}). By hand: fetch it on a machine with a network and {by_hand}'
+    )
+
 
 def _choose(names, patterns):
     "Files to fetch: what fits, safetensors rather than pickles, nothing from sub-folders except the pooling configuration."
-    fits = [n for n in names if any(fnmatch.fnmatch(n, p) for p in patterns) and ('/' not in n or n.startswith('1_Pooling/'))]
+    fits = [
+        n
+        for n in names
+        if any(fnmatch.fnmatch(n, p) for p in patterns) and ('/' not in n or n.startswith('1_Pooling/'))
+    ]
     safe = any(n.endswith('.safetensors') for n in fits)
     return [n for n in fits if not (safe and n.endswith(('.bin', '.pt', '.pth')))]
 
-def hub_folder(repo:str,           # Hugging Face repository
-               patterns:list,      # files to take
-               by_hand:str,        # what to do with files fetched by hand
-               offline:bool=False, # only from the cache, as if HF_HUB_OFFLINE were set
-               **kw                # revision, cache_dir, token: as huggingface_hub's
-              )->Path:             # folder in the Hugging Face cache
+
+def hub_folder(
+    repo: str,  # Hugging Face repository
+    patterns: list,  # files to take
+    by_hand: str,  # what to do with files fetched by hand
+    offline: bool = False,  # only from the cache, as if HF_HUB_OFFLINE were set
+    **kw,  # revision, cache_dir, token: as huggingface_hub's
+) -> Path:  # folder in the Hugging Face cache
     "A repository's files, from the cache or downloaded. Raises ConnectionError with instructions where that fails."
     from huggingface_hub import HfApi, constants, snapshot_download
-    where,to = f'https://huggingface.co/{repo}',Path(kw.get('cache_dir') or constants.HF_HUB_CACHE)/f"models--{repo.replace('/', '--')}"
+
+    where, to = (
+        f'https://huggingface.co/{repo}',
+        Path(kw.get('cache_dir') or constants.HF_HUB_CACHE) / f'models--{repo.replace("/", "--")}',
+    )
     fail = lambda why: _no_download(repo, where, by_hand, why, to, HUB_SIZES.get(repo))
     with contextlib.suppress(OSError, ValueError):
         d = Path(snapshot_download(repo, allow_patterns=patterns, local_files_only=True, **kw))
-        if any(d.glob('*.safetensors')) or any(d.glob('*.bin')) or any(d.glob('*.pt')): return d
-    if offline or _offline(): raise fail('HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set, or only local files were asked for')
+        if any(d.glob('*.safetensors')) or any(d.glob('*.bin')) or any(d.glob('*.pt')):
+            return d
+    if offline or _offline():
+        raise fail('HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set, or only local files were asked for')
     try:
-        info = HfApi(token=kw.get('token')).model_info(repo, revision=kw.get('revision'), files_metadata=True, timeout=5)
+        info = HfApi(token=kw.get('token')).model_info(
+            repo, revision=kw.get('revision'), files_metadata=True, timeout=5
+        )
         files = {s.rfilename: s.size or 0 for s in info.siblings}
         take = _choose(files, patterns)
-        print(f'downloading {repo} from {where} to {to}: {sum(files[f] for f in take)/1e6:,.0f} MB, {", ".join(take)}. By hand: fetch these and {by_hand}')
+        print(
+            f'downloading {repo} from {where} to {to}: {sum(files[f] for f in take) / 1e6:,.0f} MB, {", ".join(take)}. By hand: fetch these and {by_hand}'
+        )
         return Path(snapshot_download(repo, allow_patterns=take, **kw))
-    except Exception as e: raise fail(f'{type(e).__name__}: {e}'.split('\n')[0]) from e
+    except Exception as e:
+        raise fail(f'{type(e).__name__}: {e}'.split('\n')[0]) from e
 
 # %% ../nbs/06a_weights.ipynb #0cd03e74
 def _tag_file(model, tag, record):
     "File of an open_clip pretrained tag. Raises ConnectionError with instructions where it can't be had."
     hand = f"name the file: 'open_clip:{model}/PATH'" + (', with quick_gelu=True' if record.get('quick_gelu') else '')
     if record.get('hf_hub'):
-        repo,file = os.path.split(record['hf_hub'])
-        d = hub_folder(repo, [file, Path(file).with_suffix('.safetensors').name] if file else ['open_clip_model.safetensors', 'open_clip_pytorch_model.bin'], hand)
+        repo, file = os.path.split(record['hf_hub'])
+        d = hub_folder(
+            repo,
+            [file, Path(file).with_suffix('.safetensors').name]
+            if file
+            else ['open_clip_model.safetensors', 'open_clip_pytorch_model.bin'],
+            hand,
+        )
         return next(p for e in ('*.safetensors', '*.bin', '*.pt') for p in sorted(d.glob(e)))
     from open_clip.pretrained import download_pretrained_from_url
-    url = record['url']; to = Path('~/.cache/clip').expanduser()/os.path.basename(url)
+
+    url = record['url']
+    to = Path('~/.cache/clip').expanduser() / os.path.basename(url)
     try:
         if not to.exists():
-            if _offline(): raise OSError('HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set')
-            size = urllib.request.urlopen(urllib.request.Request(url, method='HEAD'), timeout=5).headers.get('Content-Length')
-            print(f'downloading {model}/{tag} from {url} to {to}: {int(size or 0)/1e6:,.0f} MB. By hand: fetch it and {hand}')
+            if _offline():
+                raise OSError('HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set')
+            size = urllib.request.urlopen(urllib.request.Request(url, method='HEAD'), timeout=5).headers.get(
+                'Content-Length'
+            )
+            print(
+                f'downloading {model}/{tag} from {url} to {to}: {int(size or 0) / 1e6:,.0f} MB. By hand: fetch it and {hand}'
+            )
         return download_pretrained_from_url(url, str(to.parent))
-    except OSError as e: raise _no_download(f'{model}/{tag}', url, hand, str(e), to) from e
+    except OSError as e:
+        raise _no_download(f'{model}/{tag}', url, hand, str(e), to) from e
 
 # %% ../nbs/06a_weights.ipynb #0d7b94ae
-HF_FILES = ['config.json', '*token*', 'vocab*', 'merges.txt', 'spiece.model', '1_Pooling/*', '*.safetensors', 'pytorch_model*.bin']
+HF_FILES = [
+    'config.json',
+    '*token*',
+    'vocab*',
+    'merges.txt',
+    'spiece.model',
+    '1_Pooling/*',
+    '*.safetensors',
+    'pytorch_model*.bin',
+]
+
 
 def _folder(which, name):
     "A local folder as it is, or a hub repository's folder in the cache."
-    if Path(which).expanduser().is_dir(): return Path(which).expanduser(), 'local folder'
-    if not re.fullmatch(r'[\w.-]+(/[\w.-]+)?', which): raise FileNotFoundError(f'{which!r} is no folder, and no Hugging Face id either')
+    if Path(which).expanduser().is_dir():
+        return Path(which).expanduser(), 'local folder'
+    if not re.fullmatch(r'[\w.-]+(/[\w.-]+)?', which):
+        raise FileNotFoundError(f'{which!r} is no folder, and no Hugging Face id either')
     return hub_folder(which, HF_FILES, f"name the folder: '{name.split(':')[0]}:FOLDER'"), f'hub {which}'
+
 
 @contextlib.contextmanager
 def _quiet():
     "Hugging Face loads without progress bars and load reports; its settings are put back."
     from transformers.utils import logging as hf
-    level,bar = hf.get_verbosity(),hf.is_progress_bar_enabled()
-    hf.set_verbosity_error(); hf.disable_progress_bar()
-    try: yield
+
+    level, bar = hf.get_verbosity(), hf.is_progress_bar_enabled()
+    hf.set_verbosity_error()
+    hf.disable_progress_bar()
+    try:
+        yield
     finally:
         hf.set_verbosity(level)
-        if bar: hf.enable_progress_bar()
+        if bar:
+            hf.enable_progress_bar()
 
 # %% ../nbs/06a_weights.ipynb #4e1bd2db
 def _weights_in(folder):
     "Weights files of a Hugging Face folder, as transformers chooses among them."
     return sorted(Path(folder).glob('*.safetensors')) or sorted(Path(folder).glob('pytorch_model*.bin'))
 
-def checksums(files)->dict: # file name -> SHA-256
+
+def checksums(files) -> dict:  # file name -> SHA-256
     "Which weights files something was read from, by content."
     out = {}
     for f in map(Path, files):
-        with open(f, 'rb') as o: out[f.name] = hashlib.file_digest(o, 'sha256').hexdigest()
+        with open(f, 'rb') as o:
+            out[f.name] = hashlib.file_digest(o, 'sha256').hexdigest()
     return out

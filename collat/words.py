@@ -7,7 +7,8 @@ __all__ = ['READINGS', 'CASES', 'FORMS', 'tokens_of', 'nearest_words', 'is_read'
            'compose_cases', 'cases_for', 'ranks', 'moved', 'run_cases', 'compose_rows']
 
 # %% ../nbs/27_words.ipynb #f3234deb
-import json, time
+import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -24,109 +25,185 @@ from .training import launch
 from .zero_shot import checkpoint_id
 
 # %% ../nbs/27_words.ipynb #b27cbf1f
-READINGS = {'L1': dict(metric='l1'), 'cosine': {}, 'cosine, centred': dict(centred=True), 'cosine, named': dict(named=True)}
+READINGS = {
+    'L1': dict(metric='l1'),
+    'cosine': {},
+    'cosine, centred': dict(centred=True),
+    'cosine, named': dict(named=True),
+}
 
-def tokens_of(model:CoLLAT, scenes:Scenes, n:int) -> tuple: # (b n d), labels
+
+def tokens_of(model: CoLLAT, scenes: Scenes, n: int) -> tuple:  # (b n d), labels
     "Predicted tokens of the first n scenes."
     ids = range(min(n, len(scenes)))
-    return torch.stack(model.token_features(torch.stack([scenes[i][0] for i in ids]), 'tokens')), [scenes.labels(i) for i in ids]
+    return torch.stack(model.token_features(torch.stack([scenes[i][0] for i in ids]), 'tokens')), [
+        scenes.labels(i) for i in ids
+    ]
 
-def nearest_words(model:CoLLAT, h:Tensor, k:int, metric:str='cosine', centred:Tensor|None=None, named:bool=False) -> list: # (b n d) -> b sets of words
+
+def nearest_words(
+    model: CoLLAT, h: Tensor, k: int, metric: str = 'cosine', centred: Tensor | None = None, named: bool = False
+) -> list:  # (b n d) -> b sets of words
     "All words among the k nearest of any token of a clip."
     h = h if centred is None else h - centred
-    return [{w for t in model.read_tokens(x, k, metric, tuple(all_classes(model.profile)) if named else ()) for w, _ in t} for x in h]
+    return [
+        {w for t in model.read_tokens(x, k, metric, tuple(all_classes(model.profile)) if named else ()) for w, _ in t}
+        for x in h
+    ]
 
-def is_read(words:set, label:str, every:bool=False) -> bool:
+
+def is_read(words: set, label: str, every: bool = False) -> bool:
     "Whether a class name stands among words: one of its words, or every one."
     return (all if every else any)(w in words for w in name_words(label))
 
-def reading_rows(words:list, labels:list, n_boot:int, candidates:set, **more) -> list: # of dicts
+
+def reading_rows(words: list, labels: list, n_boot: int, candidates: set, **more) -> list:  # of dicts
     "Recall of the class in single-event clips, and of all concepts in scenes, with intervals over clips."
-    out, other = [], [*words[2:], *words[:2]]        # two on: the parity of a scene says how many events it has
+    out, other = [], [*words[2:], *words[:2]]  # two on: the parity of a scene says how many events it has
     for clips in ('single', 'scenes'):
         rows = [i for i, l in enumerate(labels) if (len(l) == 1) == (clips == 'single')]
         score = lambda ws, **kw: np.array([np.mean([is_read(ws[i], c, **kw) for c in labels[i]]) for i in rows])
-        v = score(words); lo, hi = bootstrap_ci(np.mean, v, n_boot=n_boot)
-        out.append(dict(clips=clips, value=float(v.mean()), lo=lo, hi=hi, n=len(v), all_words=float(score(words, every=True).mean()), every_concept=float((v == 1).mean()),
-                        another_clip=float(score(other).mean()), readable=float(np.mean([is_read(candidates, c) for i in rows for c in labels[i]])), **more))
+        v = score(words)
+        lo, hi = bootstrap_ci(np.mean, v, n_boot=n_boot)
+        out.append(
+            dict(
+                clips=clips,
+                value=float(v.mean()),
+                lo=lo,
+                hi=hi,
+                n=len(v),
+                all_words=float(score(words, every=True).mean()),
+                every_concept=float((v == 1).mean()),
+                another_clip=float(score(other).mean()),
+                readable=float(np.mean([is_read(candidates, c) for i in rows for c in labels[i]])),
+                **more,
+            )
+        )
     return out
 
 # %% ../nbs/27_words.ipynb #aa52cb05
-def concept_row(model:CoLLAT, h:Tensor, labels:list, **more) -> dict:
+def concept_row(model: CoLLAT, h: Tensor, labels: list, **more) -> dict:
     "Precision and recall of the list of concepts, over single clips and scenes."
     known, out = template_words(model.profile.template) | {''}, dict(more)
-    lists = [{w for w in (t[0][0] for t in model.read_tokens(x, 1, names=tuple(all_classes(model.profile)))) if w not in known} for x in h]
+    lists = [
+        {
+            w
+            for w in (t[0][0] for t in model.read_tokens(x, 1, names=tuple(all_classes(model.profile))))
+            if w not in known
+        }
+        for x in h
+    ]
     for clips in ('single', 'scenes'):
         rows = [i for i, l in enumerate(labels) if (len(l) == 1) == (clips == 'single')]
         right = [w in {v for c in labels[i] for v in name_words(c)} for i in rows for w in lists[i]]
-        out |= {f'{clips} precision': float(np.mean(right)) if right else None, f'{clips} recall': float(np.mean([is_read(lists[i], c) for i in rows for c in labels[i]])),
-                f'{clips} words': float(np.mean([len(lists[i]) for i in rows]))}
+        out |= {
+            f'{clips} precision': float(np.mean(right)) if right else None,
+            f'{clips} recall': float(np.mean([is_read(lists[i], c) for i in rows for c in labels[i]])),
+            f'{clips} words': float(np.mean([len(lists[i]) for i in rows])),
+        }
     return out
 
-def read_splits(model:CoLLAT, data:Path, p:Profile, purpose:str, k:int=10) -> dict:
+
+def read_splits(model: CoLLAT, data: Path, p: Profile, purpose: str, k: int = 10) -> dict:
     "All readings on `valid`; the best of those without added names and the best of all, on every test split."
     h, labels = tokens_of(model, Scenes(data, 'valid', p), p.words_scenes)
-    mean = h.mean((0, 1)); settings = {n: s | (dict(centred=mean) if s.get('centred') else {}) for n, s in READINGS.items()}
-    can = {named: set(model.word_table(tuple(all_classes(model.profile)) if named else ())[0]) for named in (True, False)}
-    score = lambda n, h, labels, split: reading_rows(nearest_words(model, h, k, **settings[n]), labels, p.n_boot, can[settings[n].get('named', False)], reading=n, split=split, k=k)
+    mean = h.mean((0, 1))
+    settings = {n: s | (dict(centred=mean) if s.get('centred') else {}) for n, s in READINGS.items()}
+    can = {
+        named: set(model.word_table(tuple(all_classes(model.profile)) if named else ())[0]) for named in (True, False)
+    }
+    score = lambda n, h, labels, split: reading_rows(
+        nearest_words(model, h, k, **settings[n]),
+        labels,
+        p.n_boot,
+        can[settings[n].get('named', False)],
+        reading=n,
+        split=split,
+        k=k,
+    )
     rows = [r for n in READINGS for r in score(n, h, labels, 'valid')]
     value = {r['reading']: r['value'] for r in rows if r['clips'] == 'single'}
     best = {max(value, key=value.get), max((n for n in value if 'named' not in n), key=value.get)}
     concepts, missing = [concept_row(model, h, labels, split='valid')], {}
     for split in ('test', 'other', 'unseen'):
-        try: h, labels = tokens_of(model, Scenes(data, split, p, purpose=purpose), p.words_scenes)
-        except FileNotFoundError as e: missing[split] = str(e); continue
+        try:
+            h, labels = tokens_of(model, Scenes(data, split, p, purpose=purpose), p.words_scenes)
+        except FileNotFoundError as e:
+            missing[split] = str(e)
+            continue
         rows += [r for n in READINGS if n in best for r in score(n, h, labels, split)]
         concepts.append(concept_row(model, h, labels, split=split))
     return dict(rows=rows, concepts=concepts, missing=missing, chosen=max(value, key=value.get))
 
 # %% ../nbs/27_words.ipynb #f5e8cedd
-CASES = Path(__file__).parent.parent/'tests/compose_cases.json' if '__file__' in globals() else Path('../tests/compose_cases.json')
-FORMS = dict(beside=('a recording of {B} and {audio}', 'a recording of {B}', 'rise'),
-             inside=('a watercolour of {audio} in a forest', 'a watercolour of something in a forest', 'rise'),
-             without=('a recording of {B} and {A} without {audio}', 'a recording of {B} and {A}', 'fall'))
+CASES = (
+    Path(__file__).parent.parent / 'tests/compose_cases.json'
+    if '__file__' in globals()
+    else Path('../tests/compose_cases.json')
+)
+FORMS = dict(
+    beside=('a recording of {B} and {audio}', 'a recording of {B}', 'rise'),
+    inside=('a watercolour of {audio} in a forest', 'a watercolour of something in a forest', 'rise'),
+    without=('a recording of {B} and {A} without {audio}', 'a recording of {B} and {A}', 'fall'),
+)
+
 
 def compose_cases(
-    labels:dict, # scene number -> class, single-event clips
-    classes:list,
-    n:int,
-    seed:int=0,
-) -> list: # of n dicts
+    labels: dict,  # scene number -> class, single-event clips
+    classes: list,
+    n: int,
+    seed: int = 0,
+) -> list:  # of n dicts
     "Cases of the composition test, forms in turn. Raises ValueError when there are fewer than three classes."
-    if len(classes) < 3 or len(set(labels.values())) < 2: raise ValueError(f'{len(classes)} classes, {len(set(labels.values()))} of them heard: three, and two heard, are needed')
+    if len(classes) < 3 or len(set(labels.values())) < 2:
+        raise ValueError(
+            f'{len(classes)} classes, {len(set(labels.values()))} of them heard: three, and two heard, are needed'
+        )
     rng, ids, out = np.random.default_rng(seed), sorted(labels), []
     for j in range(n):
-        kind = list(FORMS)[j % len(FORMS)]; text, plain, expect = FORMS[kind]
-        i = int(rng.choice(ids)); a = labels[i]
+        kind = list(FORMS)[j % len(FORMS)]
+        text, plain, expect = FORMS[kind]
+        i = int(rng.choice(ids))
+        a = labels[i]
         b = str(rng.choice([c for c in classes if c != a]))
         wrong = int(rng.choice([k for k in ids if labels[k] not in (a, b)] or [k for k in ids if labels[k] != a]))
         fill = lambda t: t.replace('{A}', a).replace('{B}', b)
-        out.append(dict(kind=kind, text=fill(text), plain=fill(plain), scene=i, concept=a, expect=expect, control=wrong))
+        out.append(
+            dict(kind=kind, text=fill(text), plain=fill(plain), scene=i, concept=a, expect=expect, control=wrong)
+        )
     return out
 
-def cases_for(scenes:Scenes, n:int, path:Path=CASES) -> tuple: # cases, whether they are the committed ones
+
+def cases_for(scenes: Scenes, n: int, path: Path = CASES) -> tuple:  # cases, whether they are the committed ones
     "The committed cases where they were built for these scenes, else new ones."
     labels = {i: scenes.labels(i)[0] for i in range(0, len(scenes), 2)}
     if path.exists():
         kept = json.loads(path.read_text())['cases'][:n]
-        if len(kept) == n and all(labels.get(c['scene']) == c['concept'] for c in kept): return kept, True
+        if len(kept) == n and all(labels.get(c['scene']) == c['concept'] for c in kept):
+            return kept, True
     return compose_cases(labels, scenes.classes, n), False
 
 # %% ../nbs/27_words.ipynb #195286aa
-def ranks(z:Tensor, gallery:Tensor, relevant:np.ndarray) -> float: # (d,), (g d), (g,) bool
+def ranks(z: Tensor, gallery: Tensor, relevant: np.ndarray) -> float:  # (d,), (g d), (g,) bool
     "Mean rank of what is relevant, from 1, ties against."
     s = (gallery @ z).cpu().numpy()
     return float(np.mean([(s >= v).sum() for v in s[relevant]]))
 
-def moved(before:float, after:float, expect:str) -> bool:
+
+def moved(before: float, after: float, expect: str) -> bool:
     "Whether a rank went where it should; the first place has nothing to gain."
     return after > before if expect == 'fall' else after < before or before == after == 1
 
-def run_cases(model:CoLLAT, scenes:Scenes, cases:list, n_gallery:int, purpose:str='') -> pd.DataFrame: # one row per case
+
+def run_cases(
+    model: CoLLAT, scenes: Scenes, cases: list, n_gallery: int, purpose: str = ''
+) -> pd.DataFrame:  # one row per case
     "Ranks of the concept before and after, with the sound and with the control."
     ids = range(min(n_gallery, len(scenes)))
-    gallery = model.encode_audio([scenes[i][0] for i in ids]); sets = [set(scenes.labels(i)) for i in ids]
-    prompts = model.encode_text(class_prompts([label_to_words(c) for c in scenes.classes], model.profile.template)); rows = []
+    gallery = model.encode_audio([scenes[i][0] for i in ids])
+    sets = [set(scenes.labels(i)) for i in ids]
+    prompts = model.encode_text(class_prompts([label_to_words(c) for c in scenes.classes], model.profile.template))
+    rows = []
     for c in cases:
         is_a = np.array([x == c['concept'] for x in scenes.classes])
         has_a = np.array([c['concept'] in s and i != c['scene'] for i, s in zip(ids, sets)])
@@ -135,18 +212,36 @@ def run_cases(model:CoLLAT, scenes:Scenes, cases:list, n_gallery:int, purpose:st
         row = dict(kind=c['kind'])
         for who, i in (('sound', c['scene']), ('control', c['control'])):
             after = measure(model.compose(c['text'], scenes[i][0]).z)
-            for task, x, y in zip(('zero-shot', 'retrieval'), before, after): row |= {f'{task} before': x, f'{task} after {who}': y, f'{task} {who}': np.nan if np.isnan(x) else float(moved(x, y, c['expect']))}
+            for task, x, y in zip(('zero-shot', 'retrieval'), before, after):
+                row |= {
+                    f'{task} before': x,
+                    f'{task} after {who}': y,
+                    f'{task} {who}': np.nan if np.isnan(x) else float(moved(x, y, c['expect'])),
+                }
         rows.append(row)
     return pd.DataFrame(rows)
 
-def compose_rows(d:pd.DataFrame, n_boot:int) -> list: # of dicts
+
+def compose_rows(d: pd.DataFrame, n_boot: int) -> list:  # of dicts
     "Share of cases that went the expected way, with the sound and with the control."
     out = []
     for kind in [*FORMS, 'all']:
         for task in ('zero-shot', 'retrieval'):
             x = d[(d.kind == kind) | (kind == 'all')].dropna(subset=[f'{task} sound'])
-            if len(x) < 2: continue
+            if len(x) < 2:
+                continue
             lo, hi = bootstrap_ci(np.mean, x[f'{task} sound'].to_numpy(), n_boot=n_boot)
-            out.append(dict(kind=kind, task=task, value=float(x[f'{task} sound'].mean()), lo=lo, hi=hi, n=len(x), control=float(x[f'{task} control'].mean()),
-                            before=float(x[f'{task} before'].median()), after=float(x[f'{task} after sound'].median())))
+            out.append(
+                dict(
+                    kind=kind,
+                    task=task,
+                    value=float(x[f'{task} sound'].mean()),
+                    lo=lo,
+                    hi=hi,
+                    n=len(x),
+                    control=float(x[f'{task} control'].mean()),
+                    before=float(x[f'{task} before'].median()),
+                    after=float(x[f'{task} after sound'].median()),
+                )
+            )
     return out

@@ -28,26 +28,30 @@ from .downloads import fetch
 
 # %% ../nbs/08b_yamnet.ipynb #7d26a04b
 SAMPLE_RATE, N_MELS = 16_000, 64
-WINDOW, HOP = 400, 160                     # samples: 25 and 10 ms
-PATCH, PATCH_HOP = 96, 48                  # frames: 0.96 and 0.48 s
-SILENCE = .001                             # added to each mel magnitude
+WINDOW, HOP = 400, 160  # samples: 25 and 10 ms
+PATCH, PATCH_HOP = 96, 48  # frames: 0.96 and 0.48 s
+SILENCE = 0.001  # added to each mel magnitude
+
 
 @lru_cache(4)
-def mel_triangles(device:torch.device) -> Tensor: # (256, 64)
+def mel_triangles(device: torch.device) -> Tensor:  # (256, 64)
     "Weight of each frequency in each band, 125 to 7,500 Hz. The Nyquist frequency lies above."
     from torchaudio.compliance.kaldi import get_mel_banks
-    return get_mel_banks(N_MELS, 512, SAMPLE_RATE, 125., 7500., 100., -500., 1.)[0].T.to(device)
 
-def whole_patches(wav:Tensor) -> Tensor: # (b s) -> (b s')
+    return get_mel_banks(N_MELS, 512, SAMPLE_RATE, 125.0, 7500.0, 100.0, -500.0, 1.0)[0].T.to(device)
+
+
+def whole_patches(wav: Tensor) -> Tensor:  # (b s) -> (b s')
     "Silence at the end, until the last patch is full."
     first, step = WINDOW + (PATCH - 1) * HOP, PATCH_HOP * HOP
     more = math.ceil(max(0, wav.shape[1] - first) / step)
     return F.pad(wav, (0, first + more * step - wav.shape[1]))
 
+
 @torch.no_grad()
 def yamnet_spectrogram(
-    wav:Tensor, # (b s) waveforms at 16 kHz, full scale ±1
-) -> Tensor: # (b t f) log-mel magnitudes, t = 48 (p + 1) for p patches
+    wav: Tensor,  # (b s) waveforms at 16 kHz, full scale ±1
+) -> Tensor:  # (b t f) log-mel magnitudes, t = 48 (p + 1) for p patches
     "What YAMNet sees of a sound."
     frames = whole_patches(wav).unfold(1, WINDOW, HOP) * torch.hann_window(WINDOW, device=wav.device)
     magnitude = torch.fft.rfft(frames, 512).abs()[..., :256]
@@ -56,24 +60,31 @@ def yamnet_spectrogram(
 # %% ../nbs/08b_yamnet.ipynb #64d434dd
 class CappedReLU(nn.Module):
     "ReLU with a ceiling that is saved with the weights."
-    def __init__(self, inplace:bool=False):
+
+    def __init__(self, inplace: bool = False):
         super().__init__()
         self.register_buffer('cap', torch.tensor(math.inf))
-    def forward(self, x:Tensor) -> Tensor: return torch.minimum(x.relu(), self.cap)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.minimum(x.relu(), self.cap)
+
 
 class YAMNet(CNN):
     "MobileNet v1 on patches of a log-mel spectrogram: (b t f) to (b m d), six tokens a patch."
+
     d = 1024
-    def __init__(self, n_classes:int=521):
+
+    def __init__(self, n_classes: int = 521):
         super().__init__()
         import timm
+
         as_published = dict(pad_type='same', act_layer=CappedReLU, bn_eps=1e-4)
         self.net = timm.create_model('mobilenetv1_100', in_chans=1, num_classes=0, **as_published)
         self.net.conv_head = nn.Identity()
         self.net.to(memory_format=torch.channels_last)
         self.head = nn.Linear(self.d, n_classes)
 
-    def patches(self, spec:Tensor) -> Tensor: # (b t f) -> (b p m d)
+    def patches(self, spec: Tensor) -> Tensor:  # (b t f) -> (b p m d)
         "Tokens of each patch, in time, each moment from low to high frequency. Raises ValueError for another shape."
         if spec.ndim != 3 or spec.shape[2] != N_MELS or spec.shape[1] < PATCH:
             shape = tuple(spec.shape)
@@ -81,27 +92,31 @@ class YAMNet(CNN):
         x = rearrange(spec.unfold(1, PATCH, PATCH_HOP), 'b p f t -> (b p) 1 t f')
         return rearrange(self.net.forward_features(x), '(b p) d t f -> b p (t f) d', b=len(spec))
 
-    def forward(self, spec:Tensor) -> Tensor: # (b t f) -> (b m d)
+    def forward(self, spec: Tensor) -> Tensor:  # (b t f) -> (b m d)
         "Audio tokens of §3.1."
         return rearrange(self.patches(spec), 'b p m d -> b (p m) d')
 
-    def scores(self, spec:Tensor) -> Tensor: # (b t f) -> (b p k), 0 to 1
+    def scores(self, spec: Tensor) -> Tensor:  # (b t f) -> (b p k), 0 to 1
         "How much of each class is in each patch."
         return self.head(self.patches(spec).mean(2)).sigmoid()
 
-    def classify(self, spec:Tensor) -> Tensor: # (b t f) -> (b k)
+    def classify(self, spec: Tensor) -> Tensor:  # (b t f) -> (b k)
         "Logits of the mean score, which is YAMNet's answer for a clip."
         return self.scores(spec).mean(1).logit(1e-7)
 
 # %% ../nbs/08b_yamnet.ipynb #2a49f4e9
 REMOTES = (
     Remote('https://storage.googleapis.com/audioset/yamnet.h5'),
-    Remote('https://raw.githubusercontent.com/tensorflow/models/dbeeb148f10adf723067040eedcccda00bdce1e8/'
-           'research/audioset/yamnet/yamnet_class_map.csv', 'git:9c07d818a6fba1a31c2950732c2fe49a16687c5a'),
+    Remote(
+        'https://raw.githubusercontent.com/tensorflow/models/dbeeb148f10adf723067040eedcccda00bdce1e8/'
+        'research/audioset/yamnet/yamnet_class_map.csv',
+        'git:9c07d818a6fba1a31c2950732c2fe49a16687c5a',
+    ),
 )
-HOW = f"`collat data get yamnet` fetches them (15 MB, Apache-2.0); by hand: {REMOTES[0].url}"
+HOW = f'`collat data get yamnet` fetches them (15 MB, Apache-2.0); by hand: {REMOTES[0].url}'
 
-def find_yamnet(root:str|Path='') -> Path: # folders of the data, as in `data_folders`
+
+def find_yamnet(root: str | Path = '') -> Path:  # folders of the data, as in `data_folders`
     "The weights in the data folders. Raises FileNotFoundError that says how to get them."
     found = find_data('yamnet/yamnet.h5', 'yamnet/yamnet_spectra_in.tflite', root=root)
     if found is None:
@@ -109,38 +124,47 @@ def find_yamnet(root:str|Path='') -> Path: # folders of the data, as in `data_fo
         raise FileNotFoundError(f"YAMNet's weights are in no data folder ({folders}): {HOW}, into its folder yamnet")
     return found
 
-def yamnet_names(path:str|Path) -> list: # (521,)
+
+def yamnet_names(path: str | Path) -> list:  # (521,)
     "Class names, from the list beside the weights `path`."
     return pd.read_csv(Path(path).with_name('yamnet_class_map.csv')).display_name.tolist()
 
 # %% ../nbs/08b_yamnet.ipynb #e02ffd06
-def layer_names(net:nn.Module) -> list: # 27 pairs: convolution, its normalisation
+def layer_names(net: nn.Module) -> list:  # 27 pairs: convolution, its normalisation
     "timm's names, from the sound on."
     blocks = [name for name, m in net.named_modules() if hasattr(m, 'conv_pw')]
     pairs = [(f'{b}.{conv}', f'{b}.{norm}') for b in blocks for conv, norm in (('conv_dw', 'bn1'), ('conv_pw', 'bn2'))]
     return [('conv_stem', 'bn1'), *pairs]
 
+
 KERAS = ['layer1/conv', *(f'layer{i}/{kind}_conv' for i in range(2, 15) for kind in ('depthwise', 'pointwise'))]
 
-def read_keras(path:Path) -> tuple: # 27 of (kernel, bias, mean, variance), (weight, bias) of the classes, ceiling
+
+def read_keras(path: Path) -> tuple:  # 27 of (kernel, bias, mean, variance), (weight, bias) of the classes, ceiling
     "Weights of `yamnet.h5`, by Google's layer names."
     import h5py
+
     with h5py.File(path) as f:
+
         def get(layer, weight):
             place = f'{layer}/{layer}/{weight}:0'
-            if place not in f: raise ValueError(f'{place} is missing')
+            if place not in f:
+                raise ValueError(f'{place} is missing')
             return torch.from_numpy(f[place][()])
+
         def convolution(name):
             kernel = get(name, 'depthwise_kernel' if 'depthwise' in name else 'kernel')
             return rearrange(kernel, 'h w i o -> i o h w' if 'depthwise' in name else 'h w i o -> o i h w')
+
         norm = 'beta', 'moving_mean', 'moving_variance'
         layers = [(convolution(n), *(get(f'{n}/bn', k) for k in norm)) for n in KERAS]
         return layers, (get('logits', 'kernel').T, get('logits', 'bias')), math.inf
 
 # %% ../nbs/08b_yamnet.ipynb #fdefd22b
-def read_tflite(path:Path) -> tuple: # as `read_keras`; the ceiling is 6
+def read_tflite(path: Path) -> tuple:  # as `read_keras`; the ceiling is 6
     "Weights of the quantised `yamnet_spectra_in.tflite` as floats: its first constants, kernel and bias by turns."
     from ai_edge_litert.interpreter import Interpreter
+
     graph = Interpreter(str(path))
 
     def number(tensor):
@@ -149,23 +173,26 @@ def read_tflite(path:Path) -> tuple: # as `read_keras`; the ceiling is 6
         return torch.from_numpy((x - q['zero_points'].reshape(shape)) * q['scales'].reshape(shape)).float()
 
     quantised = [t for t in graph.get_tensor_details() if len(t['quantization_parameters']['scales'])]
-    *convolutions, weight, bias = map(number, quantised[:2 * len(KERAS) + 2])
+    *convolutions, weight, bias = map(number, quantised[: 2 * len(KERAS) + 2])
     layers = []
     for name, kernel, beta in zip(KERAS, convolutions[::2], convolutions[1::2]):
         kernel = rearrange(kernel, 'o h w i -> i o h w' if 'depthwise' in name else 'o h w i -> o i h w')
         layers.append((kernel, beta, torch.zeros_like(beta), torch.ones_like(beta)))
-    return layers, (weight, bias), 6.
+    return layers, (weight, bias), 6.0
 
 # %% ../nbs/08b_yamnet.ipynb #79c8337d
 READERS = {'.h5': read_keras, '.tflite': read_tflite}
 
+
 def load_yamnet(
-    path:str|Path, # yamnet.h5, or yamnet_spectra_in.tflite
-) -> YAMNet: # in evaluation mode
+    path: str | Path,  # yamnet.h5, or yamnet_spectra_in.tflite
+) -> YAMNet:  # in evaluation mode
     "YAMNet with its published weights. Raises FileNotFoundError, and ValueError for a file that holds something else."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'{path}: no such file: {HOW}')
-    if path.suffix not in READERS: raise ValueError(f'{path}: the weights of YAMNet are a file *.h5 or *.tflite')
+    if not path.is_file():
+        raise FileNotFoundError(f'{path}: no such file: {HOW}')
+    if path.suffix not in READERS:
+        raise ValueError(f'{path}: the weights of YAMNet are a file *.h5 or *.tflite')
     net = YAMNet()
     state = net.state_dict()
     try:
@@ -183,22 +210,26 @@ def load_yamnet(
     return net.eval()
 
 # %% ../nbs/08b_yamnet.ipynb #819622ed
-def get_yamnet(root:str|Path='', **how) -> Path: # folders of the data, the first is filled; `how`: see `fetch`
+def get_yamnet(root: str | Path = '', **how) -> Path:  # folders of the data, the first is filled; `how`: see `fetch`
     "Fetches what is missing of weights and class names; the folder they lie in. Raises DownloadError, or ValueError for weights that are damaged."
     with suppress(FileNotFoundError, ValueError):
-        if yamnet_names(load_yamnet(found := find_yamnet(root)).files[0]): return found.parent
-    folder = data_folders(root)[0]/'yamnet'
-    for remote in REMOTES: fetch(remote, folder, **how)
-    try: load_yamnet(folder/'yamnet.h5')
+        if yamnet_names(load_yamnet(found := find_yamnet(root)).files[0]):
+            return found.parent
+    folder = data_folders(root)[0] / 'yamnet'
+    for remote in REMOTES:
+        fetch(remote, folder, **how)
+    try:
+        load_yamnet(folder / 'yamnet.h5')
     except ValueError:
-        (folder/'yamnet.h5').unlink()
+        (folder / 'yamnet.h5').unlink()
         raise
     return folder
 
 # %% ../nbs/08b_yamnet.ipynb #a67a7f2e
-def write_keras(path:str|Path, net:YAMNet):
+def write_keras(path: str | Path, net: YAMNet):
     "The weights of a `YAMNet` in the layout of `yamnet.h5`."
     import h5py
+
     w = {k: v.numpy() for k, v in net.state_dict().items()}
     with h5py.File(path, 'w') as f:
         for name, (conv, norm) in zip(KERAS, layer_names(net.net)):
@@ -210,7 +241,11 @@ def write_keras(path:str|Path, net:YAMNet):
         f['logits/logits/kernel:0'], f['logits/logits/bias:0'] = w['head.weight'].T, w['head.bias']
 
 # %% ../nbs/08b_yamnet.ipynb #cdb65cce
-ESC50_NAMES = {k.strip(): v.strip().split('|') for k, v in (item.split(':') for item in '''
+ESC50_NAMES = {
+    k.strip(): v.strip().split('|')
+    for k, v in (
+        item.split(':')
+        for item in """
 dog: Dog|Bark; rooster: Crowing, cock-a-doodle-doo; pig: Pig|Oink; cow: Cattle, bovinae|Moo; frog: Frog|Croak;
 cat: Cat|Meow; hen: Chicken, rooster|Cluck; insects: Insect|Fly, housefly|Bee, wasp, etc.|Buzz; sheep: Sheep|Bleat;
 crow: Crow|Caw; rain: Rain|Rain on surface; sea_waves: Ocean|Waves, surf; crackling_fire: Fire|Crackle;
@@ -226,12 +261,15 @@ clock_tick: Tick|Tick-tock|Clock; glass_breaking: Shatter|Breaking; helicopter: 
 siren: Siren|Civil defense siren; car_horn: Vehicle horn, car horn, honking; engine: Engine|Idling;
 train: Train|Rail transport; church_bells: Church bell|Change ringing (campanology);
 airplane: Aircraft|Fixed-wing aircraft, airplane; fireworks: Fireworks|Firecracker; hand_saw: Sawing
-'''.split(';'))}
+""".split(';')
+    )
+}
+
 
 def scores_by_name(
-    scores:Tensor, # (b 521) of clips
-    names:list, # (521,) of `yamnet_names`
-    classes:list, # (k,) keys of `ESC50_NAMES`
-) -> Tensor: # (b k)
+    scores: Tensor,  # (b 521) of clips
+    names: list,  # (521,) of `yamnet_names`
+    classes: list,  # (k,) keys of `ESC50_NAMES`
+) -> Tensor:  # (b k)
     "Scores of ESC-50's classes: the largest one of the names that stand for a class."
     return torch.stack([scores[:, [names.index(n) for n in ESC50_NAMES[c]]].amax(1) for c in classes], 1)

@@ -9,7 +9,8 @@ __all__ = ['PROTOCOLS', 'EVAL_SPLITS', 'Embedded', 'embed_split', 'class_scores'
            'evaluate_data']
 
 # %% ../nbs/20_zero_shot.ipynb #90c00410
-import hashlib, time
+import hashlib
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,18 +34,20 @@ from .training import launch, multi_hot
 @dataclass
 class Embedded:
     "One split through the model: embeddings and truth."
+
     split: str
     z: Tensor  # (b d) unit norm
     y: Tensor  # (b k) 0 or 1
     classes: list  # (k,)
     snr: float | None = None  # mean signal-to-noise ratio of the noisy clips, dB
 
+
 def embed_split(
-    model:CoLLAT,
-    data:str|Path, # data folder of the run
-    split:str,
-    purpose:str|None=None, # written to the log of test readings
-    noise_std:float=0., # Gaussian noise on the waveform
+    model: CoLLAT,
+    data: str | Path,  # data folder of the run
+    split: str,
+    purpose: str | None = None,  # written to the log of test readings
+    noise_std: float = 0.0,  # Gaussian noise on the waveform
 ) -> Embedded:
     "Embed all scenes of a split."
     scenes = Scenes(data, split, model.profile, purpose=purpose)
@@ -52,35 +55,45 @@ def embed_split(
     clean, snr = torch.stack(wavs), None
     wav = clean
     if noise_std:
-        wav = add_noise(clean, noise_std, [sample_seed(model.profile.seed_data, -1, f'{split}/{i}') for i in range(len(clean))])
+        wav = add_noise(
+            clean, noise_std, [sample_seed(model.profile.seed_data, -1, f'{split}/{i}') for i in range(len(clean))]
+        )
         snr = float(torch.as_tensor(snr_db(clean, wav)).mean())
     return Embedded(split, model.encode_audio(wav).cpu(), multi_hot(labels, scenes.classes), scenes.classes, snr)
 
 # %% ../nbs/20_zero_shot.ipynb #75218b35
-def class_scores(model:CoLLAT, z:Tensor, classes:list, template:str) -> Tensor: # (b k)
+def class_scores(model: CoLLAT, z: Tensor, classes: list, template: str) -> Tensor:  # (b k)
     "Cosines between embeddings and one prompt per class."
     return z @ model.encode_text(class_prompts([label_to_words(c) for c in classes], template)).cpu().T
 
-def number(metric:str, f, scores, y, n_boot:int, **more) -> dict:
+
+def number(metric: str, f, scores, y, n_boot: int, **more) -> dict:
     "One printed number with everything that has to stand beside it; a single clip has no interval."
     lo, hi = map(float, bootstrap_ci(f, scores, y, n_boot=n_boot)) if len(scores) > 1 else (None, None)
     return dict(metric=metric, value=float(f(scores, y)), lo=lo, hi=hi, n=len(scores), **more)
 
+
 def score_split(
-    model:CoLLAT,
-    e:Embedded,
-    template:str, # prompt protocol
-    classes:list|None=None, # candidates; None = the classes of the split
-    n_boot:int=1000,
-) -> list: # of dicts, see `number`
+    model: CoLLAT,
+    e: Embedded,
+    template: str,  # prompt protocol
+    classes: list | None = None,  # candidates; None = the classes of the split
+    n_boot: int = 1000,
+) -> list:  # of dicts, see `number`
     "Top-1 on single-event clips, macro and clip-wise mAP on the others, with intervals over clips."
     classes = classes or e.classes
     scores = class_scores(model, e.z, classes, template).numpy()
-    y = np.zeros_like(scores); y[:, [classes.index(c) for c in e.classes]] = e.y.numpy()
-    if len(classes) < 2: raise ValueError(f'{e.split}: {len(classes)} class; two or more are needed to tell apart')
-    one, more = y.sum(1) == 1, dict(split=e.split, **protocol([label_to_words(c) for c in classes], template), snr_db=e.snr)
+    y = np.zeros_like(scores)
+    y[:, [classes.index(c) for c in e.classes]] = e.y.numpy()
+    if len(classes) < 2:
+        raise ValueError(f'{e.split}: {len(classes)} class; two or more are needed to tell apart')
+    one, more = (
+        y.sum(1) == 1,
+        dict(split=e.split, **protocol([label_to_words(c) for c in classes], template), snr_db=e.snr),
+    )
     target, out = y[one].argmax(1), []
-    if one.any(): out.append(number('top-1', accuracy, scores[one], target, n_boot, **more))
+    if one.any():
+        out.append(number('top-1', accuracy, scores[one], target, n_boot, **more))
     if (~one).any():
         for name, f in (('mAP', mean_average_precision), ('clip-wise mAP', clipwise_map)):
             out.append(number(name, f, scores[~one], y[~one], n_boot, **more))
@@ -89,57 +102,94 @@ def score_split(
 # %% ../nbs/20_zero_shot.ipynb #6852194e
 PROTOCOLS = [t for t in TEMPLATES if t != 'concat']  # on one label, `concat` is `bare`
 
-def load_any(checkpoint:str|Path): # of the common interface
+
+def load_any(checkpoint: str | Path):  # of the common interface
     "CoLLAT or a baseline from a folder, or a published model by name. Errors as `load_baseline` and `load_published`."
     return load_published(str(checkpoint)) if str(checkpoint) in PUBLISHED else load_baseline(checkpoint)
 
-def checkpoint_id(folder:str|Path) -> str: # 12 hex digits, or the name of a published model
-    "Which weights a number belongs to: a short sha256 of the saved model."
-    if str(folder) in PUBLISHED: return str(folder)
-    return hashlib.sha256((Path(folder)/'model.safetensors').read_bytes()).hexdigest()[:12]
 
-def rank_among_all(model:CoLLAT, e:Embedded, template:str) -> np.ndarray: # (b,) from 1, single-event clips
+def checkpoint_id(folder: str | Path) -> str:  # 12 hex digits, or the name of a published model
+    "Which weights a number belongs to: a short sha256 of the saved model."
+    if str(folder) in PUBLISHED:
+        return str(folder)
+    return hashlib.sha256((Path(folder) / 'model.safetensors').read_bytes()).hexdigest()[:12]
+
+
+def rank_among_all(model: CoLLAT, e: Embedded, template: str) -> np.ndarray:  # (b,) from 1, single-event clips
     "Rank of the true class among all classes of the world, ties against."
-    classes = all_classes(model.profile); scores = class_scores(model, e.z, classes, template).numpy()
+    classes = all_classes(model.profile)
+    scores = class_scores(model, e.z, classes, template).numpy()
     one = e.y.sum(1).numpy() == 1
     true = np.array([classes.index(e.classes[i]) for i in e.y[one].argmax(1)])
     mine = scores[one][np.arange(len(true)), true]
     return (scores[one] >= mine[:, None]).sum(1)
 
-def score_recorded(model:CoLLAT, data:str|Path, template:str, purpose:str) -> dict:
+
+def score_recorded(model: CoLLAT, data: str | Path, template: str, purpose: str) -> dict:
     "Ten recorded animals among themselves: an anecdote with names."
     wavs, labels, files = zip(*recorded_clips(data, purpose, model.profile.sample_rate))
     classes = sorted(set(labels))
     scores = class_scores(model, model.encode_audio(list(wavs)).cpu(), classes, template).numpy()
     top = [classes[i] for i in scores.argmax(1)]
     target = [classes.index(l) for l in labels]
-    return dict(split='recorded', protocol=template, metric='top-1', value=accuracy(scores, target), n=len(labels), classes=len(classes),
-                labels=label_hash(classes), answers=dict(zip(labels, top)))
+    return dict(
+        split='recorded',
+        protocol=template,
+        metric='top-1',
+        value=accuracy(scores, target),
+        n=len(labels),
+        classes=len(classes),
+        labels=label_hash(classes),
+        answers=dict(zip(labels, top)),
+    )
 
 # %% ../nbs/20_zero_shot.ipynb #b778da50
-def noise_levels(profile:Profile) -> list: # standard deviations, 0 (clean) first
+def noise_levels(profile: Profile) -> list:  # standard deviations, 0 (clean) first
     "The noisy tests of a profile. Raises ValueError on what is not a positive number."
-    try: levels = [float(s) for s in profile.noise_test.split(',') if s.strip()]
-    except ValueError: levels = [-1.]
-    if any(s <= 0 for s in levels): raise ValueError(f"noise_test='{profile.noise_test}': positive numbers separated by commas are accepted")
-    return [0., *levels]
+    try:
+        levels = [float(s) for s in profile.noise_test.split(',') if s.strip()]
+    except ValueError:
+        levels = [-1.0]
+    if any(s <= 0 for s in levels):
+        raise ValueError(f"noise_test='{profile.noise_test}': positive numbers separated by commas are accepted")
+    return [0.0, *levels]
 
-def evaluate(model:CoLLAT, profile:Profile, data:str|Path, purpose:str) -> dict:
+
+def evaluate(model: CoLLAT, profile: Profile, data: str | Path, purpose: str) -> dict:
     "All zero-shot numbers of the final model, clean and noisy; splits whose sound is not installed say so."
     rows, missing, per_class, ranks = [], {}, {}, None
     for split in ('test', 'unseen', 'other'):
         for noise in noise_levels(profile):
-            try: e = embed_split(model, data, split, purpose, noise)
-            except FileNotFoundError as err: missing[split] = str(err); break
+            try:
+                e = embed_split(model, data, split, purpose, noise)
+            except FileNotFoundError as err:
+                missing[split] = str(err)
+                break
             for t in PROTOCOLS if noise == 0 else [profile.template]:
                 rows += [r | dict(noise=noise) for r in score_split(model, e, t, n_boot=profile.n_boot)]
-            if noise: continue
+            if noise:
+                continue
             per_class[split] = class_recall(model, e, profile.template)
-            if split == 'unseen': ranks = rank_among_all(model, e, profile.template)
-    return dict(rows=rows, missing=missing, per_class=per_class, recorded=score_recorded(model, data, profile.template, purpose),
-                unseen_rank=dict(median=float(np.median(ranks)), top1=float((ranks == 1).mean()), top5=float((ranks <= 5).mean()), of=len(all_classes(model.profile)), n=len(ranks)))
+            if split == 'unseen':
+                ranks = rank_among_all(model, e, profile.template)
+    return dict(
+        rows=rows,
+        missing=missing,
+        per_class=per_class,
+        recorded=score_recorded(model, data, profile.template, purpose),
+        unseen_rank=dict(
+            median=float(np.median(ranks)),
+            top1=float((ranks == 1).mean()),
+            top5=float((ranks <= 5).mean()),
+            of=len(all_classes(model.profile)),
+            n=len(ranks),
+        ),
+    )
 
-def class_recall(model:CoLLAT, e:Embedded, template:str) -> dict: # class -> share of its single-event clips named rightly
+
+def class_recall(
+    model: CoLLAT, e: Embedded, template: str
+) -> dict:  # class -> share of its single-event clips named rightly
     "Per-class accuracy on the single-event clips."
     one = e.y.sum(1) == 1
     target = e.y[one].argmax(1).numpy()
@@ -147,82 +197,122 @@ def class_recall(model:CoLLAT, e:Embedded, template:str) -> dict: # class -> sha
     return {c: float(right[target == i].mean()) for i, c in enumerate(e.classes) if (target == i).any()}
 
 # %% ../nbs/20_zero_shot.ipynb #bb475876
-EVAL_SPLITS = dict(fsd50k=('eval',), audioset=('eval',), vggsound=('test',), audiocaps=('test',), audiocaps2=('test',))  # all splits of the others
+EVAL_SPLITS = dict(
+    fsd50k=('eval',), audioset=('eval',), vggsound=('test',), audiocaps=('test',), audiocaps2=('test',)
+)  # all splits of the others
+
 
 def evaluation_split(
-    data:str|Path, # name of a data set, or a table (*.csv)
-    root:str|Path='', # folders of the data sets, as in `data_folders`
+    data: str | Path,  # name of a data set, or a table (*.csv)
+    root: str | Path = '',  # folders of the data sets, as in `data_folders`
 ) -> Manifest:
     "The part of a data set that the public protocol evaluates on, or the whole table. Errors as `load_dataset`."
-    return load_dataset(data, root, None if str(data).lower().endswith('.csv') else EVAL_SPLITS.get(source_of(data).name))
+    return load_dataset(
+        data, root, None if str(data).lower().endswith('.csv') else EVAL_SPLITS.get(source_of(data).name)
+    )
 
-def evaluation_set(data:str|Path, root:str|Path='') -> Manifest:
+
+def evaluation_set(data: str | Path, root: str | Path = '') -> Manifest:
     "Its clips with labels. Raises ValueError when there are none."
     m = evaluation_split(data, root)
     m.clips = [c for c in m.clips if c.labels]
-    if not m.clips: raise ValueError(f'{data}: no labels; zero-shot classification needs a column labels (separated by ;)')
+    if not m.clips:
+        raise ValueError(f'{data}: no labels; zero-shot classification needs a column labels (separated by ;)')
     return m
 
 # %% ../nbs/20_zero_shot.ipynb #9eeccd00
-def at_least(wav:Tensor, sample_rate:int, seconds:float=.4) -> Tensor: # (s,)
+def at_least(wav: Tensor, sample_rate: int, seconds: float = 0.4) -> Tensor:  # (s,)
     "Silence after a clip too short for some encoder (UrbanSound8K has such clips), so that N is the same for every method."
     return F.pad(wav, (0, max(0, round(seconds * sample_rate) - len(wav))))
 
+
 def embed_sounds(
-    model, # anything with encode_audio
-    wavs, # iterable of (s,) waveforms: a data set need not fit into memory
-    group:int=256, # clips held at a time
-) -> Tensor: # (b d)
+    model,  # anything with encode_audio
+    wavs,  # iterable of (s,) waveforms: a data set need not fit into memory
+    group: int = 256,  # clips held at a time
+) -> Tensor:  # (b d)
     "Audio embeddings of a stream of clips. Raises ValueError on an empty one."
     out, held = [], []
     for w in wavs:
         held.append(w)
-        if len(held) == group: out.append(model.encode_audio(held).cpu()); held = []
-    if held: out.append(model.encode_audio(held).cpu())
-    if not out: raise ValueError('no clips were given; at least one is needed')
+        if len(held) == group:
+            out.append(model.encode_audio(held).cpu())
+            held = []
+    if held:
+        out.append(model.encode_audio(held).cpu())
+    if not out:
+        raise ValueError('no clips were given; at least one is needed')
     return torch.cat(out)
 
+
 def embed_manifest(
-    model, # anything with `encode_audio` and a profile
-    m:Manifest,
-) -> tuple: # Embedded, clips that were read, reasons for those that were not
+    model,  # anything with `encode_audio` and a profile
+    m: Manifest,
+) -> tuple:  # Embedded, clips that were read, reasons for those that were not
     "Embeddings and truth of a data set. Raises ValueError when no clip could be read."
     p, kept, skipped = model.profile, [], []
+
     def wavs():
         for i, wav in tqdm(read_clips(m.clips, p.sample_rate, skipped), total=len(m.clips), desc=m.name, unit='clip'):
-            kept.append(m.clips[i]); yield at_least(wav, p.sample_rate)
-        if not kept: raise ValueError(f'{m.name}: none of the {len(m)} clips could be read; the first: {skipped[0][1]}')
-    return Embedded(m.name, embed_sounds(model, wavs()), multi_hot([c.labels for c in kept], m.classes), m.classes), kept, [why for _, why in skipped]
+            kept.append(m.clips[i])
+            yield at_least(wav, p.sample_rate)
+        if not kept:
+            raise ValueError(f'{m.name}: none of the {len(m)} clips could be read; the first: {skipped[0][1]}')
+
+    return (
+        Embedded(m.name, embed_sounds(model, wavs()), multi_hot([c.labels for c in kept], m.classes), m.classes),
+        kept,
+        [why for _, why in skipped],
+    )
 
 # %% ../nbs/20_zero_shot.ipynb #6333c982
-def score_manifest(model, e:Embedded, clips:list, multilabel:bool, template:str, n_boot:int=1000) -> list: # of dicts, see `number`
+def score_manifest(
+    model, e: Embedded, clips: list, multilabel: bool, template: str, n_boot: int = 1000
+) -> list:  # of dicts, see `number`
     "The numbers of a data set under its protocol, with intervals over clips."
     scores, y = class_scores(model, e.z, e.classes, template).numpy(), e.y.numpy()
     more = dict(split=e.split, **protocol([label_to_words(c) for c in e.classes], template))
     if multilabel:
         left_out = int((y.sum(0) == 0).sum())
-        return [number(n, f, scores, y, n_boot, classes_without_clips=left_out, **more) for n, f in (('mAP', mean_average_precision), ('clip-wise mAP', clipwise_map))]
+        return [
+            number(n, f, scores, y, n_boot, classes_without_clips=left_out, **more)
+            for n, f in (('mAP', mean_average_precision), ('clip-wise mAP', clipwise_map))
+        ]
     target, rows = y.argmax(1), []
     rows.append(number('top-1', accuracy, scores, target, n_boot, **more))
     folds = np.array([c.fold for c in clips])
     if len(set(folds)) > 1:
         each = [accuracy(scores[folds == k], target[folds == k]) for k in sorted(set(folds) - {0})]
-        rows.append(dict(metric='top-1, mean over folds', value=float(np.mean(each)), lo=min(each), hi=max(each), interval='range over folds', n=int((folds > 0).sum()), folds=len(each), **more))
+        rows.append(
+            dict(
+                metric='top-1, mean over folds',
+                value=float(np.mean(each)),
+                lo=min(each),
+                hi=max(each),
+                interval='range over folds',
+                n=int((folds > 0).sum()),
+                folds=len(each),
+                **more,
+            )
+        )
     return rows
 
+
 def evaluate_data(
-    checkpoint:str|Path, # folder of CoLLAT or a baseline, or the name of a published model (13_baselines)
-    data:str|Path, # name of a data set, or a table (*.csv)
-    template:str='', # prompt protocol; empty = the one that the model was trained with
-    out:str|Path|None=None, # JSON file for the result
-    root:str|Path='', # folders of the data sets, as in `data_folders`
-    n_boot:int=1000,
+    checkpoint: str | Path,  # folder of CoLLAT or a baseline, or the name of a published model (13_baselines)
+    data: str | Path,  # name of a data set, or a table (*.csv)
+    template: str = '',  # prompt protocol; empty = the one that the model was trained with
+    out: str | Path | None = None,  # JSON file for the result
+    root: str | Path = '',  # folders of the data sets, as in `data_folders`
+    n_boot: int = 1000,
 ) -> dict:
     "Zero-shot numbers on a data set or a user's own clips, with N and the files that were skipped and why."
     started, model, m = time.time(), load_any(checkpoint), evaluation_set(data, root)
-    if model.encode_text is None: raise ValueError(f'{checkpoint}: a supervised model has no text side; linear_probe is the task for it')
+    if model.encode_text is None:
+        raise ValueError(f'{checkpoint}: a supervised model has no text side; linear_probe is the task for it')
     e, clips, skipped = embed_manifest(model, m)
     rows = score_manifest(model, e, clips, m.multilabel, template or model.profile.template, n_boot)
     result = dict(rows=rows, skipped=skipped, clips=len(clips), checkpoint=checkpoint_id(checkpoint)) | m.stamp()
-    if out: write_results(out, result, model.profile, started)
+    if out:
+        write_results(out, result, model.profile, started)
     return result

@@ -1,6 +1,7 @@
 """Side by side, the longest tests start first, and those that share an expensive fixture stay together.
 
 A test that needs data which is not in the repository is marked `data(NAME)`; what was not run is listed at the end, with the reason."""
+
 import pytest
 
 from collat.config import AUDIOCAPS_TEST, find_data
@@ -12,7 +13,10 @@ DATA = dict(  # name -> what it may be called below a data folder, how to get it
     audiocaps=(AUDIOCAPS_TEST, '`.venv/bin/collat data get audiocaps` fetches the captions'),
     class_labels=(('class_labels',), "put the folder class_labels of LAION's CLAP (on GitHub, CC0) into data/"),
     esc50=(LISTS, '`.venv/bin/collat data get esc50` fetches it'),
-    yamnet=(('yamnet/yamnet_spectra_in.tflite',), "put Google's quantised YAMNet, its class map, test audio and test spectra into data/yamnet/"),
+    yamnet=(
+        ('yamnet/yamnet_spectra_in.tflite',),
+        "put Google's quantised YAMNet, its class map, test audio and test spectra into data/yamnet/",
+    ),
 )
 
 
@@ -26,14 +30,19 @@ def pytest_collection_modifyitems(items):
     place = {n: i for i, n in enumerate(FIRST)}
     items.sort(key=lambda item: place.get(item.path.name, len(FIRST)))
     for item in items:
-        if item.path.name in TOGETHER: item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        if item.path.name in TOGETHER:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
         for mark in item.iter_markers('data'):
             names, how = DATA[mark.args[0]]
-            if find_data(*names) is None: item.add_marker(pytest.mark.skip(reason=f'{mark.args[0]} is in no data folder (COLLAT_DATA, else data/): {how}'))
+            if find_data(*names) is None:
+                item.add_marker(
+                    pytest.mark.skip(reason=f'{mark.args[0]} is in no data folder (COLLAT_DATA, else data/): {how}')
+                )
 
 
 def pytest_terminal_summary(terminalreporter):
     skipped = terminalreporter.stats.get('skipped', [])
-    if skipped: terminalreporter.section('not run, and why')
+    if skipped:
+        terminalreporter.section('not run, and why')
     for report in sorted(skipped, key=lambda r: r.nodeid):
         terminalreporter.line(f'{report.nodeid}: {report.longrepr[2].removeprefix("Skipped: ")}')

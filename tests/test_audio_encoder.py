@@ -1,7 +1,10 @@
 "AST at the size of the paper, and its gradients: too slow or too dull for the notebook."
+
 import json
+
 import pytest
 import torch
+
 from collat.audio_encoder import AST, AST_SIZES, classification_loss, from_hf_ast
 
 
@@ -18,24 +21,29 @@ def test_base_has_the_published_shape():
 def test_published_layout_gives_equal_states_at_full_input(tmp_path):
     transformers = pytest.importorskip('transformers')
     from safetensors.torch import load_file
+
     torch.manual_seed(0)
-    config = transformers.ASTConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=256,
-                                    layer_norm_eps=1e-6)
+    config = transformers.ASTConfig(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=256, layer_norm_eps=1e-6
+    )
     hf = transformers.ASTModel(config).eval()
-    for p in hf.parameters(): torch.nn.init.normal_(p, std=.1)
+    for p in hf.parameters():
+        torch.nn.init.normal_(p, std=0.1)
     hf.save_pretrained(tmp_path)
-    ours = from_hf_ast(load_file(tmp_path/'model.safetensors'), json.loads((tmp_path/'config.json').read_text()))
+    ours = from_hf_ast(load_file(tmp_path / 'model.safetensors'), json.loads((tmp_path / 'config.json').read_text()))
     spec = torch.randn(1, 1024, 128)
-    with torch.no_grad(): theirs, h_a = hf(spec).last_hidden_state, ours(spec)
+    with torch.no_grad():
+        theirs, h_a = hf(spec).last_hidden_state, ours(spec)
     assert h_a.shape == (1, 1214, 64) and ours.head is None and not ours.training
-    assert h_a.std() > .05 and (h_a-theirs).abs().max() <= 1e-5
+    assert h_a.std() > 0.05 and (h_a - theirs).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize('stem', ['patch', 'conv'])
 def test_gradients_in_bf16_and_state_round_trip(stem):
     torch.manual_seed(0)
-    m = AST(64, 98, d=32, depth=2, heads=2, stem=stem, n_classes=3, drop_path=.1)
-    with torch.autocast('cpu', torch.bfloat16): logits = m.classify(torch.randn(4, 98, 64))
+    m = AST(64, 98, d=32, depth=2, heads=2, stem=stem, n_classes=3, drop_path=0.1)
+    with torch.autocast('cpu', torch.bfloat16):
+        logits = m.classify(torch.randn(4, 98, 64))
     classification_loss(logits.float(), torch.eye(3)[[0, 1, 2, 0]]).backward()
     assert all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in m.parameters())
     other = AST(64, 98, d=32, depth=2, heads=2, stem=stem, n_classes=3).eval()
@@ -45,10 +53,10 @@ def test_gradients_in_bf16_and_state_round_trip(stem):
 
 
 def test_drop_path_rises_to_the_last_layer():
-    m = AST(64, 98, d=32, depth=3, heads=2, drop_path=.2)
-    assert [getattr(b.drop_path1, 'drop_prob', 0.) for b in m.blocks] == [0., .1, .2]
+    m = AST(64, 98, d=32, depth=3, heads=2, drop_path=0.2)
+    assert [getattr(b.drop_path1, 'drop_prob', 0.0) for b in m.blocks] == [0.0, 0.1, 0.2]
 
 
 def test_sigmoid_loss_accepts_clips_without_label():
     loss = classification_loss(torch.zeros(2, 3), torch.zeros(2, 3), 'sigmoid')
-    assert torch.isclose(loss, torch.tensor(2.).log())
+    assert torch.isclose(loss, torch.tensor(2.0).log())

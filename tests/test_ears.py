@@ -1,5 +1,6 @@
 """The ears in the repository: small, made as their record says, and made again by `make pretrain`."""
-import dataclasses, os
+
+import os
 
 import pytest
 import torch
@@ -15,16 +16,19 @@ from collat.training import launch, load_audio_encoder, pretrain, shipped_ears
 def test_mini_starts_from_shipped_ears_whatever_its_seed(tmp_path):
     p = load_profile('mini', dict(seed=3))
     ears = shipped_ears(p)
-    assert ears is not None and (ears/'ears.safetensors').stat().st_size <= 5e6
+    assert ears is not None and (ears / 'ears.safetensors').stat().st_size <= 5e6
     made = pretrain(p, tmp_path)
-    assert made.read_bytes() == (ears/'ears.safetensors').read_bytes()
-    assert (tmp_path/'results/pretrain.json').read_bytes() == (ears/'pretrain.json').read_bytes()
+    assert made.read_bytes() == (ears / 'ears.safetensors').read_bytes()
+    assert (tmp_path / 'results/pretrain.json').read_bytes() == (ears / 'pretrain.json').read_bytes()
     model = CoLLAT(p)
     load_audio_encoder(model, made)
     assert not any('running' in k for k in model.state_dict())
 
 
-@pytest.mark.parametrize('changed', [dict(pretrain_lr=1e-3), dict(n_mels=80), dict(d_audio=64), dict(shipped_ears=False), dict(backbone='cnn14')])
+@pytest.mark.parametrize(
+    'changed',
+    [dict(pretrain_lr=1e-3), dict(n_mels=80), dict(d_audio=64), dict(shipped_ears=False), dict(backbone='cnn14')],
+)
 def test_other_settings_have_other_ears(changed):
     assert shipped_ears(load_profile('mini', changed)) is None
 
@@ -35,14 +39,19 @@ def test_trained_again_they_hear_as_well(tmp_path):
     p = load_profile('mini', dict(shipped_ears=False, gpus=2))
     again = launch(p, tmp_path, acts=1)
     shipped = shipped_ears(load_profile('mini'))
-    record = read_results(shipped/'pretrain.json')['results']['valid'][-1]
-    valid = Scenes(tmp_path/'data', 'valid', p)
+    record = read_results(shipped / 'pretrain.json')['results']['valid'][-1]
+    valid = Scenes(tmp_path / 'data', 'valid', p)
     wavs, labels = zip(*(valid[i] for i in range(0, len(valid), 2)))
-    target = torch.tensor([TRAINED.index(l) for l, in labels])
+    target = torch.tensor([TRAINED.index(l) for (l,) in labels])
+
     def top1(file):
         ears = make_audio_encoder(p, len(TRAINED)).fold()
         ears.load_state_dict(load_file(file))
-        with torch.no_grad(): scores = torch.cat([ears.eval().classify(front_end(torch.stack(wavs[i:i + 50]), p)) for i in range(0, len(wavs), 50)])
+        with torch.no_grad():
+            scores = torch.cat(
+                [ears.eval().classify(front_end(torch.stack(wavs[i : i + 50]), p)) for i in range(0, len(wavs), 50)]
+            )
         return accuracy(scores, target)
-    assert abs(top1(shipped/'ears.safetensors') - record['top1']) < 1e-6
-    assert abs(top1(again) - record['top1']) <= .02
+
+    assert abs(top1(shipped / 'ears.safetensors') - record['top1']) < 1e-6
+    assert abs(top1(again) - record['top1']) <= 0.02

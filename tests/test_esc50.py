@@ -1,4 +1,5 @@
 "The README shows what lies in figures/esc50, and the protocols hold on the recordings themselves."
+
 import re
 from pathlib import Path
 
@@ -17,13 +18,15 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_the_readme_has_the_numbers_of_the_results_file():
-    shown = re.search(r'<!-- esc50:begin -->\n(.*)\n<!-- esc50:end -->', (ROOT/'README.md').read_text(), re.S)[1]
-    assert shown == readme_table(read_results(ROOT/'figures/esc50/esc50.json')['results'])
+    shown = re.search(r'<!-- esc50:begin -->\n(.*)\n<!-- esc50:end -->', (ROOT / 'README.md').read_text(), re.S)[1]
+    assert shown == readme_table(read_results(ROOT / 'figures/esc50/esc50.json')['results'])
 
 
 def test_the_readme_has_the_main_table_of_its_file():
-    shown = re.search(r'<!-- recorded:begin -->\n(.*)\n<!-- recorded:end -->', (ROOT/'README.md').read_text(), re.S)[1]
-    assert shown == readme_recorded(read_results(ROOT/'figures/esc50_long/recorded_scenes.json')['results'])
+    shown = re.search(r'<!-- recorded:begin -->\n(.*)\n<!-- recorded:end -->', (ROOT / 'README.md').read_text(), re.S)[
+        1
+    ]
+    assert shown == readme_recorded(read_results(ROOT / 'figures/esc50_long/recorded_scenes.json')['results'])
 
 
 @pytest.mark.data('esc50')
@@ -41,10 +44,11 @@ def test_nobody_is_trained_and_asked(data):
 
 
 def test_an_unreadable_clip_is_left_out_and_named(tmp_path):
-    for k in range(3): sf.write(tmp_path/f'{k}.wav', np.random.default_rng(k).normal(size=16_000) * .1, 16_000)
-    (tmp_path/'1.wav').write_text('no sound')
+    for k in range(3):
+        sf.write(tmp_path / f'{k}.wav', np.random.default_rng(k).normal(size=16_000) * 0.1, 16_000)
+    (tmp_path / '1.wav').write_text('no sound')
     p = load_profile('smoke', dict(ears='frozen', cache_clips=3))
-    clips = [Recording(tmp_path/f'{k}.wav', 'dog', 1, '') for k in range(3)]
-    tokens = CachedTokens(cache_tokens(CoLLAT(p), WholeClips(clips, p), tmp_path/'tokens'))
+    clips = [Recording(tmp_path / f'{k}.wav', 'dog', 1, '') for k in range(3)]
+    tokens = CachedTokens(cache_tokens(CoLLAT(p), WholeClips(clips, p), tmp_path / 'tokens'))
     assert tokens.rows == [0, 2]
     assert '1.wav' in tokens.left_out[1]

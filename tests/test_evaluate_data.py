@@ -1,8 +1,11 @@
 "`collat eval` from end to end: every task on a table of sounds with labels, captions and splits, one of them broken."
+
 import json
+
 import numpy as np
 import pytest
 import soundfile as sf
+
 from collat.cli import TASKS, main
 from collat.config import load_profile
 from collat.model import CoLLAT
@@ -11,53 +14,110 @@ from collat.model import CoLLAT
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     d = tmp_path_factory.mktemp('eval')
-    CoLLAT(load_profile('smoke')).save_pretrained(d/'model')
+    CoLLAT(load_profile('smoke')).save_pretrained(d / 'model')
     rng, rows = np.random.default_rng(0), ['path,labels,captions,split']
     for i in range(28):
         label = ('tone', 'noise')[i % 2]
-        x = np.sin(np.arange(16_000) * (.05 + .01 * (i % 5))) if label == 'tone' else rng.normal(size=16_000)
-        sf.write(d/f'{i}.wav', .2 * x, 16_000)
-        rows.append(f"{i}.wav,{label},a {label}|the sound of a {label}|{label} is heard|here is {label}|somewhere a {label},{'train' if i < 12 else 'valid' if i < 18 else 'test'}")
-    (d/'27.wav').write_bytes(b'RIFF, but no sound')
-    (d/'my.csv').write_text('\n'.join(rows) + '\n')
-    (d/'bare.csv').write_text('path\n0.wav\n'); (d/'labels.csv').write_text('path,labels\n0.wav,tone\n2.wav,noise\n'); (d/'captions.csv').write_text('path,caption\n0.wav,a tone\n')
+        x = np.sin(np.arange(16_000) * (0.05 + 0.01 * (i % 5))) if label == 'tone' else rng.normal(size=16_000)
+        sf.write(d / f'{i}.wav', 0.2 * x, 16_000)
+        rows.append(
+            f'{i}.wav,{label},a {label}|the sound of a {label}|{label} is heard|here is {label}|somewhere a {label},{"train" if i < 12 else "valid" if i < 18 else "test"}'
+        )
+    (d / '27.wav').write_bytes(b'RIFF, but no sound')
+    (d / 'my.csv').write_text('\n'.join(rows) + '\n')
+    (d / 'bare.csv').write_text('path\n0.wav\n')
+    (d / 'labels.csv').write_text('path,labels\n0.wav,tone\n2.wav,noise\n')
+    (d / 'captions.csv').write_text('path,caption\n0.wav,a tone\n')
     return d
 
 
 def evaluate(folder, task, data='my.csv'):
-    with pytest.raises(SystemExit) as e: main(['eval', '--checkpoint', str(folder/'model'), '--data', str(folder/data), '--task', task, '--out', str(folder/f'{task}.json')])
+    with pytest.raises(SystemExit) as e:
+        main(
+            [
+                'eval',
+                '--checkpoint',
+                str(folder / 'model'),
+                '--data',
+                str(folder / data),
+                '--task',
+                task,
+                '--out',
+                str(folder / f'{task}.json'),
+            ]
+        )
     return e.value.code
 
 
-@pytest.mark.parametrize('task, metrics, n', [('zero_shot', {'top-1'}, 27), ('linear_probe', {'top-1'}, 9), ('retrieval', {'R@1', 'R@5', 'R@10', 'AP@10', 'MRR'}, 27), ('captioning', {'BLEU-1', 'CIDEr', 'METEOR', 'ROUGE-L'}, 9)])
+@pytest.mark.parametrize(
+    'task, metrics, n',
+    [
+        ('zero_shot', {'top-1'}, 27),
+        ('linear_probe', {'top-1'}, 9),
+        ('retrieval', {'R@1', 'R@5', 'R@10', 'AP@10', 'MRR'}, 27),
+        ('captioning', {'BLEU-1', 'CIDEr', 'METEOR', 'ROUGE-L'}, 9),
+    ],
+)
 def test_every_task_on_a_users_table(folder, task, metrics, n, capsys):
     assert evaluate(folder, task) == 0
-    r = json.loads((folder/f'{task}.json').read_text())['results']
+    r = json.loads((folder / f'{task}.json').read_text())['results']
     assert json.loads(capsys.readouterr().out)['rows'] == r['rows']
     assert {x['metric'] for x in r['rows'] if x['value'] is not None} >= metrics
-    assert n in {x['n'] for x in r['rows']} and r['checkpoint'] and len(r['skipped']) == 1 and '27.wav' in str(r['skipped'])
+    assert (
+        n in {x['n'] for x in r['rows']}
+        and r['checkpoint']
+        and len(r['skipped']) == 1
+        and '27.wav' in str(r['skipped'])
+    )
 
 
-@pytest.mark.parametrize('task, data, said', [('zero_shot', 'bare.csv', 'labels'), ('zero_shot', 'captions.csv', 'column labels'), ('linear_probe', 'captions.csv', 'a probe needs them'),
-                                              ('retrieval', 'labels.csv', 'column caption'), ('captioning', 'labels.csv', 'train, valid and test')])
+@pytest.mark.parametrize(
+    'task, data, said',
+    [
+        ('zero_shot', 'bare.csv', 'labels'),
+        ('zero_shot', 'captions.csv', 'column labels'),
+        ('linear_probe', 'captions.csv', 'a probe needs them'),
+        ('retrieval', 'labels.csv', 'column caption'),
+        ('captioning', 'labels.csv', 'train, valid and test'),
+    ],
+)
 def test_a_table_that_lacks_something_is_refused(folder, task, data, said, capsys):
     assert evaluate(folder, task, data) == 2
     assert said in capsys.readouterr().err
 
 
-def test_all_tasks_are_tried(): assert set(TASKS) == {'zero_shot', 'linear_probe', 'retrieval', 'captioning'}
+def test_all_tasks_are_tried():
+    assert set(TASKS) == {'zero_shot', 'linear_probe', 'retrieval', 'captioning'}
 
 
 def test_probe_of_audioset_learns_from_the_balanced_split(folder, tmp_path):
     "Balanced to learn from, eval to be judged by, both multi-label; what lies in `unbalanced` is not read."
     from collat.linear_probe import evaluate_data
-    base = tmp_path/'AudioSet'; base.mkdir()
-    (base/'class_labels_indices.csv').write_text('index,mid,display_name\n0,/m/0,"Tone"\n1,/m/1,"Noise"\n2,/m/2,"Sound"\n')
+
+    base = tmp_path / 'AudioSet'
+    base.mkdir()
+    (base / 'class_labels_indices.csv').write_text(
+        'index,mid,display_name\n0,/m/0,"Tone"\n1,/m/1,"Noise"\n2,/m/2,"Sound"\n'
+    )
     rng = np.random.default_rng(0)
-    for split, file, n in (('balanced', 'balanced_train', 12), ('eval', 'eval', 6), ('unbalanced', 'unbalanced_train', 2)):
+    for split, file, n in (
+        ('balanced', 'balanced_train', 12),
+        ('eval', 'eval', 6),
+        ('unbalanced', 'unbalanced_train', 2),
+    ):
         rows = [(f'{split[:4]}video{i:02d}', i % 2) for i in range(n)]
-        (base/f'{file}_segments.csv').write_text(f'# made\n# num_ytids={n}, num_segs={n}, num_unique_labels=3\n# YTID, start_seconds, end_seconds, positive_labels\n' + ''.join(f'{v}, 0.000, 10.000, "/m/{k},/m/2"\n' for v, k in rows))
-        (base/'audio'/split).mkdir(parents=True)
-        for v, k in rows: sf.write(base/f'audio/{split}/{v}.wav', .2 * (rng.normal(size=16_000) if k else np.sin(np.arange(16_000) * .06)), 16_000)
-    r = evaluate_data(folder/'model', 'audioset', root=tmp_path, n_boot=20)
-    assert {(x['metric'], x['n']) for x in r['rows'] if x['metric'] == 'mAP'} == {('mAP', 6)} and all(x['split'] == 'eval' for x in r['rows'])
+        (base / f'{file}_segments.csv').write_text(
+            f'# made\n# num_ytids={n}, num_segs={n}, num_unique_labels=3\n# YTID, start_seconds, end_seconds, positive_labels\n'
+            + ''.join(f'{v}, 0.000, 10.000, "/m/{k},/m/2"\n' for v, k in rows)
+        )
+        (base / 'audio' / split).mkdir(parents=True)
+        for v, k in rows:
+            sf.write(
+                base / f'audio/{split}/{v}.wav',
+                0.2 * (rng.normal(size=16_000) if k else np.sin(np.arange(16_000) * 0.06)),
+                16_000,
+            )
+    r = evaluate_data(folder / 'model', 'audioset', root=tmp_path, n_boot=20)
+    assert {(x['metric'], x['n']) for x in r['rows'] if x['metric'] == 'mAP'} == {('mAP', 6)} and all(
+        x['split'] == 'eval' for x in r['rows']
+    )

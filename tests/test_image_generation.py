@@ -1,9 +1,38 @@
 "Pictures from token states: Stable Diffusion's classes with a text tower of the true size, and the painter of glyphs."
-import dataclasses, json, os, shutil
-import numpy as np, pytest, torch
+
+import dataclasses
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
 from collat.config import load_profile
-from collat.image_generation import (CONCEPTS, SIZE, check_tower, compose_picture, concepts_in, coverage_rows, draw, draw_set, held_out, image_scenes, imagine, load_stable_diffusion,
-                                     multi_hot_sets, paint, pipeline_folder, pipeline_text, reader_check, sound_states, train_painter, train_reader, written_states)
+from collat.image_generation import (
+    CONCEPTS,
+    SIZE,
+    check_tower,
+    compose_picture,
+    concepts_in,
+    coverage_rows,
+    draw,
+    draw_set,
+    held_out,
+    image_scenes,
+    imagine,
+    load_stable_diffusion,
+    multi_hot_sets,
+    paint,
+    pipeline_folder,
+    pipeline_text,
+    reader_check,
+    sound_states,
+    train_painter,
+    train_reader,
+    written_states,
+)
 from collat.model import CoLLAT
 from collat.text_encoder import load_text_encoder
 
@@ -15,8 +44,11 @@ def clip_tokenizer():
     "Stable Diffusion's tokenizer, from the vocabulary that open_clip ships; it pads with the end token."
     from open_clip import SimpleTokenizer
     from transformers import CLIPTokenizer
+
     tok, names = SimpleTokenizer(), {'<start_of_text>': '<|startoftext|>', '<end_of_text>': '<|endoftext|>'}
-    t = CLIPTokenizer({names.get(k, k): v for k, v in tok.encoder.items()}, sorted(tok.bpe_ranks, key=tok.bpe_ranks.get))
+    t = CLIPTokenizer(
+        {names.get(k, k): v for k, v in tok.encoder.items()}, sorted(tok.bpe_ranks, key=tok.bpe_ranks.get)
+    )
     t.model_max_length = 77
     return t
 
@@ -26,18 +58,56 @@ def saved(tmp_path_factory):
     "A Stable Diffusion pipeline with CLIP ViT-L/14's text transformer in its true size and random weights, written by diffusers."
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
-    folder = tmp_path_factory.mktemp('sd')/'pipe'
+
+    folder = tmp_path_factory.mktemp('sd') / 'pipe'
     torch.manual_seed(0)
-    text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, max_position_embeddings=77, vocab_size=49408, hidden_act='quick_gelu',
-                                        projection_dim=768, pad_token_id=1, bos_token_id=49406, eos_token_id=49407))
-    with torch.no_grad():   # a LayerNorm that does something, or leaving it out could not be seen
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            hidden_size=768,
+            intermediate_size=3072,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            max_position_embeddings=77,
+            vocab_size=49408,
+            hidden_act='quick_gelu',
+            projection_dim=768,
+            pad_token_id=1,
+            bos_token_id=49406,
+            eos_token_id=49407,
+        )
+    )
+    with torch.no_grad():  # a LayerNorm that does something, or leaving it out could not be seen
         for n, w in text.named_parameters():
-            if 'final_layer_norm' in n: w.uniform_(.5, 1.5) if n.endswith('weight') else w.normal_(0, .2)
-    unet = UNet2DConditionModel(sample_size=8, block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=768, attention_head_dim=4, norm_num_groups=8,
-                                down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'), up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'))
-    vae = AutoencoderKL(block_out_channels=(8, 16), down_block_types=('DownEncoderBlock2D',) * 2, up_block_types=('UpDecoderBlock2D',) * 2, norm_num_groups=4, latent_channels=4)
-    scheduler = PNDMScheduler(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
-    StableDiffusionPipeline(vae, text, clip_tokenizer(), unet, scheduler, None, None, requires_safety_checker=False).save_pretrained(folder)
+            if 'final_layer_norm' in n:
+                w.uniform_(0.5, 1.5) if n.endswith('weight') else w.normal_(0, 0.2)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        cross_attention_dim=768,
+        attention_head_dim=4,
+        norm_num_groups=8,
+        down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'),
+        up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'),
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=('DownEncoderBlock2D',) * 2,
+        up_block_types=('UpDecoderBlock2D',) * 2,
+        norm_num_groups=4,
+        latent_channels=4,
+    )
+    scheduler = PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule='scaled_linear',
+        skip_prk_steps=True,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    StableDiffusionPipeline(
+        vae, text, clip_tokenizer(), unet, scheduler, None, None, requires_safety_checker=False
+    ).save_pretrained(folder)
     return folder
 
 
@@ -50,41 +120,67 @@ def pipe(saved):
 
 def test_true_size_and_padding(pipe):
     text = pipeline_text(pipe)
-    assert (text.d, text.n_layers, text.n_ctx, text.pad_id, text.activation) == (768, 12, 77, 49407, 'quick_gelu') and text.n_params == 123_060_480
+    assert (text.d, text.n_layers, text.n_ctx, text.pad_id, text.activation) == (
+        768,
+        12,
+        77,
+        49407,
+        'quick_gelu',
+    ) and text.n_params == 123_060_480
     ids = pipe.tokenizer(PROMPTS, padding='max_length', max_length=77, truncation=True, return_tensors='pt').input_ids
     assert [row[-1] for row in ids.tolist()] == [49407] * 3
-    with torch.no_grad(): theirs = pipe.text_encoder(ids)[0]
+    with torch.no_grad():
+        theirs = pipe.text_encoder(ids)[0]
     assert torch.equal(written_states(text, PROMPTS, 75), theirs)
 
 
 def test_written_prompts_give_the_picture_of_the_pipeline(pipe):
     g = lambda: [torch.Generator().manual_seed(s) for s in (5, 6, 7)]
-    theirs = pipe(prompt=PROMPTS, negative_prompt=[NO] * 3, guidance_scale=7.5, num_inference_steps=4, generator=g(), output_type='np').images
+    theirs = pipe(
+        prompt=PROMPTS,
+        negative_prompt=[NO] * 3,
+        guidance_scale=7.5,
+        num_inference_steps=4,
+        generator=g(),
+        output_type='np',
+    ).images
     states = written_states(pipeline_text(pipe), PROMPTS, 75)
     ours = draw(pipe, states, NO, steps=4, seeds=[5, 6, 7], output='np', progress=False)
     assert np.array_equal(ours, theirs)
-    plain = pipe(prompt=PROMPTS, guidance_scale=7.5, num_inference_steps=4, generator=g(), output_type='np').images   # no negative prompt: ''
+    plain = pipe(
+        prompt=PROMPTS, guidance_scale=7.5, num_inference_steps=4, generator=g(), output_type='np'
+    ).images  # no negative prompt: ''
     assert np.array_equal(draw(pipe, states, steps=4, seeds=[5, 6, 7], output='np', progress=False), plain)
     assert np.abs(plain - ours).max() > 1e-3, 'the negative prompt must be heard'
-    none = draw(pipe, states, steps=4, seeds=[5, 6, 7], guidance=1., output='np', progress=False)
-    assert np.array_equal(none, pipe(prompt=PROMPTS, guidance_scale=1., num_inference_steps=4, generator=g(), output_type='np').images) and np.abs(none - plain).max() > 1e-3
+    none = draw(pipe, states, steps=4, seeds=[5, 6, 7], guidance=1.0, output='np', progress=False)
+    assert (
+        np.array_equal(
+            none,
+            pipe(prompt=PROMPTS, guidance_scale=1.0, num_inference_steps=4, generator=g(), output_type='np').images,
+        )
+        and np.abs(none - plain).max() > 1e-3
+    )
 
 
 def test_what_the_test_above_can_see(pipe):
     "Another padding id, and states without the final LayerNorm, give another picture."
     text, few = pipeline_text(pipe), dict(steps=2, output='np', progress=False)
-    right, (h, pad) = draw(pipe, written_states(text, PROMPTS[:1], 75), **few), (text.targets(PROMPTS[:1], 75).h, text.pad_id)
+    right, (h, pad) = (
+        draw(pipe, written_states(text, PROMPTS[:1], 75), **few),
+        (text.targets(PROMPTS[:1], 75).h, text.pad_id),
+    )
     text.pad_id = 0
     assert np.abs(draw(pipe, written_states(text, PROMPTS[:1], 75), **few) - right).max() > 1e-3
     text.pad_id = pad
-    with torch.no_grad(): bare = text.hidden_states(text._surround(h, None)[0])[-1]
+    with torch.no_grad():
+        bare = text.hidden_states(text._surround(h, None)[0])[-1]
     assert np.abs(draw(pipe, bare, **few) - right).max() > 1e-3
 
 
 def test_the_picture_follows_the_clip(saved, pipe):
     p = dataclasses.replace(SMOKE, text_encoder=f'hf_clip:{saved}/text_encoder', n_tokens=75)
     model, g = CoLLAT(p).eval(), torch.Generator().manual_seed(0)
-    clips = [torch.randn(32_000, generator=g) * .1, torch.sin(torch.arange(32_000) * .2) * .3]
+    clips = [torch.randn(32_000, generator=g) * 0.1, torch.sin(torch.arange(32_000) * 0.2) * 0.3]
     states = sound_states(model, clips)
     assert states.shape == (2, 77, 768)
     few = dict(steps=2, seeds=3, output='np', progress=False)
@@ -97,8 +193,12 @@ def test_the_picture_follows_the_clip(saved, pipe):
     assert c.shape == a[:1].shape and not np.array_equal(c, d), 'the sound to be left out is heard'
     with pytest.raises(ValueError, match='other word embeddings'):
         torch.manual_seed(9)
-        check_tower(CoLLAT(dataclasses.replace(SMOKE, text_encoder='open_clip:tiny-quickgelu', n_tokens=20)), load_text_encoder('open_clip:tiny-quickgelu', seed=5))
-    with pytest.raises(ValueError, match='384 wide'): imagine(CoLLAT(SMOKE), pipe, clips)
+        check_tower(
+            CoLLAT(dataclasses.replace(SMOKE, text_encoder='open_clip:tiny-quickgelu', n_tokens=20)),
+            load_text_encoder('open_clip:tiny-quickgelu', seed=5),
+        )
+    with pytest.raises(ValueError, match='384 wide'):
+        imagine(CoLLAT(SMOKE), pipe, clips)
 
 
 def test_half_precision_and_refusals(saved, tmp_path):
@@ -107,39 +207,62 @@ def test_half_precision_and_refusals(saved, tmp_path):
     states = written_states(pipeline_text(full), ['rain'], 75)
     a, b = (draw(p, states, steps=1, output='np', progress=False) for p in (half, full))
     assert a.shape == (1, 16, 16, 3) and next(half.unet.parameters()).dtype == torch.bfloat16
-    assert np.isfinite(a).all() and np.abs(a - b).max() < .1
-    shutil.copytree(saved, tmp_path/'both', copy_function=os.symlink)
-    (tmp_path/'both/unet/diffusion_pytorch_model.fp16.safetensors').write_bytes(b'never read')   # where both lie, fp32 means the full weights
-    assert np.array_equal(draw(load_stable_diffusion(tmp_path/'both', device='cpu'), states, steps=1, output='np', progress=False), b)
-    with pytest.raises(ValueError, match='fp32, fp16, bf16'): load_stable_diffusion(saved, 'fp8')
-    with pytest.raises(FileNotFoundError, match='model_index.json'): load_stable_diffusion(saved/'unet')
+    assert np.isfinite(a).all() and np.abs(a - b).max() < 0.1
+    shutil.copytree(saved, tmp_path / 'both', copy_function=os.symlink)
+    (tmp_path / 'both/unet/diffusion_pytorch_model.fp16.safetensors').write_bytes(
+        b'never read'
+    )  # where both lie, fp32 means the full weights
+    assert np.array_equal(
+        draw(load_stable_diffusion(tmp_path / 'both', device='cpu'), states, steps=1, output='np', progress=False), b
+    )
+    with pytest.raises(ValueError, match='fp32, fp16, bf16'):
+        load_stable_diffusion(saved, 'fp8')
+    with pytest.raises(FileNotFoundError, match='model_index.json'):
+        load_stable_diffusion(saved / 'unet')
 
 
 def test_absent_weights_are_named(monkeypatch):
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
-    with pytest.raises(ConnectionError, match='v1-5.*GB.*By hand'): pipeline_folder('stable-diffusion-v1-5/stable-diffusion-v1-5')
-    with pytest.raises(ConnectionError, match='2 to 6 GB.*hf download some/model'): pipeline_folder('some/model')
+    with pytest.raises(ConnectionError, match='v1-5.*GB.*By hand'):
+        pipeline_folder('stable-diffusion-v1-5/stable-diffusion-v1-5')
+    with pytest.raises(ConnectionError, match='2 to 6 GB.*hf download some/model'):
+        pipeline_folder('some/model')
 
 
 class Listed:
     "Scenes whose labels are given."
+
     split = 'test'
-    def __init__(self, rows): self.rows, self.classes = rows, sorted({l for r in rows for l in r})
-    def labels(self, i): return self.rows[i % len(self.rows)]
+
+    def __init__(self, rows):
+        self.rows, self.classes = rows, sorted({l for r in rows for l in r})
+
+    def labels(self, i):
+        return self.rows[i % len(self.rows)]
 
 
 def test_scenes_that_can_be_painted():
-    rows = [['violin'], ['oboe'], ['violin', 'oboe'], ['piano', 'harpsichord'], ['violin', 'helicopter'], ['violin', 'helicopter', 'flute']]
+    rows = [
+        ['violin'],
+        ['oboe'],
+        ['violin', 'oboe'],
+        ['piano', 'harpsichord'],
+        ['violin', 'helicopter'],
+        ['violin', 'helicopter', 'flute'],
+    ]
     got = image_scenes(Listed(rows), 7)
     assert {k: [len(s) for s in got.values()].count(k) for k in (1, 2, 3)} == {1: 3, 2: 2, 3: 2}
-    assert not any(rows[i % 6] in ([['oboe'], ['violin', 'oboe'], ['piano', 'harpsichord']]) for i in got)   # no glyph, or one for two
-    with pytest.raises(ValueError, match='0 of 3'): image_scenes(Listed([['oboe'], ['oboe', 'violin'], ['oboe', 'flute']]), 3, look=50)
+    assert not any(
+        rows[i % 6] in ([['oboe'], ['violin', 'oboe'], ['piano', 'harpsichord']]) for i in got
+    )  # no glyph, or one for two
+    with pytest.raises(ValueError, match='0 of 3'):
+        image_scenes(Listed([['oboe'], ['oboe', 'violin'], ['oboe', 'flute']]), 3, look=50)
 
 
 def test_coverage_is_the_mean_share():
     rng = np.random.default_rng(0)
     sets = [draw_set(rng) for _ in range(40)]
-    found = rng.random((40, len(CONCEPTS))) < .3
+    found = rng.random((40, len(CONCEPTS))) < 0.3
     rows = coverage_rows(found, sets, 50)
     share = [np.mean([found[i, CONCEPTS.index(c)] for c in s]) for i, s in enumerate(sets)]
     invented = [sum(found[i]) - sum(found[i, CONCEPTS.index(c)] for c in s) for i, s in enumerate(sets)]
@@ -151,25 +274,39 @@ def test_a_reader_learns_to_name_what_it_sees(tmp_path):
     "A few seconds of training, and what it claims of held-out sets is mostly true (chance: one in eight)."
     reader = train_reader(tmp_path, 60, batch=64)
     check = reader_check(reader, 200)
-    assert check['clean']['precision'] > .6 and .05 < check['clean']['recall'] < 1, check
-    rng = np.random.default_rng(5); sets = [draw_set(rng, tests=True) for _ in range(20)]
+    assert check['clean']['precision'] > 0.6 and 0.05 < check['clean']['recall'] < 1, check
+    rng = np.random.default_rng(5)
+    sets = [draw_set(rng, tests=True) for _ in range(20)]
     assert all(held_out(s) for s in sets)
     found = concepts_in(reader, np.stack([compose_picture(s, rng) for s in sets]))
-    assert found.shape == (20, len(CONCEPTS)) and (found & ~multi_hot_sets(sets).bool().numpy()).sum() <= found.sum() / 2
+    assert (
+        found.shape == (20, len(CONCEPTS)) and (found & ~multi_hot_sets(sets).bool().numpy()).sum() <= found.sum() / 2
+    )
 
 
 def test_a_painter_learns_a_glyph_and_hears_it(tmp_path):
     "One step beyond noise: after a short training the loss is well below its start, and the picture depends on the words."
-    p = dataclasses.replace(SMOKE, diffusion_steps=40, diffusion_captions=32, diffusion_batch=16, diffusion_width=32, checkpoint_every=1000, precision='fp32')
+    p = dataclasses.replace(
+        SMOKE,
+        diffusion_steps=40,
+        diffusion_captions=32,
+        diffusion_batch=16,
+        diffusion_width=32,
+        checkpoint_every=1000,
+        precision='fp32',
+    )
     text = load_text_encoder('minilm')
     painter = train_painter(tmp_path, text, p)
-    losses = json.loads((tmp_path/'config.json').read_text())['losses']
-    assert np.mean(losses[-5:]) < .5 * np.mean(losses[:3]), losses
+    losses = json.loads((tmp_path / 'config.json').read_text())['losses']
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:3]), losses
     states = written_states(text, ['This is a sound of violin', 'This is a sound of helicopter'], p.n_tokens)
     a = paint(painter, states, seeds=[0, 0], steps=3)
     assert a.shape == (2, SIZE, SIZE, 3) and not np.array_equal(a[0], a[1])
     assert np.array_equal(paint(painter, states, seeds=[0, 0], steps=3), a)
     assert not np.array_equal(paint(painter, states, seeds=[1, 1], steps=3), a)
-    no = paint(painter, states, seeds=[0, 0], steps=3, negative=written_states(text, 'This is a sound of bird', p.n_tokens))
+    no = paint(
+        painter, states, seeds=[0, 0], steps=3, negative=written_states(text, 'This is a sound of bird', p.n_tokens)
+    )
     assert not np.array_equal(no, a)
-    with pytest.raises(ValueError, match='positions of width'): paint(painter, states[:, :4])
+    with pytest.raises(ValueError, match='positions of width'):
+        paint(painter, states[:, :4])

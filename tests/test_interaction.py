@@ -1,22 +1,27 @@
 "Token interaction: precision, training of every part, and another modality in front of it."
+
 import pytest
 import torch
 from torch import nn
+
 from collat.interaction import TokenInteraction
 
 
 @pytest.mark.parametrize('width,self_attn', [(None, True), (16, True), (16, False)])
 def test_every_parameter_trains_in_bf16(width, self_attn):
     torch.manual_seed(0)
-    m = TokenInteraction(5, 32, 24, depth=2, heads=2, width=width, self_attn=self_attn, start='learned', start_scale=.05)
-    with torch.autocast('cpu', torch.bfloat16): h_at = m(torch.randn(3, 9, 24))
+    m = TokenInteraction(
+        5, 32, 24, depth=2, heads=2, width=width, self_attn=self_attn, start='learned', start_scale=0.05
+    )
+    with torch.autocast('cpu', torch.bfloat16):
+        h_at = m(torch.randn(3, 9, 24))
     h_at.float().square().sum().backward()
     assert all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in m.parameters())
 
 
 def test_maps_and_fused_kernel_agree_in_both_modes():
     torch.manual_seed(0)
-    m, x = TokenInteraction(20, 64, 32, depth=8, start_scale=.04), torch.randn(2, 147, 32)
+    m, x = TokenInteraction(20, 64, 32, depth=8, start_scale=0.04), torch.randn(2, 147, 32)
     for mode in (True, False):
         m.train(mode)
         assert (m(x) - m(x, return_attn=True)[0]).abs().max() <= 1e-5
@@ -32,8 +37,11 @@ def test_weights_and_start_survive_a_round_trip():
 
 def test_resampled_starts_do_not_touch_the_global_generator():
     m, x = TokenInteraction(4, 16, 8, depth=1, heads=2, start='resample'), torch.randn(2, 5, 8)
-    torch.manual_seed(3); want = torch.rand(4)
-    torch.manual_seed(3); m(x, seeds=torch.tensor([7, 8])); got = torch.rand(4)
+    torch.manual_seed(3)
+    want = torch.rand(4)
+    torch.manual_seed(3)
+    m(x, seeds=torch.tensor([7, 8]))
+    got = torch.rand(4)
     assert torch.equal(want, got)
 
 
@@ -41,11 +49,14 @@ def test_another_modality_in_front():
     "Image patches in, text tokens out: nothing in the module is about sound."
     torch.manual_seed(0)
     images = nn.Conv2d(3, 24, 8, 8)
-    m = TokenInteraction(3, 16, 24, depth=2, heads=2, start_scale=.1)
-    pics, target = torch.rand(4, 3, 32, 32), .1*torch.randn(4, 3, 16)
+    m = TokenInteraction(3, 16, 24, depth=2, heads=2, start_scale=0.1)
+    pics, target = torch.rand(4, 3, 32, 32), 0.1 * torch.randn(4, 3, 16)
     opt = torch.optim.AdamW([*images.parameters(), *m.parameters()], lr=3e-3)
     losses = []
     for _ in range(300):
         loss = (m(images(pics).flatten(2).mT) - target).abs().mean()
-        opt.zero_grad(); loss.backward(); opt.step(); losses.append(loss.item())
-    assert losses[-1] < .5*losses[0] and images.weight.grad.abs().sum() > 0
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0] and images.weight.grad.abs().sum() > 0

@@ -1,6 +1,10 @@
 "The command line on files: answers, refusals, exit codes, and no slower than Python."
-import json, os, subprocess, sys, time
-from pathlib import Path
+
+import json
+import os
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -15,95 +19,162 @@ from collat.listen import known_labels, open_model, sound_files
 from collat.model import CoLLAT
 from collat.zero_shot import checkpoint_id
 
-N = int(os.environ.get('COLLAT_FILES', 200)) # 1,000 for the number of the issue
+N = int(os.environ.get('COLLAT_FILES', 200))  # 1,000 for the number of the issue
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     "A model of smoke size and N short files."
     d, rng = tmp_path_factory.mktemp('listen'), np.random.default_rng(0)
-    CoLLAT(load_profile('smoke')).save_pretrained(d/'model')
-    (d/'sounds').mkdir()
-    for i in range(N): sf.write(d/f'sounds/{i:04d}.wav', .1 * rng.standard_normal(16000), 16000)
+    CoLLAT(load_profile('smoke')).save_pretrained(d / 'model')
+    (d / 'sounds').mkdir()
+    for i in range(N):
+        sf.write(d / f'sounds/{i:04d}.wav', 0.1 * rng.standard_normal(16000), 16000)
     return d
 
 
 def collat(*args, **kw):
-    return subprocess.run([sys.executable, '-c', 'from collat.cli import main; main()', *map(str, args)], capture_output=True, text=True, **kw)
+    return subprocess.run(
+        [sys.executable, '-c', 'from collat.cli import main; main()', *map(str, args)],
+        capture_output=True,
+        text=True,
+        **kw,
+    )
 
 
-@pytest.mark.parametrize('question, keys', [('classify', {'labels'}), ('words', {'concepts', 'tokens'}), ('caption', {'caption', 'labels'}), ('ground', {'events'})])
+@pytest.mark.parametrize(
+    'question, keys',
+    [
+        ('classify', {'labels'}),
+        ('words', {'concepts', 'tokens'}),
+        ('caption', {'caption', 'labels'}),
+        ('ground', {'events'}),
+    ],
+)
 def test_one_json_object_per_line(folder, question, keys):
-    names = sorted((folder/'sounds').glob('*.wav'))[:3]
-    done = collat(question, '-', '--model', folder/'model', '--json', '--labels', 'dog,bell', '-k', 1, input='\n'.join(map(str, names)))
+    names = sorted((folder / 'sounds').glob('*.wav'))[:3]
+    done = collat(
+        question,
+        '-',
+        '--model',
+        folder / 'model',
+        '--json',
+        '--labels',
+        'dog,bell',
+        '-k',
+        1,
+        input='\n'.join(map(str, names)),
+    )
     assert done.returncode == 0, done.stderr
     rows = [json.loads(l) for l in done.stdout.splitlines()]
     assert [r['file'] for r in rows] == list(map(str, names)) and all(set(r) == keys | {'file'} for r in rows)
-    assert question in done.stderr and '3/3' in done.stderr # the bar
-    plain = collat(question, names[0], '--model', folder/'model', '--labels', 'dog, bell,', '--quiet')
+    assert question in done.stderr and '3/3' in done.stderr  # the bar
+    plain = collat(question, names[0], '--model', folder / 'model', '--labels', 'dog, bell,', '--quiet')
     assert plain.returncode == 0 and plain.stdout.startswith(f'{names[0]}: ') and plain.stderr.strip() == ''
 
 
 def test_a_captioner_beside_the_model_speaks(folder):
-    sound, path = folder/'sounds/0000.wav', folder/f"captioner-{checkpoint_id(folder/'model')}-states.safetensors"
-    says = lambda *more: json.loads(collat('caption', sound, '--model', folder/'model', '--json', '--quiet', *more).stdout)['caption']
+    sound, path = folder / 'sounds/0000.wav', folder / f'captioner-{checkpoint_id(folder / "model")}-states.safetensors'
+    says = lambda *more: json.loads(
+        collat('caption', sound, '--model', folder / 'model', '--json', '--quiet', *more).stdout
+    )['caption']
     assert says().startswith('The sound of')
     save_captioner(seeded_captioner(384, build_vocabulary(['rain on a roof'])), path, kind='states')
-    try: assert set(says().split()) <= {'rain', 'on', 'a', 'roof'} and says('--labels', 'dog') == 'The sound of a dog.'
-    finally: path.unlink()
+    try:
+        assert set(says().split()) <= {'rain', 'on', 'a', 'roof'} and says('--labels', 'dog') == 'The sound of a dog.'
+    finally:
+        path.unlink()
 
 
 def test_search_and_a_composed_query(folder):
-    names = sorted((folder/'sounds').glob('*.wav'))[:4]
-    done = collat('search', 'the sound of {audio}', *names, '--sound', names[0], '--model', folder/'model', '--json', '-k', 2)
+    names = sorted((folder / 'sounds').glob('*.wav'))[:4]
+    done = collat(
+        'search', 'the sound of {audio}', *names, '--sound', names[0], '--model', folder / 'model', '--json', '-k', 2
+    )
     assert done.returncode == 0 and [json.loads(l)['rank'] for l in done.stdout.splitlines()] == [1, 2], done.stderr
 
 
 def test_without_a_painter_nothing_is_imagined(folder, tmp_path):
-    done = collat('imagine', folder/'sounds/0000.wav', '--out', tmp_path/'out', '--model', folder/'model')
-    assert done.returncode == 2 and 'run make reproduce, or --stages image_generation' in done.stderr and 'Traceback' not in done.stderr, done.stderr
+    done = collat('imagine', folder / 'sounds/0000.wav', '--out', tmp_path / 'out', '--model', folder / 'model')
+    assert (
+        done.returncode == 2
+        and 'run make reproduce, or --stages image_generation' in done.stderr
+        and 'Traceback' not in done.stderr
+    ), done.stderr
 
 
 def test_an_unreadable_file_among_many_is_skipped_counted_and_listed(folder, tmp_path):
-    for f in sorted((folder/'sounds').glob('*.wav')): (tmp_path/f.name).symlink_to(f)
-    (tmp_path/'0001b.wav').write_bytes(b'not a sound'); (tmp_path/'0002b.wav').touch()
-    done = collat('classify', tmp_path, '--model', folder/'model', '--json', '--quiet')
+    for f in sorted((folder / 'sounds').glob('*.wav')):
+        (tmp_path / f.name).symlink_to(f)
+    (tmp_path / '0001b.wav').write_bytes(b'not a sound')
+    (tmp_path / '0002b.wav').touch()
+    done = collat('classify', tmp_path, '--model', folder / 'model', '--json', '--quiet')
     assert done.returncode == 3 and len(done.stdout.splitlines()) == N
-    assert '0001b.wav: not readable as audio' in done.stderr and '0002b.wav' in done.stderr and f'2 of {N + 2} files could not be read' in done.stderr
-    done = collat('classify', tmp_path/'0000.wav', tmp_path/'0001b.wav', '--model', folder/'model')
-    assert done.returncode == 3 and '2/2' in done.stderr # the bar ends at the number of files
+    assert (
+        '0001b.wav: not readable as audio' in done.stderr
+        and '0002b.wav' in done.stderr
+        and f'2 of {N + 2} files could not be read' in done.stderr
+    )
+    done = collat('classify', tmp_path / '0000.wav', tmp_path / '0001b.wav', '--model', folder / 'model')
+    assert done.returncode == 3 and '2/2' in done.stderr  # the bar ends at the number of files
 
 
-@pytest.mark.parametrize('args, says', [
-    (('{d}/text.txt', '--model', '{m}'), 'not readable as audio'), (('{d}/no.wav', '--model', '{m}'), 'no such file'), (('{d}/empty', '--model', '{m}'), 'no sound files'),
-    (('{s}', '--model', '{d}'), 'make reproduce'), (('-', '--model', '{m}'), 'standard input'), (('{s}', '--modell', 'x'), "'--modell' is not an option"),
-    (('{s}', '-k', '0'), 'a whole number from 1'), (('{s}', '-k', '-1'), 'a whole number from 1')])
+@pytest.mark.parametrize(
+    'args, says',
+    [
+        (('{d}/text.txt', '--model', '{m}'), 'not readable as audio'),
+        (('{d}/no.wav', '--model', '{m}'), 'no such file'),
+        (('{d}/empty', '--model', '{m}'), 'no sound files'),
+        (('{s}', '--model', '{d}'), 'make reproduce'),
+        (('-', '--model', '{m}'), 'standard input'),
+        (('{s}', '--modell', 'x'), "'--modell' is not an option"),
+        (('{s}', '-k', '0'), 'a whole number from 1'),
+        (('{s}', '-k', '-1'), 'a whole number from 1'),
+    ],
+)
 def test_refusals(folder, tmp_path, args, says):
-    (tmp_path/'text.txt').write_text('not a sound'); (tmp_path/'empty').mkdir()
-    done = collat('classify', *(a.format(d=tmp_path, m=folder/'model', s=folder/'sounds/0000.wav') for a in args), input='')
+    (tmp_path / 'text.txt').write_text('not a sound')
+    (tmp_path / 'empty').mkdir()
+    done = collat(
+        'classify', *(a.format(d=tmp_path, m=folder / 'model', s=folder / 'sounds/0000.wav') for a in args), input=''
+    )
     assert done.returncode == 2 and says in done.stderr and 'Traceback' not in done.stderr, done.stderr
 
 
 @pytest.mark.clock
 def test_many_files_at_the_rate_of_python(folder, capsys):
     "At least half of the in-process rate, loading the model apart; the best of three, on a busy machine."
-    files, model = sound_files([str(folder/'sounds')]), open_model(folder/'model')
+    files, model = sound_files([str(folder / 'sounds')]), open_model(folder / 'model')
     z_t = prompts_of(model, known_labels(model))
+
     def python():
-        return [(model.encode_audio([load_audio(f) for f in files[i:i + 200]]) @ z_t.T).topk(3) for i in range(0, N, 200)]
+        return [
+            (model.encode_audio([load_audio(f) for f in files[i : i + 200]]) @ z_t.T).topk(3) for i in range(0, N, 200)
+        ]
+
     def command(*paths):
-        with pytest.raises(SystemExit) as e: main(['classify', *map(str, paths), '--model', str(folder/'model'), '--json', '--quiet'])
+        with pytest.raises(SystemExit) as e:
+            main(['classify', *map(str, paths), '--model', str(folder / 'model'), '--json', '--quiet'])
         assert e.value.code == 0
         return len(capsys.readouterr().out.splitlines())
+
     def seconds(f, *args):
-        t = time.time(); out = f(*args)
+        t = time.time()
+        out = f(*args)
         return time.time() - t, out
+
     python()
-    (inside, _), (start, one), (whole, n) = (min((seconds(f, *a) for _ in range(3)), key=lambda x: x[0]) for f, *a in ((python,), (command, files[0]), (command, folder/'sounds')))
-    assert (one, n) == (1, N) and inside / (whole - start) >= .5, f'{inside / (whole - start):.2f} of the in-process rate'
+    (inside, _), (start, one), (whole, n) = (
+        min((seconds(f, *a) for _ in range(3)), key=lambda x: x[0])
+        for f, *a in ((python,), (command, files[0]), (command, folder / 'sounds'))
+    )
+    assert (one, n) == (1, N) and inside / (whole - start) >= 0.5, (
+        f'{inside / (whole - start):.2f} of the in-process rate'
+    )
 
 
 def test_show_is_looked_up_when_asked_for(folder):
     code = 'import sys, collat; assert "torch" not in sys.modules; print(collat.show.__name__)'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == 'show'
-    with pytest.raises(AttributeError, match='no attribute'): __import__('collat').shown
+    with pytest.raises(AttributeError, match='no attribute'):
+        __import__('collat').shown

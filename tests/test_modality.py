@@ -1,22 +1,41 @@
 "Section 7 of the paper: nothing behind the encoder knows about sound. Pictures in front of the same interaction module, losses and locked encoder."
-import numpy as np, torch
+
+import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import nn
+
 from collat.interaction import TokenInteraction
 from collat.losses import CoLLATLoss
 from collat.model import text_id
 from collat.retrieval import draw_picture, glyphs
 from collat.text_encoder import load_text_encoder
 
-NAMES = ['violin', 'trumpet', 'bird', 'helicopter', 'telephone', 'banjo', 'accordion', 'water wave', 'bell', 'harp', 'bear face', 'rocket']
+NAMES = [
+    'violin',
+    'trumpet',
+    'bird',
+    'helicopter',
+    'telephone',
+    'banjo',
+    'accordion',
+    'water wave',
+    'bell',
+    'harp',
+    'bear face',
+    'rocket',
+]
 
 
 class Picture(nn.Module):
     "Patches of a picture as tokens: an encoder that has never heard of audio."
+
     def __init__(self, d=48):
         super().__init__()
         self.net = nn.Sequential(nn.Conv2d(3, d, 5, 2, 2), nn.GELU(), nn.Conv2d(d, d, 5, 4, 2), nn.GELU())
-    def forward(self, x): return self.net(x).flatten(2).mT   # (b c h w) -> (b m d)
+
+    def forward(self, x):
+        return self.net(x).flatten(2).mT  # (b c h w) -> (b m d)
 
 
 def drawings(n, seed):
@@ -27,21 +46,30 @@ def drawings(n, seed):
 
 def test_pictures_speak_to_the_same_locked_encoder():
     torch.manual_seed(0)
-    text = load_text_encoder('minilm'); before = text.fingerprint()
-    encoder, module = Picture(), TokenInteraction(10, text.d, 48, depth=2, heads=4, width=64, start_scale=text.embed_scale)
+    text = load_text_encoder('minilm')
+    before = text.fingerprint()
+    encoder, module = (
+        Picture(),
+        TokenInteraction(10, text.d, 48, depth=2, heads=4, width=64, start_scale=text.embed_scale),
+    )
     prompts = [f'This is a picture of {n}' for n in NAMES]
     h_t, kind, _ = text.targets(prompts, 10, 'slots', [[n] for n in NAMES])
     z_t, ids = text.encode_text(prompts), torch.tensor([text_id(t) for t in prompts])
-    loss_of = CoLLATLoss((1., 1., .01), embed_scale=text.embed_scale)
+    loss_of = CoLLATLoss((1.0, 1.0, 0.01), embed_scale=text.embed_scale)
     opt = torch.optim.AdamW([*encoder.parameters(), *module.parameters()], 3e-3)
     losses = []
     for step in range(150):
         x = drawings(1, step)
-        h = module(encoder(torch.cat([x, x + .1 * torch.randn_like(x)]))); h, noisy = h.chunk(2)
-        out = loss_of(h, h_t, text.encode_audio_tokens(h, 'slots')[0], z_t, torch.tensor(14.), noisy, kind, ids)
-        opt.zero_grad(); out['loss'].backward(); opt.step(); losses.append(out['loss'].item())
-    assert np.mean(losses[-5:]) < .6 * losses[0], losses[::10]
-    with torch.no_grad(): z = F.normalize(text.encode_audio_tokens(module(encoder(drawings(4, 1_000))), 'slots')[0], dim=-1)
+        h = module(encoder(torch.cat([x, x + 0.1 * torch.randn_like(x)])))
+        h, noisy = h.chunk(2)
+        out = loss_of(h, h_t, text.encode_audio_tokens(h, 'slots')[0], z_t, torch.tensor(14.0), noisy, kind, ids)
+        opt.zero_grad()
+        out['loss'].backward()
+        opt.step()
+        losses.append(out['loss'].item())
+    assert np.mean(losses[-5:]) < 0.6 * losses[0], losses[::10]
+    with torch.no_grad():
+        z = F.normalize(text.encode_audio_tokens(module(encoder(drawings(4, 1_000))), 'slots')[0], dim=-1)
     right = ((z @ F.normalize(z_t, dim=-1).T).argmax(1) == torch.arange(len(NAMES)).repeat(4)).float().mean().item()
-    assert right > .5, right   # of new drawings; chance is 1/12
+    assert right > 0.5, right  # of new drawings; chance is 1/12
     assert text.fingerprint() == before

@@ -1,14 +1,24 @@
 "Everything that listens, on a GPU that is none: no line may forget where its tensors lie."
-import dataclasses
 
 import numpy as np
-import pytest, torch
+import pytest
+import torch
+from pretend_gpu import pretended_gpu
 
-from collat import architecture, captioning, grounding, image_generation, linear_probe, listen, retrieval, training, zero_shot
+from collat import (
+    architecture,
+    captioning,
+    grounding,
+    image_generation,
+    linear_probe,
+    listen,
+    retrieval,
+    training,
+    zero_shot,
+)
 from collat.baselines import BASELINES, Baseline, load_baseline
 from collat.config import load_profile
 from collat.model import CoLLAT, best_device
-from pretend_gpu import pretended_gpu
 
 P = load_profile('smoke')
 LABELS = ['violin', 'church organ', 'helicopter']
@@ -16,17 +26,28 @@ LABELS = ['violin', 'church organ', 'helicopter']
 
 class Tones:
     "Six scenes, as the rendered ones are asked for."
+
     split, profile, classes = 'valid', P, LABELS
-    def __len__(self): return 6
-    def labels(self, i): return LABELS[:1 + i % 2]
-    def waveform(self, i): return .3 * torch.sin(torch.arange(int(P.clip_seconds * P.sample_rate)) * (.05 + .02 * i))
-    def __getitem__(self, i): return self.waveform(i), self.labels(i)
+
+    def __len__(self):
+        return 6
+
+    def labels(self, i):
+        return LABELS[: 1 + i % 2]
+
+    def waveform(self, i):
+        return 0.3 * torch.sin(torch.arange(int(P.clip_seconds * P.sample_rate)) * (0.05 + 0.02 * i))
+
+    def __getitem__(self, i):
+        return self.waveform(i), self.labels(i)
+
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     d = tmp_path_factory.mktemp('model')
     CoLLAT(P).save_pretrained(d)
     return d
+
 
 @pytest.fixture
 def model(folder):
@@ -35,64 +56,109 @@ def model(folder):
         assert {w.device for w in model.parameters()} == {place} == {model.text.device}
         yield model
 
+
 @pytest.fixture
-def wavs(): return torch.stack([Tones()[i][0] for i in range(6)])
+def wavs():
+    return torch.stack([Tones()[i][0] for i in range(6)])
 
 
 def test_the_pretence_is_as_strict_as_a_gpu(model):
     x = torch.ones(2, device='cuda')
-    with pytest.raises(RuntimeError, match='two devices'): x + torch.ones(2)
-    with pytest.raises(RuntimeError, match='two devices'): torch.ones(2) * x.sum()
-    with pytest.raises(RuntimeError): x.numpy()
-    assert (x + torch.tensor(1.)).tolist() == [2, 2] and x[torch.tensor([1])].device == x.device == model.logit_scale.device
+    with pytest.raises(RuntimeError, match='two devices'):
+        x + torch.ones(2)
+    with pytest.raises(RuntimeError, match='two devices'):
+        torch.ones(2) * x.sum()
+    with pytest.raises(RuntimeError):
+        x.numpy()
+    assert (x + torch.tensor(1.0)).tolist() == [2, 2] and x[
+        torch.tensor([1])
+    ].device == x.device == model.logit_scale.device
     assert type(x.cpu()) is torch.Tensor
+
 
 def test_a_model_goes_to_the_gpu_by_itself_and_answers_as_on_the_cpu(folder, wavs):
     here = CoLLAT.from_pretrained(folder)
-    with pretended_gpu(): there = CoLLAT.from_pretrained(folder).classify(wavs, LABELS).cpu()
+    with pretended_gpu():
+        there = CoLLAT.from_pretrained(folder).classify(wavs, LABELS).cpu()
     assert here.logit_scale.device.type == 'cpu'
     assert torch.allclose(there, here.classify(wavs, LABELS), atol=1e-5)
 
+
 def test_sound_as_words_and_in_prompts(model, wavs):
     assert len(model.words(wavs[0], 2, LABELS).tokens) == P.n_tokens
-    assert {x.device.type for kind in ('audio', 'tokens', 'states') for x in model.token_features(wavs, kind)} == {'cpu'}
+    assert {x.device.type for kind in ('audio', 'tokens', 'states') for x in model.token_features(wavs, kind)} == {
+        'cpu'
+    }
     z = model.compose('a {audio} without {audio}', [wavs[0], wavs[1]], slots=P.n_tokens).z
     assert (model.encode_audio(wavs) @ z).shape == (6,)
 
+
 def test_training_and_what_it_looks_at(model, wavs):
-    clips = Tones(); make = training.prompt_maker(model)
+    clips = Tones()
+    make = training.prompt_maker(model)
     batch, _ = training.StepLoader(clips, 6, 2, 2, 0, make).load(0)
-    loss = model.train()(batch)['loss']; loss.backward()
+    loss = model.train()(batch)['loss']
+    loss.backward()
     assert all(w.grad is not None and w.grad.device == w.device for w in model.interaction.parameters())
     model.eval()
     assert 0 <= training.zero_shot_scores(model, clips, LABELS, P.template)['top1'] <= 1
     assert training.block_distances(model, clips, 6).shape[1] == 3
     assert len(architecture.greedy_optimality(model, clips)['optimal']) == 3
 
+
 @pytest.mark.parametrize('question', listen.QUESTIONS)
 def test_answers(model, wavs, question):
-    for w in wavs[:2]: assert listen.QUESTIONS[question](model, LABELS, k=2)([w])[0]
+    for w in wavs[:2]:
+        assert listen.QUESTIONS[question](model, LABELS, k=2)([w])[0]
+
 
 def test_grounding(model, wavs):
     times, z_t = grounding.frame_times(P, 20), grounding.prompts_of(model, LABELS)
-    assert grounding.detection_scores(model, wavs[:2], z_t, times, 'relevance').shape == (2, 3, 20) == grounding.sliding_scores(model, wavs[:2], z_t, times, .6).shape
-    assert grounding.loudness(model, wavs[:2], times).shape == (2, 20) and grounding.token_maps(model, wavs[:2]).shape[:2] == (2, P.n_tokens)
+    assert (
+        grounding.detection_scores(model, wavs[:2], z_t, times, 'relevance').shape
+        == (2, 3, 20)
+        == grounding.sliding_scores(model, wavs[:2], z_t, times, 0.6).shape
+    )
+    assert grounding.loudness(model, wavs[:2], times).shape == (2, 20) and grounding.token_maps(model, wavs[:2]).shape[
+        :2
+    ] == (2, P.n_tokens)
     assert grounding.draw_grounding(model, wavs[0], LABELS[:2], 'rollout', LABELS)
+
 
 def test_retrieval_and_probes(model, wavs):
     z_a, z_t = model.encode_audio(wavs), retrieval.embed_captions(model, ['a violin', 'a bell', 'a violin'])
-    assert retrieval.retrieve(z_a, z_t, np.arange(6) % 3, np.arange(3)).shape[0] == 6 and retrieval.same_space(model, model.text)
+    assert retrieval.retrieve(z_a, z_t, np.arange(6) % 3, np.arange(3)).shape[0] == 6 and retrieval.same_space(
+        model, model.text
+    )
     assert zero_shot.class_scores(model, z_a.cpu(), LABELS, P.template).shape == (6, 3)
-    net = linear_probe.train_decoder(f := linear_probe.as_features(model.token_features(wavs, 'tokens')), torch.eye(3).repeat(2, 1), np.arange(6), 3, 0, lambda *a: False, 4)
+    net = linear_probe.train_decoder(
+        f := linear_probe.as_features(model.token_features(wavs, 'tokens')),
+        torch.eye(3).repeat(2, 1),
+        np.arange(6),
+        3,
+        0,
+        lambda *a: False,
+        4,
+    )
     assert net.query.device == z_a.device and linear_probe.decoder_scores(net, f, np.arange(6)).shape == (6, 3)
 
+
 def test_captions_and_pictures(model, wavs):
-    data = captioning.Captioned(list('abcdef'), model.token_features(wavs, 'states'), [['a violin sounds', 'we hear a bell']] * 6)
+    data = captioning.Captioned(
+        list('abcdef'), model.token_features(wavs, 'states'), [['a violin sounds', 'we hear a bell']] * 6
+    )
     captioner, log = captioning.fit_captioner(data, data, steps=2, look_every=1, batch=4, device=best_device())
-    assert len(captioning.write_captions(captioner, data.features)[0]) == 6 and all(np.isfinite(r['valid']) for r in log)
-    states = image_generation.sound_states(model, wavs[:2]), image_generation.written_states(model.text, ['a violin', ''], P.n_tokens, P.form)
-    painter = image_generation.Painter(model.text.d, 16); painter.empty = states[1][1:]
+    assert len(captioning.write_captions(captioner, data.features)[0]) == 6 and all(
+        np.isfinite(r['valid']) for r in log
+    )
+    states = (
+        image_generation.sound_states(model, wavs[:2]),
+        image_generation.written_states(model.text, ['a violin', ''], P.n_tokens, P.form),
+    )
+    painter = image_generation.Painter(model.text.d, 16)
+    painter.empty = states[1][1:]
     assert image_generation.paint(painter.eval(), torch.cat(states), steps=1).shape[0] == 4
+
 
 def test_a_baseline_too(wavs, tmp_path):
     Baseline(P, BASELINES['clap']).save(tmp_path)

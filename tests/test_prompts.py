@@ -1,14 +1,36 @@
 "Prompts: properties over random label lists (single cases are tested in nbs/02_prompts.ipynb)."
+
 import random
 from collections import Counter
 
 import pytest
 
-from collat.prompts import TEMPLATES, class_prompts, fit_prompt, join_labels, label_hash, label_to_words, prompt, protocol
+from collat.prompts import (
+    TEMPLATES,
+    class_prompts,
+    fit_prompt,
+    join_labels,
+    label_hash,
+    label_to_words,
+    prompt,
+    protocol,
+)
 
-NAMES = ['dog_bark', 'Male speech, man speaking', 'Keyboard_(musical)', 'Dishes, pots, and pans', 'Rain', 'Crying_and_sobbing', 'C{}3', 'éclair']
+NAMES = [
+    'dog_bark',
+    'Male speech, man speaking',
+    'Keyboard_(musical)',
+    'Dishes, pots, and pans',
+    'Rain',
+    'Crying_and_sobbing',
+    'C{}3',
+    'éclair',
+]
 
-def words(text): return len(text.split())
+
+def words(text):
+    return len(text.split())
+
 
 @pytest.mark.parametrize('template', TEMPLATES)
 def test_every_label_is_read_once_and_in_order(template):
@@ -19,14 +41,25 @@ def test_every_label_is_read_once_and_in_order(template):
         assert '_' not in text
         at = [text.index(label_to_words(l)) for l in labels]
         assert at == sorted(at)
+
         # nothing but labels, separators and the template
-        def count(text): return Counter(w.strip(',.') for w in text.split())
-        expected = sum((count(label_to_words(l)) for l in labels), count(TEMPLATES[template].removesuffix('{}.').replace('{}', '')))
+        def count(text):
+            return Counter(w.strip(',.') for w in text.split())
+
+        expected = sum(
+            (count(label_to_words(l)) for l in labels), count(TEMPLATES[template].removesuffix('{}.').replace('{}', ''))
+        )
         expected['and'] += len(labels) > 1 and template != 'concat'
         assert count(text) == +expected
 
+
 def test_the_printed_forms():
-    assert [prompt(list('ABC')[:k]) for k in (1, 2, 3)] == ['This is a sound of A', 'This is a sound of A, and B', 'This is a sound of A, B, and C']
+    assert [prompt(list('ABC')[:k]) for k in (1, 2, 3)] == [
+        'This is a sound of A',
+        'This is a sound of A, and B',
+        'This is a sound of A, B, and C',
+    ]
+
 
 def test_fit_keeps_the_longest_prefix_that_fits():
     rng = random.Random(1)
@@ -34,16 +67,22 @@ def test_fit_keeps_the_longest_prefix_that_fits():
         labels, room = rng.sample(NAMES, rng.randint(1, 6)), rng.randint(1, 25)
         fits = [k for k in range(1, len(labels) + 1) if words(prompt(labels[:k])) <= room]
         if not fits:
-            with pytest.raises(ValueError, match=f'{room} are allowed'): fit_prompt(labels, words, room)
+            with pytest.raises(ValueError, match=f'{room} are allowed'):
+                fit_prompt(labels, words, room)
         else:
-            assert fit_prompt(labels, words, room) == (prompt(labels[:max(fits)]), len(labels) - max(fits))
+            assert fit_prompt(labels, words, room) == (prompt(labels[: max(fits)]), len(labels) - max(fits))
+
 
 def test_generators_and_tuples_are_lists_strings_are_not():
     assert prompt(l for l in ('A', 'B')) == prompt(('A', 'B'))
     for f in (join_labels, prompt, class_prompts, label_hash, protocol):
-        with pytest.raises(TypeError, match='a list of labels'): f('Male speech, man speaking')
-        with pytest.raises(ValueError, match='no labels'): f([])
-    with pytest.raises(TypeError, match='a string is accepted'): prompt(['A', 7])
+        with pytest.raises(TypeError, match='a list of labels'):
+            f('Male speech, man speaking')
+        with pytest.raises(ValueError, match='no labels'):
+            f([])
+    with pytest.raises(TypeError, match='a string is accepted'):
+        prompt(['A', 7])
+
 
 def test_hash_is_fixed_for_all_time():
     "Results that were written in the past are recognised by it."

@@ -1,40 +1,66 @@
 "Gates on the repository itself: notebooks, modules, imports, sizes, settings."
-import ast, importlib.metadata, json, re, shutil, subprocess, sys
+
+import ast
+import importlib.metadata
+import json
+import re
+import shutil
+import subprocess
+import sys
 from configparser import ConfigParser
 from pathlib import Path
+
 import pytest
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
-MODULES = sorted(p for p in (ROOT/'collat').glob('*.py') if not p.name.startswith('_'))
-cfg = ConfigParser(delimiters=['=']); cfg.read(ROOT/'settings.ini'); cfg = cfg['DEFAULT']
+NOTEBOOKS = sorted((ROOT / 'nbs').glob('*.ipynb'))
+MODULES = sorted(p for p in (ROOT / 'collat').glob('*.py') if not p.name.startswith('_'))
+cfg = ConfigParser(delimiters=['='])
+cfg.read(ROOT / 'settings.ini')
+cfg = cfg['DEFAULT']
 ids = lambda p: p.stem
 
 
-def cells(path, kind='code'): return [c for c in json.loads(path.read_text())['cells'] if c['cell_type'] == kind]
-def source(cell): return ''.join(cell['source'])
-def exported(path): return [s for c in cells(path) if re.search(r'^#\|\s*exports?\b', s := source(c), re.M)]
+def cells(path, kind='code'):
+    return [c for c in json.loads(path.read_text())['cells'] if c['cell_type'] == kind]
+
+
+def source(cell):
+    return ''.join(cell['source'])
+
+
+def exported(path):
+    return [s for c in cells(path) if re.search(r'^#\|\s*exports?\b', s := source(c), re.M)]
 
 
 def number_of():
     "module -> number of its notebook"
-    return {m[1]: nb.stem.split('_')[0] for nb in NOTEBOOKS for c in cells(nb) if (m := re.search(r'^#\|\s*default_exp (\w+)', source(c), re.M))}
+    return {
+        m[1]: nb.stem.split('_')[0]
+        for nb in NOTEBOOKS
+        for c in cells(nb)
+        if (m := re.search(r'^#\|\s*default_exp (\w+)', source(c), re.M))
+    }
 
 
 def imports(tree):
     "(module of collat, line) for each import"
     for n in ast.walk(tree):
-        if isinstance(n, ast.Import): yield from ((a.name.split('.')[1], n.lineno) for a in n.names if a.name.startswith('collat.'))
+        if isinstance(n, ast.Import):
+            yield from ((a.name.split('.')[1], n.lineno) for a in n.names if a.name.startswith('collat.'))
         elif isinstance(n, ast.ImportFrom):
             base = n.module or ''
-            if n.level or base.startswith('collat.'): yield (base.removeprefix('collat.') or n.names[0].name), n.lineno
-            elif base == 'collat': yield from ((a.name, n.lineno) for a in n.names)
+            if n.level or base.startswith('collat.'):
+                yield (base.removeprefix('collat.') or n.names[0].name), n.lineno
+            elif base == 'collat':
+                yield from ((a.name, n.lineno) for a in n.names)
 
 
 def test_one_notebook_one_module():
     for nb in NOTEBOOKS:
         names = [m[1] for c in cells(nb) if (m := re.search(r'^#\|\s*default_exp (\S+)', source(c), re.M))]
-        if re.match(r'\d\d[a-z]?_', nb.stem): assert names in ([], [nb.stem.split('_', 1)[1]]), f'{nb.name} exports to {names}'
+        if re.match(r'\d\d[a-z]?_', nb.stem):
+            assert names in ([], [nb.stem.split('_', 1)[1]]), f'{nb.name} exports to {names}'
         assert names or not exported(nb), f'{nb.name} exports without default_exp'
     assert {p.stem for p in MODULES} == set(number_of()), 'modules and notebooks differ'
 
@@ -43,7 +69,8 @@ def test_one_notebook_one_module():
 def test_imports_go_down(path):
     number = number_of()
     for m, line in imports(ast.parse(path.read_text())):
-        if m.startswith('__'): continue
+        if m.startswith('__'):
+            continue
         assert m in number, f'{path.name}:{line} imports collat.{m}, which no notebook makes'
         assert number[m] < number[path.stem], f'{path.name}:{line} imports collat.{m} from a later notebook'
 
@@ -53,18 +80,26 @@ def test_no_star_imports_and_no_side_effects(path):
     for n in ast.walk(tree := ast.parse(path.read_text())):
         assert not (isinstance(n, ast.ImportFrom) and n.names[0].name == '*'), f'{path.name}:{n.lineno} star import'
     for n in tree.body:
-        assert 'os.environ[' not in (ast.unparse(n) if isinstance(n, (ast.Assign, ast.Expr)) else ''), f'{path.name}:{n.lineno} sets the environment at import'
+        assert 'os.environ[' not in (ast.unparse(n) if isinstance(n, (ast.Assign, ast.Expr)) else ''), (
+            f'{path.name}:{n.lineno} sets the environment at import'
+        )
 
 
 @pytest.mark.parametrize('path', MODULES, ids=ids)
 def test_direct_dependencies_are_pinned(path):
-    pins = {w.split('==')[0].lower().replace('_', '-') for k in ('requirements', 'dev_requirements', 'merlin_requirements') for w in cfg[k].split()}
+    pins = {
+        w.split('==')[0].lower().replace('_', '-')
+        for k in ('requirements', 'dev_requirements', 'merlin_requirements')
+        for w in cfg[k].split()
+    }
     dists = importlib.metadata.packages_distributions()
     tree = ast.parse(path.read_text())
     names = {a.name.split('.')[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     names |= {n.module.split('.')[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and not n.level}
     for name in names - set(sys.stdlib_module_names) - {'collat'}:
-        assert pins & {d.lower().replace('_', '-') for d in dists.get(name, [name])}, f'{path.name} imports {name}, which settings.ini does not pin'
+        assert pins & {d.lower().replace('_', '-') for d in dists.get(name, [name])}, (
+            f'{path.name} imports {name}, which settings.ini does not pin'
+        )
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=ids)
@@ -73,10 +108,23 @@ def test_notebook_form(path):
     names = [c.get('id') for c in nb['cells']]
     assert all(names) and len(set(names)) == len(names), 'every cell needs its own id'
     first = source(nb['cells'][0])
-    assert nb['cells'][0]['cell_type'] == 'markdown' and re.match(r'# .+\n\n> .+', first), 'first cell: title and one sentence'
-    assert not any('nbdev_export()' in source(c) for c in cells(path)), 'nbdev_export() would rewrite the package in mid-run'
-    for c in exported(path):
-        assert len([l for l in c.splitlines() if not l.startswith('#|')]) <= 40, f'export cell too long: {c[:80]}'
+    assert nb['cells'][0]['cell_type'] == 'markdown' and re.match(r'# .+\n\n> .+', first), (
+        'first cell: title and one sentence'
+    )
+    assert not any('nbdev_export()' in source(c) for c in cells(path)), (
+        'nbdev_export() would rewrite the package in mid-run'
+    )
+
+
+STATEMENTS = 37  # of a function, its own line apart; 30 is where this is going
+
+
+@pytest.mark.parametrize('path', MODULES, ids=ids)
+def test_functions_are_short(path):
+    for n in ast.walk(ast.parse(path.read_text())):
+        if isinstance(n, ast.FunctionDef):
+            size = sum(isinstance(x, ast.stmt) for x in ast.walk(n)) - 1
+            assert size <= STATEMENTS, f'{path.name}:{n.lineno} {n.name} has {size} statements'
 
 
 DRAWS = 'normal random integers choice permutation shuffle standard_normal multinomial uniform bytes'.split()
@@ -85,18 +133,23 @@ TORCH_DRAWS = 'torch.randn torch.rand torch.randint torch.randperm torch.randn_l
 
 def bound(tree):
     "Names that a cell gives a value to."
-    return {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)} | {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
+    return {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)} | {
+        n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)
+    }
 
 
 def draws(tree):
     "Names of the generators that a cell draws from; 'torch' where it is torch's own."
     for n in ast.walk(tree):
-        if not isinstance(n, ast.Call): continue
+        if not isinstance(n, ast.Call):
+            continue
         given = [k.value.id for k in n.keywords if k.arg == 'generator' and isinstance(k.value, ast.Name)]
         yield from given
-        if ast.unparse(n.func) in TORCH_DRAWS and not any(k.arg == 'generator' for k in n.keywords): yield 'torch'
+        if ast.unparse(n.func) in TORCH_DRAWS and not any(k.arg == 'generator' for k in n.keywords):
+            yield 'torch'
         match n.func:
-            case ast.Attribute(value=ast.Name(id=name), attr=attr) if attr in DRAWS: yield name
+            case ast.Attribute(value=ast.Name(id=name), attr=attr) if attr in DRAWS:
+                yield name
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=ids)
@@ -106,7 +159,8 @@ def test_each_cell_draws_from_a_generator_of_its_own(path):
         code = source(cell)
         tree = ast.parse('\n'.join(l for l in code.splitlines() if not l.startswith(('%', '!'))))
         mine = bound(tree) | {'np', 'random'} | ({'torch'} if 'manual_seed' in code else set())
-        if '#| export' in code: continue
+        if '#| export' in code:
+            continue
         assert not (others := set(draws(tree)) - mine), f'{sorted(others)} of another cell in: {code[:100]}'
 
 
@@ -116,9 +170,15 @@ def test_notebook_outputs(path):
     for c in cells(path):
         for o in c['outputs']:
             size += len(json.dumps(o))
-            text = ''.join(o.get('text', '')) + ''.join(o.get('data', {}).get('text/plain', '')) + ''.join(o.get('data', {}).get('text/html', ''))
+            text = (
+                ''.join(o.get('text', ''))
+                + ''.join(o.get('data', {}).get('text/plain', ''))
+                + ''.join(o.get('data', {}).get('text/html', ''))
+            )
             assert o['output_type'] != 'error', f'an error is stored: {source(c)[:80]}'
-            assert not (m := re.search(r'(?<![\w.])/(root|tmp|home|work)/\S*', text)), f'machine path in an output: {m[0]}'
+            assert not (m := re.search(r'(?<![\w.])/(root|tmp|home|work)/\S*', text)), (
+                f'machine path in an output: {m[0]}'
+            )
             assert not (m := re.search(r'\w*Warning\b.*', text)), f'warning in an output: {m[0]}'
             assert not (m := re.search(r'<.* at 0x[0-9a-f]+>', text)), f'object address in an output: {m[0]}'
     assert size <= 100_000, f'{size} bytes of outputs'
@@ -127,15 +187,35 @@ def test_notebook_outputs(path):
 def test_tracked_files_are_small():
     files = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
     for f in files:
-        if not (ROOT/f).is_file(): continue
+        if not (ROOT / f).is_file():
+            continue
         limit = 10_000_000 if f.endswith('.safetensors') else 1_000_000
-        assert (ROOT/f).stat().st_size <= limit, f'{f} is larger than {limit} bytes'
-    assert not [f for f in files if f.startswith(('runs/', '.venv/')) or f.startswith('data/') and f != 'data/README.md']
+        assert (ROOT / f).stat().st_size <= limit, f'{f} is larger than {limit} bytes'
+    assert not [
+        f for f in files if f.startswith(('runs/', '.venv/')) or f.startswith('data/') and f != 'data/README.md'
+    ]
 
 
 def test_nothing_knows_a_folder_beside_the_clone():
     word = 'sha' + 'red'
-    said = subprocess.run(['git', 'grep', '-nE', rf'\b{word}/|/{word}\b', '--', 'nbs', 'collat', 'tests', 'Makefile', 'README.md', 'data'], cwd=ROOT, capture_output=True, text=True).stdout
+    said = subprocess.run(
+        [
+            'git',
+            'grep',
+            '-nE',
+            rf'\b{word}/|/{word}\b',
+            '--',
+            'nbs',
+            'collat',
+            'tests',
+            'Makefile',
+            'README.md',
+            'data',
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    ).stdout
     assert not said, said
 
 
@@ -154,11 +234,21 @@ def test_command_line_starts_at_once(flag):
 
 def test_no_dead_option():
     "Every field of a profile is read somewhere: an attribute of its name in a module other than `config`, or in a cell of a Run section."
-    from collat.config import Profile
     import dataclasses
-    code = [p.read_text() for p in MODULES if p.stem != 'config'] + [source(c) for nb in NOTEBOOKS if nb.stem != '00_config' for c in cells(nb) if not source(c).lstrip().startswith(('%', '!'))]
+
+    from collat.config import Profile
+
+    code = [p.read_text() for p in MODULES if p.stem != 'config'] + [
+        source(c)
+        for nb in NOTEBOOKS
+        if nb.stem != '00_config'
+        for c in cells(nb)
+        if not source(c).lstrip().startswith(('%', '!'))
+    ]
     read = {n.attr for text in code for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Attribute)}
-    assert not (dead := [f.name for f in dataclasses.fields(Profile) if f.name not in read]), f'profile fields that nobody reads: {dead}'
+    assert not (dead := [f.name for f in dataclasses.fields(Profile) if f.name not in read]), (
+        f'profile fields that nobody reads: {dead}'
+    )
 
 
 def test_settings():
@@ -167,8 +257,20 @@ def test_settings():
     words = [w for k in ('requirements', 'dev_requirements', 'merlin_requirements') for w in cfg[k].split()]
     assert all(re.fullmatch(r'[\w.-]+==[\w.]+', w) for w in words), 'every direct dependency is pinned'
     have = {w.split('==')[0] for w in words}
-    assert {'jupyterlab', 'nbdev', 'torch', 'torchaudio', 'open_clip_torch', 'fastai', 'seaborn', 'pycocoevalcap', 'papermill', 'pytest'} <= have
+    assert {
+        'jupyterlab',
+        'nbdev',
+        'torch',
+        'torchaudio',
+        'open_clip_torch',
+        'fastai',
+        'seaborn',
+        'pycocoevalcap',
+        'papermill',
+        'pytest',
+    } <= have
     import collat
+
     assert collat.__version__ == cfg['version']
 
 
@@ -182,22 +284,32 @@ case "$*" in *install*) [ -e network ];; esac
 
 def test_an_interrupted_installation_starts_anew(tmp_path):
     "With a Python that only notes what it is asked for; its pip fails as long as there is no file `network`."
-    for f in 'Makefile', 'settings.ini', 'setup.py', 'pyproject.toml': shutil.copy(ROOT/f, tmp_path)
-    (tmp_path/'python').write_text(FAKE)
-    (tmp_path/'python').chmod(0o755)
+    for f in 'Makefile', 'settings.ini', 'setup.py', 'pyproject.toml':
+        shutil.copy(ROOT / f, tmp_path)
+    (tmp_path / 'python').write_text(FAKE)
+    (tmp_path / 'python').chmod(0o755)
     make = lambda: subprocess.run(['make', 'setup', 'PYTHON=./python'], cwd=tmp_path, capture_output=True, text=True)
-    assert make().returncode != 0 and not (tmp_path/'.venv/.installed').exists()
-    (tmp_path/'.venv/half a package').touch()
-    (tmp_path/'network').touch()
+    assert make().returncode != 0 and not (tmp_path / '.venv/.installed').exists()
+    (tmp_path / '.venv/half a package').touch()
+    (tmp_path / 'network').touch()
     again = make()
-    assert again.returncode == 0 and 'starts anew' in again.stdout and (tmp_path/'.venv/.installed').exists(), again.stderr
-    assert not (tmp_path/'.venv/half a package').exists()
-    calls = (tmp_path/'calls').read_text()
-    assert make().returncode == 0 and (tmp_path/'calls').read_text() == calls and calls.count('install') == 2 and calls.splitlines()[-1].endswith('check')
+    assert again.returncode == 0 and 'starts anew' in again.stdout and (tmp_path / '.venv/.installed').exists(), (
+        again.stderr
+    )
+    assert not (tmp_path / '.venv/half a package').exists()
+    calls = (tmp_path / 'calls').read_text()
+    assert (
+        make().returncode == 0
+        and (tmp_path / 'calls').read_text() == calls
+        and calls.count('install') == 2
+        and calls.splitlines()[-1].endswith('check')
+    )
 
 
 def test_readme_has_its_place_for_results():
-    text = (ROOT/'README.md').read_text()
+    text = (ROOT / 'README.md').read_text()
     assert text.index('<!-- results:begin -->') < text.index('<!-- results:end -->')
-    for c in 'make reproduce', 'make test': assert c in text
-    for link in re.findall(r'\]\(((?!http)[^)#]+)', text): assert (ROOT/link).exists(), f'README links to {link}'
+    for c in 'make reproduce', 'make test':
+        assert c in text
+    for link in re.findall(r'\]\(((?!http)[^)#]+)', text):
+        assert (ROOT / link).exists(), f'README links to {link}'

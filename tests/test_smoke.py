@@ -1,5 +1,11 @@
 "The whole sequence, shrunk to seconds, by papermill: with MiniLM, and with a randomly initialised CLIP tower."
-import json, os, signal, subprocess, sys, time
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,56 +27,94 @@ def collat(*args):
 
 def check_zero_shot(run, profile):
     "The results of notebook 20 in a run folder: whole, and of this profile."
-    zs = read_results(run/'results/zero_shot.json')
+    zs = read_results(run / 'results/zero_shot.json')
     assert zs['profile']['name'] == profile and zs['run']['seed'] == 0 and zs['run']['versions']['torch']
     rows = [r for r in zs['results']['rows'] if r['protocol'] == 'paper']
-    assert {(r['split'], r['metric'], r['noise']) for r in rows} >= {(s, m, n) for s in ('test', 'unseen') for m in ('top-1', 'mAP') for n in (0, .1, .01)}
+    assert {(r['split'], r['metric'], r['noise']) for r in rows} >= {
+        (s, m, n) for s in ('test', 'unseen') for m in ('top-1', 'mAP') for n in (0, 0.1, 0.01)
+    }
     assert all(r['lo'] <= r['value'] <= r['hi'] and r['n'] > 1 for r in rows)
-    assert len(read_results(run/'results/training.json')['results']['valid']) == 2
+    assert len(read_results(run / 'results/training.json')['results']['valid']) == 2
     return zs
 
 
 def test_every_stage_runs_and_a_second_call_does_nothing(tmp_path):
-    run = tmp_path/'smoke'
+    run = tmp_path / 'smoke'
     first = collat('run', '--profile', 'smoke', '--run-dir', str(run))
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
     zs = check_zero_shot(run, 'smoke')
-    page = (run/'report.md').read_text()
-    assert all(f'({t})' in page for t in ('Table 1', 'Table 2', 'Table 3a', 'Table 3b', 'Table 4', 'Fig. 1b, text axis', 'Figure 5'))
+    page = (run / 'report.md').read_text()
+    assert all(
+        f'({t})' in page
+        for t in ('Table 1', 'Table 2', 'Table 3a', 'Table 3b', 'Table 4', 'Fig. 1b, text axis', 'Figure 5')
+    )
     here = find_data(*AUDIOCAPS_TEST)
-    assert ('human captions, AudioCaps, measured' in page, page.count('`collat data get audiocaps` fetches them')) == ((True, 0) if here else (False, 2))
-    reads = [json.loads(l) for l in (run/'data/test_reads.jsonl').read_text().splitlines()]
-    readers = {r['purpose'].split(':')[0] for r in reads} - {'30_ablations'}   # notebook 30 tries its seeds there
-    assert readers == {'04_scenes', '20_zero_shot', '21_linear_probe', '22_retrieval', '23_captioning', '24_image_generation', '25_text_retention', '26_grounding', '27_words'}
-    assert not (ROOT/'figures/smoke').exists(), 'only a run in runs/<profile> is published'
+    assert ('human captions, AudioCaps, measured' in page, page.count('`collat data get audiocaps` fetches them')) == (
+        (True, 0) if here else (False, 2)
+    )
+    reads = [json.loads(l) for l in (run / 'data/test_reads.jsonl').read_text().splitlines()]
+    readers = {r['purpose'].split(':')[0] for r in reads} - {'30_ablations'}  # notebook 30 tries its seeds there
+    assert readers == {
+        '04_scenes',
+        '20_zero_shot',
+        '21_linear_probe',
+        '22_retrieval',
+        '23_captioning',
+        '24_image_generation',
+        '25_text_retention',
+        '26_grounding',
+        '27_words',
+    }
+    assert not (ROOT / 'figures/smoke').exists(), 'only a run in runs/<profile> is published'
     second = collat('run', '--profile', 'smoke', '--run-dir', str(run))
     assert second.returncode == 0 and 'nothing to do' in second.stdout and ': runs' not in second.stdout, second.stdout
-    assert read_results(run/'results/zero_shot.json') == zs
+    assert read_results(run / 'results/zero_shot.json') == zs
 
 
 def test_stages_that_read_the_text_tower_run_with_clip(tmp_path):
     "Causal mask, EOT, padding with EOT's id and QuickGELU: trained, classified, painted, read as words."
-    done = collat('run', '--profile', 'smoke_clip', '--run-dir', str(tmp_path), '--stages', 'scenes,training,zero_shot,ablations,image_generation,words')
+    done = collat(
+        'run',
+        '--profile',
+        'smoke_clip',
+        '--run-dir',
+        str(tmp_path),
+        '--stages',
+        'scenes,training,zero_shot,ablations,image_generation,words',
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     check_zero_shot(tmp_path, 'smoke_clip')
-    assert read_results(tmp_path/'results/words.json')['profile']['text_encoder'].startswith('open_clip:')
-    assert (tmp_path/'figures/figure5.png').exists()
+    assert read_results(tmp_path / 'results/words.json')['profile']['text_encoder'].startswith('open_clip:')
+    assert (tmp_path / 'figures/figure5.png').exists()
 
 
 def test_a_slip_of_the_pen_costs_nothing(tmp_path):
     "A learning rate that is none, and two at which the training fails. With the slip mended nothing is trained again."
-    args, model = ('run', '--profile', 'smoke', '--run-dir', str(tmp_path), '--stages', 'scenes,training'), tmp_path/'checkpoints/model/model.safetensors'
+    args, model = (
+        ('run', '--profile', 'smoke', '--run-dir', str(tmp_path), '--stages', 'scenes,training'),
+        tmp_path / 'checkpoints/model/model.safetensors',
+    )
     assert collat(*args).returncode == 0
     made, weights = model.stat().st_mtime_ns, model.read_bytes()
     for slip in 'nan', 'inf':
         refused = collat(*args, f'pretrain_lr={slip}')
-        assert refused.returncode != 0 and f'pretrain_lr={slip}: a finite number is accepted' in refused.stderr and model.stat().st_mtime_ns == made
+        assert (
+            refused.returncode != 0
+            and f'pretrain_lr={slip}: a finite number is accepted' in refused.stderr
+            and model.stat().st_mtime_ns == made
+        )
     for slip in '1e30', '1e35':
         failed = collat(*args, f'pretrain_lr={slip}')
         assert failed.returncode == 1 and 'FloatingPointError' in failed.stderr, failed.stderr
-        assert 'is set aside in previous/12_training/' in failed.stdout and 'comes back with them' in failed.stderr.splitlines()[-1] and not model.exists()
+        assert (
+            'is set aside in previous/12_training/' in failed.stdout
+            and 'comes back with them' in failed.stderr.splitlines()[-1]
+            and not model.exists()
+        )
     mended = collat(*args)
-    assert mended.returncode == 0 and '12_training: came back' in mended.stdout and ': runs' not in mended.stdout, mended.stdout
+    assert mended.returncode == 0 and '12_training: came back' in mended.stdout and ': runs' not in mended.stdout, (
+        mended.stdout
+    )
     assert model.stat().st_mtime_ns == made and model.read_bytes() == weights
 
 
@@ -78,25 +122,46 @@ def wait_for_step(log, step, process, seconds=600):
     "Waits until the training log holds a step."
     end = time.time() + seconds
     while time.time() < end and process.poll() is None:
-        if log.exists() and sum(1 for _ in log.open()) > step: return True
-        time.sleep(.02)
+        if log.exists() and sum(1 for _ in log.open()) > step:
+            return True
+        time.sleep(0.02)
     return False
 
 
 def test_a_killed_run_resumes_and_ends_with_the_same_weights(tmp_path):
     "kill -9 in mid-training, through the command line: bitwise the weights of an uninterrupted run."
-    args = lambda run: ['run', '--profile', 'smoke', '--run-dir', str(run), '--stages', 'scenes,training', 'steps=30', 'eval_every=20', 'checkpoint_every=4']
-    assert collat(*args(tmp_path/'a')).returncode == 0
-    first = subprocess.Popen([COLLAT, *args(tmp_path/'b')], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    try: assert wait_for_step(tmp_path/'b/logs/train.csv', 9, first)
+    args = lambda run: [
+        'run',
+        '--profile',
+        'smoke',
+        '--run-dir',
+        str(run),
+        '--stages',
+        'scenes,training',
+        'steps=30',
+        'eval_every=20',
+        'checkpoint_every=4',
+    ]
+    assert collat(*args(tmp_path / 'a')).returncode == 0
+    first = subprocess.Popen(
+        [COLLAT, *args(tmp_path / 'b')],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        assert wait_for_step(tmp_path / 'b/logs/train.csv', 9, first)
     finally:
-        if first.poll() is None: os.killpg(first.pid, signal.SIGKILL); first.wait()
-    assert not (tmp_path/'b/checkpoints/model/model.safetensors').exists()
-    again = collat(*args(tmp_path/'b'))
+        if first.poll() is None:
+            os.killpg(first.pid, signal.SIGKILL)
+            first.wait()
+    assert not (tmp_path / 'b/checkpoints/model/model.safetensors').exists()
+    again = collat(*args(tmp_path / 'b'))
     assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-2000:]
-    a, b = (load_file(tmp_path/x/'checkpoints/model/model.safetensors') for x in 'ab')
+    a, b = (load_file(tmp_path / x / 'checkpoints/model/model.safetensors') for x in 'ab')
     assert set(a) == set(b) and all(torch.equal(a[k], b[k]) for k in a)
-    assert 'resumed at step' in json.dumps(json.loads((tmp_path/'b/notebooks/12_training.ipynb').read_text()))
+    assert 'resumed at step' in json.dumps(json.loads((tmp_path / 'b/notebooks/12_training.ipynb').read_text()))
 
 
 def test_two_processes_by_torchrun(tmp_path):
@@ -105,23 +170,30 @@ def test_two_processes_by_torchrun(tmp_path):
     folder = launch(p, tmp_path)
     assert CoLLAT.from_pretrained(folder).profile.steps == 4
     assert read_log(tmp_path)['step'].tolist() == [0, 1, 2, 3]
-    assert read_results(tmp_path/'results/training.json')['results']['valid'][-1]['step'] == 4
+    assert read_results(tmp_path / 'results/training.json')['results']['valid'][-1]['step'] == 4
 
 
 def test_training_leaves_the_text_tower_as_it_was(tmp_path, monkeypatch):
     "To the bit, over a whole training: no checkpoint holds the tower, so this cannot be seen afterwards."
     seen, run_steps = [], training.run_steps
+
     def watched(model, *args, **kwargs):
         text = getattr(model, 'text', None)
         before = text and text.fingerprint()
         out = run_steps(model, *args, **kwargs)
-        if text: seen.append((before, text.fingerprint()))
+        if text:
+            seen.append((before, text.fingerprint()))
         return out
+
     monkeypatch.setattr(training, 'run_steps', watched)
     launch(load_profile('smoke', dict(pretrain_steps=2, steps=4, n_valid=16)), tmp_path)
     assert len(seen) == 1 and seen[0][0] == seen[0][1]
+
     def clumsy(model, *args, **kwargs):
-        if hasattr(model, 'text'): next(model.text.locked.parameters()).data.add_(1e-3)
+        if hasattr(model, 'text'):
+            next(model.text.locked.parameters()).data.add_(1e-3)
         return run_steps(model, *args, **kwargs)
+
     monkeypatch.setattr(training, 'run_steps', clumsy)
-    with pytest.raises(RuntimeError, match='locked text encoder have changed'): launch(load_profile('smoke', dict(pretrain_steps=2, steps=4, n_valid=16, seed=1)), tmp_path/'b')
+    with pytest.raises(RuntimeError, match='locked text encoder have changed'):
+        launch(load_profile('smoke', dict(pretrain_steps=2, steps=4, n_valid=16, seed=1)), tmp_path / 'b')

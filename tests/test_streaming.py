@@ -1,8 +1,19 @@
 """Streaming at scale and under faults: each clip once, resume with other ranks, flat memory, speed, kill -9, full disk, dead workers.
 
-    COLLAT_STREAM=200000 pytest tests/test_streaming.py     the sizes and the speed of the acceptance, on a quiet machine
+COLLAT_STREAM=200000 pytest tests/test_streaming.py     the sizes and the speed of the acceptance, on a quiet machine
 """
-import gc, io, json, math, os, platform, resource, signal, statistics, subprocess, sys, time
+
+import gc
+import io
+import json
+import math
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import time
 from multiprocessing import active_children, get_context
 from pathlib import Path
 
@@ -13,23 +24,48 @@ import soundfile as sf
 import torch
 
 from collat.datasets import Clip, Manifest
-from collat.streaming import Plan, ShardLoader, Shards, agree, encode_flac, index_shards, make_shard, read_record, shard, shard_path, write_shard
+from collat.streaming import (
+    Plan,
+    ShardLoader,
+    Shards,
+    agree,
+    encode_flac,
+    index_shards,
+    read_record,
+    shard,
+    shard_path,
+    write_shard,
+)
 
 FULL = int(os.environ.get('COLLAT_STREAM', 0))
 N = FULL or 20_000
 PER = 500
 fork = get_context('fork')
-pytestmark = pytest.mark.filterwarnings('ignore:This DataLoader will create', 'ignore:This process .* is multi-threaded')
+pytestmark = pytest.mark.filterwarnings(
+    'ignore:This DataLoader will create', 'ignore:This process .* is multi-threaded'
+)
 
 
-def noise(seconds, seed=0): return (.1 * np.random.default_rng(seed).standard_normal(round(seconds * 16_000))).astype(np.float32)
+def noise(seconds, seed=0):
+    return (0.1 * np.random.default_rng(seed).standard_normal(round(seconds * 16_000))).astype(np.float32)
 
 
 def build(folder, n, per_shard, blobs):
     "Shards of `n` clips out of a few encoded sounds."
-    agree(Path(folder), Plan('made up', n, '-', per_shard=per_shard), dict(classes=['Dog'], leakage={}, left_out=[], trouble=[]))
+    agree(
+        Path(folder),
+        Plan('made up', n, '-', per_shard=per_shard),
+        dict(classes=['Dog'], leakage={}, left_out=[], trouble=[]),
+    )
     for k in range(math.ceil(n / per_shard)):
-        write_shard(folder, k, ((f'{i:09d}', dict(id=str(i), labels=['Dog']), blobs[i % len(blobs)]) for i in range(k * per_shard, min(n, (k + 1) * per_shard))))
+        write_shard(
+            folder,
+            k,
+            (
+                (f'{i:09d}', dict(id=str(i), labels=['Dog']), blobs[i % len(blobs)])
+                for i in range(k * per_shard, min(n, (k + 1) * per_shard))
+            ),
+        )
     return index_shards(folder)
 
 
@@ -49,26 +85,39 @@ def memory():
 
 
 def rank_main(folder, rank, world, steps, state, out, batch=512, workers=2):
-    torch.set_num_threads(1)   # forked from a process whose OpenMP threads stayed behind: a parallel copy would wait for them forever
-    loader = ShardLoader(Shards(folder, 100 / 16_000), batch, 10**9, steps, seed=3, rank=rank, world=world, workers=workers)
-    if state: loader.load_state_dict(state); loader.per_epoch = loader.step + steps
+    torch.set_num_threads(
+        1
+    )  # forked from a process whose OpenMP threads stayed behind: a parallel copy would wait for them forever
+    loader = ShardLoader(
+        Shards(folder, 100 / 16_000), batch, 10**9, steps, seed=3, rank=rank, world=world, workers=workers
+    )
+    if state:
+        loader.load_state_dict(state)
+        loader.per_epoch = loader.step + steps
     ids, rss = [], []
     for b, step in loader:
         assert tuple(b['wav'].shape) == (math.ceil(batch / world), 100) and len(b['ids']) == int(b['weight'].sum())
         ids += b['ids']
-        if step % max(1, steps // 40) == 0: rss.append(memory())
-        if step + 1 == (state or {}).get('step', 0) + steps: break
+        if step % max(1, steps // 40) == 0:
+            rss.append(memory())
+        if step + 1 == (state or {}).get('step', 0) + steps:
+            break
     loader.step += 1
     Path(out).write_text(json.dumps(dict(ids=ids, rss=rss, state=loader.state_dict())))
 
 
 def run_ranks(folder, world, steps, tmp, state=None, **how):
     "The results of `world` processes, each with its workers."
-    gc.collect(); gc.freeze()   # or they free what earlier tests left, and seem to shrink
-    ps = [fork.Process(target=rank_main, args=(folder, r, world, steps, state, tmp/f'{r}.json'), kwargs=how) for r in range(world)]
-    [p.start() for p in ps]; [p.join() for p in ps]
+    gc.collect()
+    gc.freeze()  # or they free what earlier tests left, and seem to shrink
+    ps = [
+        fork.Process(target=rank_main, args=(folder, r, world, steps, state, tmp / f'{r}.json'), kwargs=how)
+        for r in range(world)
+    ]
+    [p.start() for p in ps]
+    [p.join() for p in ps]
     assert [p.exitcode for p in ps] == [0] * world
-    return [json.loads((tmp/f'{r}.json').read_text()) for r in range(world)]
+    return [json.loads((tmp / f'{r}.json').read_text()) for r in range(world)]
 
 
 def test_each_clip_once_in_flat_memory(tiny, tmp_path):
@@ -76,14 +125,19 @@ def test_each_clip_once_in_flat_memory(tiny, tmp_path):
     ranks = run_ranks(tiny, 2, steps, tmp_path)
     ids = sum((r['ids'] for r in ranks), [])
     assert sorted(ids) == list(range(N))
-    assert ranks[0]['state'] == ranks[1]['state'] and (ranks[0]['state']['epoch'], ranks[0]['state']['consumed']) == (1, 0)
+    assert ranks[0]['state'] == ranks[1]['state'] and (ranks[0]['state']['epoch'], ranks[0]['state']['consumed']) == (
+        1,
+        0,
+    )
     growth = []
     for r in ranks:
         q = len(r['rss']) // 4
-        early, late = np.mean(r['rss'][q:2*q]), np.mean(r['rss'][-q:])
+        early, late = np.mean(r['rss'][q : 2 * q]), np.mean(r['rss'][-q:])
         growth.append(late / early)
-        assert .9 < late / early < 1.1, r['rss']
-    print(f'\n{N:,} clips, 2 ranks x 2 workers: {time.time() - start:.0f} s; memory late / early {", ".join(f"{g:.3f}" for g in growth)} of {np.mean(ranks[0]["rss"])/2**20:.0f} MB a rank')
+        assert 0.9 < late / early < 1.1, r['rss']
+    print(
+        f'\n{N:,} clips, 2 ranks x 2 workers: {time.time() - start:.0f} s; memory late / early {", ".join(f"{g:.3f}" for g in growth)} of {np.mean(ranks[0]["rss"]) / 2**20:.0f} MB a rank'
+    )
 
 
 @pytest.mark.parametrize('world', [2, 3])
@@ -103,7 +157,8 @@ def test_killed_worker_costs_nothing(tiny, capsys):
     ids = []
     for b, step in loader:
         ids += b['ids']
-        if step in (5, 14): next(p for p in active_children() if isinstance(p, fork.Process)).kill()
+        if step in (5, 14):
+            next(p for p in active_children() if isinstance(p, fork.Process)).kill()
     loader.step, loader.workers = 0, 0
     assert ids == [i for s in range(30) for _, i in loader.sample_ids(s)]
     assert 'a data worker died' in capsys.readouterr().out
@@ -112,126 +167,172 @@ def test_killed_worker_costs_nothing(tiny, capsys):
 def test_worker_that_always_dies_is_an_error(tiny):
     class Doomed(ShardLoader):
         def __getitem__(self, step):
-            if step == 2: os._exit(9)
+            if step == 2:
+                os._exit(9)
             return super().__getitem__(step)
-    with pytest.raises(RuntimeError, match='died three times'): list(Doomed(Shards(tiny, 100 / 16_000), 64, 5, 5, seed=1, workers=1))
+
+    with pytest.raises(RuntimeError, match='died three times'):
+        list(Doomed(Shards(tiny, 100 / 16_000), 64, 5, 5, seed=1, workers=1))
 
 
 def test_error_in_a_worker_is_shown(tiny):
     class Wrong(ShardLoader):
-        def __getitem__(self, step): raise KeyError('a mistake in the code')
-    with pytest.raises(KeyError, match='a mistake in the code'): list(Wrong(Shards(tiny, 100 / 16_000), 64, 5, 5, seed=1, workers=1))
+        def __getitem__(self, step):
+            raise KeyError('a mistake in the code')
+
+    with pytest.raises(KeyError, match='a mistake in the code'):
+        list(Wrong(Shards(tiny, 100 / 16_000), 64, 5, 5, seed=1, workers=1))
 
 
 def test_any_tool_opens_a_shard(tiny):
     import webdataset as wds
+
     got = next(iter(wds.WebDataset(str(shard_path(tiny, 0)), shardshuffle=False)))
     assert json.loads(got['json'])['labels'] == ['Dog'] and len(sf.read(io.BytesIO(got['flac']))[0]) == 100
 
 
 # Making shards
 
+
 def table(folder, n=60):
     "A user's table with n sounds, one of them broken, one silent."
     folder.mkdir(parents=True, exist_ok=True)
-    for i in range(n): sf.write(folder/f'{i}.wav', noise(1., i) * (i != 5), 16_000)
-    (folder/'3.wav').write_bytes(b'RIFF\x24\x00\x00\x00WAVEjunk' + bytes(40))
-    (folder/'clips.csv').write_text('path,labels\n' + ''.join(f'{i}.wav,dog;bark\n' for i in range(n)))
-    return folder/'clips.csv'
+    for i in range(n):
+        sf.write(folder / f'{i}.wav', noise(1.0, i) * (i != 5), 16_000)
+    (folder / '3.wav').write_bytes(b'RIFF\x24\x00\x00\x00WAVEjunk' + bytes(40))
+    (folder / 'clips.csv').write_text('path,labels\n' + ''.join(f'{i}.wav,dog;bark\n' for i in range(n)))
+    return folder / 'clips.csv'
 
 
-def contents(folder): return {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir())}
+def contents(folder):
+    return {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir())}
 
 
-CODE = '''
+CODE = """
 import resource, sys
 from collat.streaming import shard
 if len(sys.argv) > 3: resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
 print(shard(sys.argv[1], sys.argv[2], per_shard=5, workers=1))
-'''
+"""
 
 
 def test_killed_at_any_moment(tmp_path):
-    csv = table(tmp_path/'sounds')
-    shard(csv, tmp_path/'whole', per_shard=5, workers=1)
+    csv = table(tmp_path / 'sounds')
+    shard(csv, tmp_path / 'whole', per_shard=5, workers=1)
     for attempt in range(60):
-        p = subprocess.Popen([sys.executable, '-c', CODE, csv, tmp_path/'killed'], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        before = len(list((tmp_path/'killed').glob('*.json')))
-        while p.poll() is None and len(list((tmp_path/'killed').glob('*.json'))) < before + 1: time.sleep(.002)   # a shard further
-        time.sleep(.01 * (attempt % 4)); p.send_signal(signal.SIGKILL)
-        if p.wait() == 0: break
-        for k in range(12):   # what has a record is whole
-            if read_record(tmp_path/'killed', k): assert shard_path(tmp_path/'killed', k).read_bytes() == shard_path(tmp_path/'whole', k).read_bytes()
-    (tmp_path/f'killed/.{platform.node()}.{p.pid}.index.npy').touch()   # it may be killed there as well
-    report = shard(csv, tmp_path/'killed', per_shard=5, workers=1)
+        p = subprocess.Popen(
+            [sys.executable, '-c', CODE, csv, tmp_path / 'killed'], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        before = len(list((tmp_path / 'killed').glob('*.json')))
+        while p.poll() is None and len(list((tmp_path / 'killed').glob('*.json'))) < before + 1:
+            time.sleep(0.002)  # a shard further
+        time.sleep(0.01 * (attempt % 4))
+        p.send_signal(signal.SIGKILL)
+        if p.wait() == 0:
+            break
+        for k in range(12):  # what has a record is whole
+            if read_record(tmp_path / 'killed', k):
+                assert shard_path(tmp_path / 'killed', k).read_bytes() == shard_path(tmp_path / 'whole', k).read_bytes()
+    (tmp_path / f'killed/.{platform.node()}.{p.pid}.index.npy').touch()  # it may be killed there as well
+    report = shard(csv, tmp_path / 'killed', per_shard=5, workers=1)
     assert attempt >= 1 and report['kept'] == 58 and report['trouble'] == dict(corrupt=1, silent=1)
-    assert contents(tmp_path/'killed') == contents(tmp_path/'whole')
+    assert contents(tmp_path / 'killed') == contents(tmp_path / 'whole')
 
 
 def test_full_disk(tmp_path):
-    csv = table(tmp_path/'sounds')
-    p = subprocess.run([sys.executable, '-c', CODE, csv, tmp_path/'out', '60000'], capture_output=True, text=True)
+    csv = table(tmp_path / 'sounds')
+    p = subprocess.run([sys.executable, '-c', CODE, csv, tmp_path / 'out', '60000'], capture_output=True, text=True)
     assert p.returncode == 1
-    assert 'could not be written (File too large). Nothing half-done is left' in p.stderr and 'start the same command again' in p.stderr
-    assert not list((tmp_path/'out').glob('*.tar')) and not list((tmp_path/'out').glob('.*'))
-    assert shard(csv, tmp_path/'out', per_shard=5, workers=1)['finished'] == 12
+    assert (
+        'could not be written (File too large). Nothing half-done is left' in p.stderr
+        and 'start the same command again' in p.stderr
+    )
+    assert not list((tmp_path / 'out').glob('*.tar')) and not list((tmp_path / 'out').glob('.*'))
+    assert shard(csv, tmp_path / 'out', per_shard=5, workers=1)['finished'] == 12
 
 
 def test_parallel_parts_and_processes_give_the_same_bytes(tmp_path):
-    csv = table(tmp_path/'sounds', 30)
-    shard(csv, tmp_path/'one', per_shard=4, workers=1)
-    for part in '3/3', '1/3', '2/3': report = shard(csv, tmp_path/'three', part=part, per_shard=4, workers=2 if part == '1/3' else 1)
+    csv = table(tmp_path / 'sounds', 30)
+    shard(csv, tmp_path / 'one', per_shard=4, workers=1)
+    for part in '3/3', '1/3', '2/3':
+        report = shard(csv, tmp_path / 'three', part=part, per_shard=4, workers=2 if part == '1/3' else 1)
     assert report['finished'] == report['shards'] == 8
-    assert contents(tmp_path/'one') == contents(tmp_path/'three')
+    assert contents(tmp_path / 'one') == contents(tmp_path / 'three')
 
 
 def test_unfinished_shards_are_not_read(tmp_path):
-    csv = table(tmp_path/'sounds', 30)
-    assert shard(csv, tmp_path/'out', part='1/2', per_shard=4, workers=1)['finished'] == 4
-    with pytest.raises(FileNotFoundError, match='when all its parts are finished'): Shards(tmp_path/'out')
+    csv = table(tmp_path / 'sounds', 30)
+    assert shard(csv, tmp_path / 'out', part='1/2', per_shard=4, workers=1)['finished'] == 4
+    with pytest.raises(FileNotFoundError, match='when all its parts are finished'):
+        Shards(tmp_path / 'out')
 
 
 def test_whole_videos_are_cut(tmp_path):
-    sf.write(tmp_path/'video.wav', np.concatenate([np.zeros(32_000), noise(1.)]), 16_000)
-    m = Manifest('own', [Clip(str(tmp_path/'video.wav'), ('dog',), id='a', start=2., seconds=1.), Clip(str(tmp_path/'video.wav'), ('dog',), id='b', seconds=2.)], ['dog'])
-    report = shard(m, tmp_path/'out', workers=1)
+    sf.write(tmp_path / 'video.wav', np.concatenate([np.zeros(32_000), noise(1.0)]), 16_000)
+    m = Manifest(
+        'own',
+        [
+            Clip(str(tmp_path / 'video.wav'), ('dog',), id='a', start=2.0, seconds=1.0),
+            Clip(str(tmp_path / 'video.wav'), ('dog',), id='b', seconds=2.0),
+        ],
+        ['dog'],
+    )
+    report = shard(m, tmp_path / 'out', workers=1)
     assert report['kept'] == 1 and report['trouble'] == dict(silent=1)
-    assert torch.allclose(Shards(tmp_path/'out', 1.)[0][0], torch.from_numpy(noise(1.)), atol=1e-4)   # twice rounded to 16 bits
+    assert torch.allclose(
+        Shards(tmp_path / 'out', 1.0)[0][0], torch.from_numpy(noise(1.0)), atol=1e-4
+    )  # twice rounded to 16 bits
 
 
 # Speed
+
 
 @pytest.fixture(scope='module')
 def long(tmp_path_factory):
     "Clips of ten seconds, as files and as shards."
     folder, rng = tmp_path_factory.mktemp('long'), np.random.default_rng(0)
     hum = np.cumsum(rng.standard_normal((8, 160_000)), 1)
-    blobs = [encode_flac(x, 16_000) for x in .3 * hum / np.abs(hum).max(1, keepdims=True) + .02 * rng.standard_normal(hum.shape)]
+    blobs = [
+        encode_flac(x, 16_000)
+        for x in 0.3 * hum / np.abs(hum).max(1, keepdims=True) + 0.02 * rng.standard_normal(hum.shape)
+    ]
     build(folder, n := 1_200 if FULL else 200, 50, blobs)
-    for i in range(n): (folder/f'{i}.flac').write_bytes(blobs[i % 8])
+    for i in range(n):
+        (folder / f'{i}.flac').write_bytes(blobs[i % 8])
     return folder, n
 
 
 def plain(folder, ids):
-    for i in ids: sf.read(folder/f'{i}.flac', dtype='float32')
+    for i in ids:
+        sf.read(folder / f'{i}.flac', dtype='float32')
 
 
 @pytest.mark.clock
 def test_speed_beside_a_plain_loop(long):
     (folder, n), workers, batch = long, 2, 20
+
     def by_files():
         ps = [fork.Process(target=plain, args=(folder, range(k, n, workers))) for k in range(workers)]
-        [p.start() for p in ps]; [p.join() for p in ps]
+        [p.start() for p in ps]
+        [p.join() for p in ps]
+
     def by_shards():
         loader = ShardLoader(Shards(folder), batch, n // batch, 10_000, 0, workers=workers)
         assert sum(int(b['weight'].sum()) for b, _ in loader) == n
-    def cost(f): # seconds on the wall, and of the processor
-        wall, cpu = time.perf_counter(), sum(os.times()[:4]); f()
-        time.sleep(.05)   # workers end
-        return time.perf_counter() - .05 - wall, sum(os.times()[:4]) - cpu
+
+    def cost(f):  # seconds on the wall, and of the processor
+        wall, cpu = time.perf_counter(), sum(os.times()[:4])
+        f()
+        time.sleep(0.05)  # workers end
+        return time.perf_counter() - 0.05 - wall, sum(os.times()[:4]) - cpu
+
     cost(by_files), cost(by_shards)
     pairs = [(cost(by_files), cost(by_shards)) for _ in range(9 if FULL else 3)]
     wall, cpu = ([a[k] / b[k] for a, b in pairs] for k in (0, 1))
-    print(f'\ndecode + stream / plain loop, {workers} processes: median {statistics.median(wall):.3f} of the clips/s ({", ".join(f"{r:.2f}" for r in sorted(wall))}); plain / stream processor time {statistics.median(cpu):.3f}')
-    assert statistics.median(cpu) > .1               # a short run is mostly the start of processes; what other work on the machine disturbs least
-    assert not FULL or statistics.median(wall) > .9
+    print(
+        f'\ndecode + stream / plain loop, {workers} processes: median {statistics.median(wall):.3f} of the clips/s ({", ".join(f"{r:.2f}" for r in sorted(wall))}); plain / stream processor time {statistics.median(cpu):.3f}'
+    )
+    assert (
+        statistics.median(cpu) > 0.1
+    )  # a short run is mostly the start of processes; what other work on the machine disturbs least
+    assert not FULL or statistics.median(wall) > 0.9

@@ -4,35 +4,50 @@
 
 OUT.json: for each case the largest relative error of a parameter's gradient, and of the loss.
 """
-import json, os, sys
+
+import json
+import os
+import sys
 from pathlib import Path
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from collat.losses import CoLLATLoss, PAD, TEMPLATE, LABEL
+
+from collat.losses import LABEL, PAD, TEMPLATE, CoLLATLoss
 
 B, N, D = 8, 6, 5
 CASES = dict(
     default=dict(),
     padding_masked=dict(counts='words'),
-    hungarian_sum=dict(matcher='hungarian', norm='sum', closeness='l2', lambdas=(.1, 1., .1)),
-    diagonal=dict(targets='diagonal', stop_grad=True, lambdas=(1., 1., 1.)),
-    contrastive_only=dict(lambdas=(0., 1., 0.)),
+    hungarian_sum=dict(matcher='hungarian', norm='sum', closeness='l2', lambdas=(0.1, 1.0, 0.1)),
+    diagonal=dict(targets='diagonal', stop_grad=True, lambdas=(1.0, 1.0, 1.0)),
+    contrastive_only=dict(lambdas=(0.0, 1.0, 0.0)),
     filler=dict(),
 )
 
+
 class Model(nn.Module):
     "As few layers as give every term of the loss and logit_scale a gradient."
+
     def __init__(self):
         super().__init__()
-        self.tokens, self.audio, self.text = nn.Linear(7, N*D), nn.Linear(D, 4), nn.Linear(D, 4)
-        self.logit_scale = nn.Parameter(torch.tensor(2.))
+        self.tokens, self.audio, self.text = nn.Linear(7, N * D), nn.Linear(D, 4), nn.Linear(D, 4)
+        self.logit_scale = nn.Parameter(torch.tensor(2.0))
+
     def forward(self, x, noise, h_t):
         h_at, noisy = (self.tokens(v).tanh().unflatten(1, (N, D)) for v in (x, x + noise))
-        return dict(h_at=h_at, h_t=h_t, z_a=self.audio(h_at).tanh().mean(1), z_t=self.text(h_t).tanh().mean(1),
-                    logit_scale=self.logit_scale.exp(), h_at_noisy=noisy)
+        return dict(
+            h_at=h_at,
+            h_t=h_t,
+            z_a=self.audio(h_at).tanh().mean(1),
+            z_t=self.text(h_t).tanh().mean(1),
+            logit_scale=self.logit_scale.exp(),
+            h_at_noisy=noisy,
+        )
+
 
 def batch():
     "Whole batch: texts of unequal length, equal texts within and across the halves."
@@ -41,10 +56,13 @@ def batch():
     ids = torch.tensor([4, 9, 4, 2, 9, 4, 7, 1])
     length = 2 + ids % 5
     table = rand(10, N, D)
-    table[:, :2] = table[0, :2]                                   # template words, the same everywhere
+    table[:, :2] = table[0, :2]  # template words, the same everywhere
     h_t, slot = table[ids], torch.arange(N)[None]
     kind = torch.where(slot < 2, TEMPLATE, torch.where(slot < length[:, None], LABEL, PAD))
-    return dict(x=rand(B, 7), noise=.1*rand(B, 7), h_t=h_t.masked_fill((kind == PAD)[..., None], 0.)), dict(kind=kind, text_ids=ids)
+    return dict(x=rand(B, 7), noise=0.1 * rand(B, 7), h_t=h_t.masked_fill((kind == PAD)[..., None], 0.0)), dict(
+        kind=kind, text_ids=ids
+    )
+
 
 def gradients(model, loss_fn, views, rest):
     model.zero_grad()
@@ -52,12 +70,13 @@ def gradients(model, loss_fn, views, rest):
     out['loss'].backward()
     return out, {k.removeprefix('module.'): p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
 
+
 def main(path):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model, (views, rest) = Model().double(), batch()
-    weights = {'filler': torch.tensor([1., 1, 1, 1, 1, 1, 0, 0], dtype=torch.float64)}
-    fns = {k: CoLLATLoss(embed_scale=.8, **v) for k, v in CASES.items()}
+    weights = {'filler': torch.tensor([1.0, 1, 1, 1, 1, 1, 0, 0], dtype=torch.float64)}
+    fns = {k: CoLLATLoss(embed_scale=0.8, **v) for k, v in CASES.items()}
     whole = {k: gradients(model, f, views, rest | dict(weight=weights.get(k))) for k, f in fns.items()}
 
     dist.init_process_group('gloo')
@@ -72,15 +91,22 @@ def main(path):
         assert grads.keys() == ref_grads.keys() == dict(model.named_parameters()).keys()
         loss = out['loss'].detach().clone()
         dist.all_reduce(loss)
-        result[k] = dict(gradient={p: ((grads[p]-ref_grads[p]).norm()/ref_grads[p].norm()).item() for p in grads},
-                         loss=((loss/R - ref['loss'])/ref['loss']).abs().item(), n_duplicates=out['duplicates'].item()*B/R)
-    try: fns['default'](**model(**{k: v[:3+r] for k, v in views.items()}), **{k: v[:3+r] for k, v in rest.items()})
-    except ValueError as e: result['unequal'] = str(e)
+        result[k] = dict(
+            gradient={p: ((grads[p] - ref_grads[p]).norm() / ref_grads[p].norm()).item() for p in grads},
+            loss=((loss / R - ref['loss']) / ref['loss']).abs().item(),
+            n_duplicates=out['duplicates'].item() * B / R,
+        )
+    try:
+        fns['default'](**model(**{k: v[: 3 + r] for k, v in views.items()}), **{k: v[: 3 + r] for k, v in rest.items()})
+    except ValueError as e:
+        result['unequal'] = str(e)
     if r == 0:
         tmp = Path(path).with_suffix('.tmp')
         tmp.write_text(json.dumps(result, indent=1))
         os.replace(tmp, path)
     dist.barrier()
-    os._exit(0) # all is written; tearing gloo's threads down sometimes aborts (torch 2.14)
+    os._exit(0)  # all is written; tearing gloo's threads down sometimes aborts (torch 2.14)
 
-if __name__ == '__main__': main(sys.argv[1])
+
+if __name__ == '__main__':
+    main(sys.argv[1])
