@@ -22,9 +22,12 @@ run_dir, p = Path(run_dir), load_profile(profile, overrides)"""
 COUNT = """state = run_dir/'work/state.json'; state.parent.mkdir(exist_ok=True)
 seen = json.loads(state.read_text()) if state.exists() else []
 for i in range(len(seen), p.steps):
-    seen.append(i * p.seed); state.with_suffix('.new').write_text(json.dumps(seen)); state.with_suffix('.new').replace(state); time.sleep(.25)
+    seen.append(i * p.seed); new = state.with_suffix('.new')
+    new.write_text(json.dumps(seen)); new.replace(state); time.sleep(.25)
 (run_dir/'a.json').write_text(json.dumps(seen)); (run_dir/'resumed').write_text('')"""
-DOUBLE = "from toy.mod import double\n(run_dir/'b.json').write_text(json.dumps([double(x) for x in json.loads((run_dir/'a.json').read_text())]))"
+DOUBLE = """from toy.mod import double
+seen = json.loads((run_dir/'a.json').read_text())
+(run_dir/'b.json').write_text(json.dumps([double(x) for x in seen]))"""
 TOY = (Stage('01_count', (), ('a.json',), work=('work/*',)), Stage('02_double', ('a.json',), ('b.json',)))
 
 
@@ -62,11 +65,14 @@ def toy(tmp_path):
 
 def script(root, steps):
     "A process of its own that runs the toy."
-    code = f"""import signal; signal.signal(signal.SIGINT, signal.default_int_handler)   # in the background, a shell has it ignored
+    code = f"""import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)   # in the background, a shell has it ignored
 from pathlib import Path
 from collat.pipeline import Stage, open_run, run_pipeline
-r = Path({str(root)!r}); T = (Stage('01_count', (), ('a.json',), work=('work/*',)), Stage('02_double', ('a.json',), ('b.json',)))
-run_pipeline(open_run('smoke', dict(steps={steps}, seed=3), r/'run', stages=T, nbs=r/'nbs', package=r/'toy'), progress=True)"""
+r = Path({str(root)!r})
+T = Stage('01_count', (), ('a.json',), work=('work/*',)), Stage('02_double', ('a.json',), ('b.json',))
+run = open_run('smoke', dict(steps={steps}, seed=3), r/'run', stages=T, nbs=r/'nbs', package=r/'toy')
+run_pipeline(run, progress=True)"""
     return [sys.executable, '-c', code]
 
 
@@ -259,7 +265,8 @@ def test_stage_that_writes_nothing_fails(toy):
 
 
 SLEEP = """import os; t = time.time(); (run_dir/f'{name}.here').touch()
-while name in ('left', 'right') and time.time() < t + 120 and not all((run_dir/f'{n}.here').exists() for n in ('left', 'right')): time.sleep(.05)
+pair = 'left', 'right'; both_here = lambda: all((run_dir/f'{n}.here').exists() for n in pair)
+while name in pair and time.time() < t + 120 and not both_here(): time.sleep(.05)
 time.sleep(.5)
 (run_dir/f'{name}.json').write_text(json.dumps([t, time.time(), os.environ.get('OMP_NUM_THREADS')]))"""
 
@@ -305,7 +312,7 @@ def test_failure_beside_another_stage(toy):
 
 
 def test_a_kernel_that_does_not_start_is_tried_three_times(toy, monkeypatch):
-    "Between the choice of its ports and their use, another process may take one: then ipykernel ends before it answers."
+    "Between the choice of its ports and their use another process may take one: ipykernel ends before it answers."
     from collat import pipeline
 
     usual, starts = pipeline.kernel_class, []
