@@ -91,6 +91,8 @@ class SceneFields:
     n_classes: int = doc(0, 'use only the first so many training classes; 0 = all')
     test_fold: int = doc(5, 'data=esc50: official fold of the test; the next one is for validation (notebook 03a)')
     class_split: int = doc(0, 'data=esc50: which draw of new classes (notebook 03a)')
+    clip_copies: int = doc(0, 'whole clips (notebook 32): copies of each to train on, at another speed (notebook 03a)')
+    mix_share: float = doc(0.0, 'whole clips: share of them that is heard together with another one (notebook 32)')
 
 # %% ../nbs/00_config.ipynb #c634ec10
 @dataclass(frozen=True)
