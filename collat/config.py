@@ -92,7 +92,6 @@ class SceneFields:
     test_fold: int = doc(5, 'data=esc50: official fold of the test; the next one is for validation (notebook 03a)')
     class_split: int = doc(0, 'data=esc50: which draw of new classes (notebook 03a)')
     clip_copies: int = doc(0, 'whole clips (notebook 32): copies of each to train on, at another speed (notebook 03a)')
-    mix_share: float = doc(0.0, 'whole clips: share of them that is heard together with another one (notebook 32)')
 
 # %% ../nbs/00_config.ipynb #c634ec10
 @dataclass(frozen=True)
@@ -395,7 +394,7 @@ PROFILES = dict(
         heads_interaction=8,
     ),
     esc50=_recorded,
-    esc50_long=_recorded | dict(esc50_seeds=3, esc50_splits=5, ablation_seeds=3),
+    esc50_long=_recorded | dict(steps=240, clip_copies=3, esc50_seeds=3, esc50_splits=5, ablation_seeds=3),
     paper=_large | dict(data='audioset', text_encoder='open_clip:ViT-L-14/openai', lambda_global=0.1, steps=24_000),
 )
 

@@ -103,7 +103,7 @@ def test_ast_of_transformers_and_clip_of_open_clip_stand_behind_the_profile(tmp_
     front = dict(n_mels=64, stride=16, stem='patch', clip_seconds=1.0, norm_mean=-4.3, norm_std=4.6)
     text = dict(text_encoder=f'open_clip:tiny-quickgelu/{tmp_path}/clip.pt', pad_id=49407, n_tokens=20)
     quick = dict(steps=2, batch=20, warmup=1, n_boot=20, probe_steps=4, depth_interaction=1, precision='fp32')
-    more = dict(clip_copies=1, mix_share=0.5, data_root=str(tmp_path / 'data'))
+    more = dict(clip_copies=1, data_root=str(tmp_path / 'data'))
     p = load_profile('esc50', ears | front | text | quick | more)
     esc50_clips.cache_clear()
     results = evaluate_esc50(p, tmp_path / 'run')
