@@ -19,7 +19,7 @@ SHELL   := /bin/bash
 VENV    := .venv
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
-SUMS    := git ls-files -co --exclude-standard nbs collat | sort | xargs -d '\n' sha256sum
+SUMS    := git ls-files -z -co --exclude-standard nbs collat | xargs -0 cksum
 
 .PHONY: setup reproduce long small recordings esc50 esc50-long pretrain benchmarks test test-data gates lab clean
 
