@@ -829,6 +829,7 @@ def plot_curve(
 ):
     "Top-1 and mAP against the number of labelled training scenes, with zero-shot as a dashed line."
     import pandas as pd
+    import seaborn as sns
 
     table = pd.DataFrame(curve)
     named = dict(test='in-domain', other='other recordings')
