@@ -932,11 +932,11 @@ def load_csv(path: str | Path, check: str = 'stat') -> Manifest:
     return Manifest(path.stem, clips, classes, multilabel, "the user's own", report)
 
 # %% ../nbs/05_datasets.ipynb #ca83fdb2
+_FREESOUND_TESTS = (('fsd50k', 'eval'), ('esc50', 'all'), ('urbansound8k', 'all'))
+_YOUTUBE_TESTS = (('audioset', 'eval'), ('audiocaps', 'test'), ('vggsound', 'test'))
 LEAKS = dict(  # training set -> its training splits, and the splits that they must not have met
-    fsd50k=dict(train=('train',), against=(('fsd50k', 'eval'), ('esc50', 'all'), ('urbansound8k', 'all'))),
-    audioset=dict(
-        train=('balanced', 'unbalanced'), against=(('audioset', 'eval'), ('audiocaps', 'test'), ('vggsound', 'test'))
-    ),
+    fsd50k=dict(train=('train',), against=_FREESOUND_TESTS),
+    audioset=dict(train=('balanced', 'unbalanced'), against=_YOUTUBE_TESTS),
 )
 
 
