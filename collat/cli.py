@@ -63,9 +63,16 @@ def cmd_eval(args) -> int:
         args.checkpoint = model_folder()
     if args.checkpoint not in PUBLISHED and not Path(args.checkpoint).exists():
         raise ValueError(f'{args.checkpoint}: no such folder, and no published model ({", ".join(PUBLISHED)})')
-    results = importlib.import_module(TASKS[args.task]).evaluate_data(
-        args.checkpoint, args.data, args.protocol, args.out, args.root
-    )
+    more = {}
+    if args.gpus > 1:
+        if args.task != 'zero_shot':
+            raise ValueError(f'--gpus {args.gpus}: {args.task} runs in one process; zero_shot shares its clips')
+        from collat.pipeline import check_gpus
+
+        check_gpus(args.gpus)
+        more = dict(gpus=args.gpus)
+    evaluate_data = importlib.import_module(TASKS[args.task]).evaluate_data
+    results = evaluate_data(args.checkpoint, args.data, args.protocol, args.out, args.root, **more)
     print(json.dumps(results, indent=1, ensure_ascii=False))
     return 0
 
@@ -293,7 +300,9 @@ def make_parser() -> argparse.ArgumentParser:
 # %% ../nbs/52_cli.ipynb #928252b8
 def _others(command):
     add = command(
-        'eval', cmd_eval, '[--checkpoint P] --data NAME|CSV [--task T] [--protocol P] [--root D] [--out JSON]'
+        'eval',
+        cmd_eval,
+        '[--checkpoint P] --data NAME|CSV [--task T] [--protocol P] [--gpus N] [--root D] [--out JSON]',
     )
     add(
         '--checkpoint',
@@ -311,6 +320,12 @@ def _others(command):
         help='prompt form of zero_shot, see 02_prompts (default: the one that the model was trained with)',
     )
     add('--root', default='', help='folders of the data sets (default: those of COLLAT_DATA, or data)')
+    add(
+        '--gpus',
+        type=positive,
+        default=1,
+        help='processes that share the clips of zero_shot, one for each GPU (default: 1)',
+    )
     add('--out', help='results file to write')
     add = command(
         'data', cmd_data, 'check | get NAME | shard NAME|CSV --out DIR [--part i/n] [--workers N]   [--root D]'

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SAMPLE_RATE', 'N_MELS', 'WINDOW', 'HOP', 'PATCH', 'PATCH_HOP', 'SILENCE', 'REMOTES', 'HOW', 'KERAS', 'READERS',
-           'ESC50_NAMES', 'mel_triangles', 'whole_patches', 'yamnet_spectrogram', 'CappedReLU', 'YAMNet', 'find_yamnet',
-           'yamnet_names', 'layer_names', 'read_keras', 'read_tflite', 'load_yamnet', 'get_yamnet', 'write_keras',
-           'scores_by_name']
+           'PATCHES', 'ESC50_NAMES', 'mel_triangles', 'whole_patches', 'yamnet_spectrogram', 'CappedReLU',
+           'cut_patches', 'YAMNet', 'find_yamnet', 'yamnet_names', 'layer_names', 'read_keras', 'read_tflite',
+           'load_yamnet', 'get_yamnet', 'write_keras', 'FoldedYAMNet', 'scores_by_name']
 
 # %% ../nbs/08b_yamnet.ipynb #8baa4903
 import math
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .backbones import CNN
 from .config import data_folders, find_data
@@ -69,6 +70,14 @@ class CappedReLU(nn.Module):
         return torch.minimum(x.relu(), self.cap)
 
 
+def cut_patches(spec: Tensor) -> Tensor:  # (b t f) -> ((b p) 1 t f)
+    "The images that the network reads. Raises ValueError for a spectrogram of another shape."
+    if spec.ndim != 3 or spec.shape[2] != N_MELS or spec.shape[1] < PATCH:
+        shape = tuple(spec.shape)
+        raise ValueError(f'spectrogram of shape {shape}; YAMNet reads (b, t, {N_MELS}), {PATCH} frames or more')
+    return rearrange(spec.unfold(1, PATCH, PATCH_HOP), 'b p f t -> (b p) 1 t f')
+
+
 class YAMNet(CNN):
     "MobileNet v1 on patches of a log-mel spectrogram: (b t f) to (b m d), six tokens a patch."
 
@@ -85,12 +94,8 @@ class YAMNet(CNN):
         self.head = nn.Linear(self.d, n_classes)
 
     def patches(self, spec: Tensor) -> Tensor:  # (b t f) -> (b p m d)
-        "Tokens of each patch, in time, each moment from low to high frequency. Raises ValueError for another shape."
-        if spec.ndim != 3 or spec.shape[2] != N_MELS or spec.shape[1] < PATCH:
-            shape = tuple(spec.shape)
-            raise ValueError(f'spectrogram of shape {shape}; YAMNet reads (b, t, {N_MELS}), {PATCH} frames or more')
-        x = rearrange(spec.unfold(1, PATCH, PATCH_HOP), 'b p f t -> (b p) 1 t f')
-        return rearrange(self.net.forward_features(x), '(b p) d t f -> b p (t f) d', b=len(spec))
+        "Tokens of each patch, in time, each moment from low to high frequency. Errors as `cut_patches`."
+        return rearrange(self.net.forward_features(cut_patches(spec)), '(b p) d t f -> b p (t f) d', b=len(spec))
 
     def forward(self, spec: Tensor) -> Tensor:  # (b t f) -> (b m d)
         "Audio tokens of §3.1."
@@ -239,6 +244,43 @@ def write_keras(path: str | Path, net: YAMNet):
             for ours, theirs in dict(bias='beta', running_mean='moving_mean', running_var='moving_variance').items():
                 f[f'{name}/bn/{name}/bn/{theirs}:0'] = w[f'net.{norm}.{ours}']
         f['logits/logits/kernel:0'], f['logits/logits/bias:0'] = w['head.weight'].T, w['head.bias']
+
+# %% ../nbs/08b_yamnet.ipynb #0761d2fb
+PATCHES = 40  # patches that go through the folded network together on a CPU
+
+
+class FoldedYAMNet:
+    "A `YAMNet` for inference, without batch normalisations. It keeps the weights of the moment at which it is made."
+
+    @torch.no_grad()
+    def __init__(self, net: YAMNet):
+        modules = dict(net.net.named_modules())
+        self.cap, self.layers = float(net.net.bn1.act.cap), []
+        for conv, norm in ((modules[c], modules[n]) for c, n in layer_names(net.net)):
+            statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            self.layers.append((conv, *fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)))
+
+    def maps(self, x: Tensor) -> Tensor:  # (b 1 t f) -> (b d t' f')
+        "Patches through all layers."
+        from timm.layers import Conv2dSame, pad_same
+
+        for conv, weight, bias in self.layers:
+            if conv.kernel_size == (1, 1):
+                x = F.linear(rearrange(x, 'b d t f -> b t f d'), weight.flatten(1), bias)
+                x = rearrange(x, 'b t f d -> b d t f')
+            else:
+                if isinstance(conv, Conv2dSame):
+                    x = pad_same(x, conv.kernel_size, conv.stride)
+                x = F.conv2d(x, weight, bias, conv.stride, conv.padding, groups=conv.groups)
+            x = x.clamp_(0, self.cap)
+        return x
+
+    @torch.no_grad()
+    def __call__(self, spec: Tensor) -> Tensor:  # (b t f) -> (b m d)
+        "Audio tokens of §3.1, to rounding those of `YAMNet`. Errors as `cut_patches`."
+        x = cut_patches(spec)
+        parts = x.split(PATCHES if x.device.type == 'cpu' else len(x))
+        return rearrange(torch.cat([self.maps(p) for p in parts]), '(b p) d t f -> b (p t f) d', b=len(spec))
 
 # %% ../nbs/08b_yamnet.ipynb #cdb65cce
 ESC50_NAMES = {

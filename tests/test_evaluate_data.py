@@ -1,14 +1,22 @@
 "`collat eval` from end to end: every task on a table of sounds with labels, captions and splits, one of them broken."
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile as sf
+import torch
 
+from collat import zero_shot
 from collat.cli import TASKS, main
-from collat.config import load_profile
+from collat.config import Preempted, load_profile
 from collat.model import CoLLAT
+
+TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
 
 
 @pytest.fixture(scope='module')
@@ -31,7 +39,20 @@ def folder(tmp_path_factory):
     return d
 
 
-def evaluate(folder, task, data='my.csv'):
+@pytest.fixture(scope='module')
+def many(folder):
+    "A table whose clips are more than two groups, of many lengths, two of them broken."
+    rng, rows = np.random.default_rng(1), ['path,labels']
+    for i in range(75):
+        sf.write(folder / f'many{i}.wav', 0.1 * rng.normal(size=6_000 + 400 * (i % 7)), 16_000)
+        rows.append(f'many{i}.wav,{("tone", "noise")[i % 2]}')
+    for i in (3, 40):
+        (folder / f'many{i}.wav').write_bytes(b'RIFF, but no sound')
+    (folder / 'many.csv').write_text('\n'.join(rows) + '\n')
+    return folder / 'many.csv'
+
+
+def evaluate(folder, task, data='my.csv', *more):
     with pytest.raises(SystemExit) as e:
         main(
             [
@@ -44,6 +65,7 @@ def evaluate(folder, task, data='my.csv'):
                 task,
                 '--out',
                 str(folder / f'{task}.json'),
+                *more,
             ]
         )
     return e.value.code
@@ -69,6 +91,60 @@ def test_every_task_on_a_users_table(folder, task, metrics, n, capsys):
         and len(r['skipped']) == 1
         and '27.wav' in str(r['skipped'])
     )
+
+
+def test_two_ranks_embed_as_one_process_does(folder, many, tmp_path):
+    "Embeddings to the last bit, clips and reasons in the order of the table, on both ranks."
+    args = [str(Path(__file__).parent / 'eval_ranks.py'), str(folder / 'model'), str(many)]
+    subprocess.run([sys.executable, *args, str(tmp_path / 'one')], check=True, capture_output=True)
+    subprocess.run([sys.executable, *TORCHRUN, *args, str(tmp_path / 'two')], check=True, capture_output=True)
+    one, *two = (torch.load(tmp_path / f, weights_only=True) for f in ('one.0', 'two.0', 'two.1'))
+    broken = [Path(s.split(':')[0]).name for s in one['skipped']]
+    assert len(one['paths']) == 73 and broken == ['many3.wav', 'many40.wav']
+    for rank in two:
+        assert torch.equal(rank['z'], one['z']) and torch.equal(rank['y'], one['y'])
+        assert rank['paths'] == one['paths'] and rank['skipped'] == one['skipped']
+
+
+@pytest.mark.skipif(os.cpu_count() < 2, reason='two processes need two cores')
+def test_eval_on_two_processes_says_what_one_says(folder, many, capsys):
+    said = []
+    for more in ([], ['--gpus', '2']):
+        assert evaluate(folder, 'zero_shot', many.name, *more) == 0
+        said.append(json.loads(capsys.readouterr().out))
+    assert said[0] == said[1] and said[0]['clips'] == 73
+    written = json.loads((folder / 'zero_shot.json').read_text())
+    assert written['results'] == said[1]
+
+
+def test_what_is_said_when_a_process_fails(monkeypatch, capsys):
+    "Without starting one: the group of processes is played."
+
+    def run(play):
+        monkeypatch.setattr(zero_shot, 'run_group', play)
+        return zero_shot.in_processes(2, dict(template=''))
+
+    def fails(cmd, failure):
+        failure.write_text('rank 1: ValueError: no clip\nTraceback ...\n')
+        return 1
+
+    def stopped(cmd, failure):
+        raise Preempted('stopped')
+
+    with pytest.raises(RuntimeError, match='the evaluation failed: rank 1: ValueError: no clip$'):
+        run(fails)
+    assert 'Traceback' in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match='one of 2 processes was killed .exit code 9'):
+        run(lambda *_: 9)
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped)
+
+
+def test_more_processes_than_the_machine_has_and_tasks_that_run_in_one(folder, many, capsys):
+    assert evaluate(folder, 'zero_shot', many.name, '--gpus', '999') == 2
+    assert 'this machine has' in capsys.readouterr().err
+    assert evaluate(folder, 'retrieval', many.name, '--gpus', '2') == 2
+    assert 'retrieval runs in one process' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
