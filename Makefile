@@ -1,11 +1,11 @@
 # make reproduce   everything from a fresh clone to tables and figures (PROFILE=mini, EXTRAS=merlin, JOBS=2 notebooks side by side, ARGS="key=value --plan ...")
 # make long        three seeds of the main row, the loss ablations and the architecture, two of the baselines on the full schedule (profile mini_long; many hours on 2 cores)
-# make small       the profile small, downloads included (FSD50K, ESC-50, UrbanSound8K, TUT 2017: 56 GB; one GPU)
+# make small       the profile small, all stages, downloads included (FSD50K, ESC-50, UrbanSound8K, TUT 2017: 56 GB; one GPU)
 # make esc50      CoLLAT on real recordings: ESC-50's public protocols with YAMNet's ears (620 MB of downloads; 20 minutes on two cores; runs/esc50 and figures/esc50)
 # make esc50-long the same with three seeds and five draws of new classes, and the whole sequence on scenes mixed from recordings (hours; figures/esc50_long)
 # make pretrain    trains the ears of PROFILE again that figures/mini/ears.safetensors ships (an hour on two cores; runs/ears)
 # make benchmarks  speed, memory and utilisation on this device beside transformers' (minutes; runs/benchmarks and figures/benchmarks)
-# make test        all gates and tests
+# make test        all gates and tests, but for the proofs marked slow (.venv/bin/python -m pytest -m slow)
 # make test-data   only the tests that need data which is not in git; the variable COLLAT_DATA names its folders
 # make lab         JupyterLab on nbs/
 # make clean       removes caches and build leftovers; runs/ (trained models), .venv and data/ stay: delete those by hand
@@ -50,7 +50,7 @@ long: setup
 
 small: setup
 	set -e; for d in fsd50k esc50 urbansound8k tut2017; do $(BIN)/collat data get $$d; done
-	$(BIN)/collat run --profile small $(ARGS)
+	$(BIN)/collat run --profile small eval_world=esc50 $(ARGS)
 
 recordings: setup
 	set -e; for d in esc50 yamnet; do $(BIN)/collat data get $$d; done

@@ -10,6 +10,7 @@ import dataclasses
 import time
 from pathlib import Path
 
+from .baselines import on_shards
 from .config import Profile, nearest_name, read_results, write_results
 from .model import CoLLAT
 from .scenes import Scenes
@@ -66,15 +67,15 @@ def variants(profile: Profile, groups) -> dict:  # profile of the variant -> its
 def variant_scores(model: CoLLAT, p: Profile, data: Path) -> dict:
     "Zero-shot numbers on the validation splits, and label-token distances before and after the interaction module."
     out = dict(snr_db={})
-    for split, noise, tag in [('valid', s, f'_noise_{s:g}' if s else '') for s in noise_levels(p)] + [
-        ('valid_unseen', 0.0, '_unseen')
-    ]:
+    keys = {'top-1': 'top1', 'mAP': 'map'}
+    views = [('valid', s, f'_noise_{s:g}' if s else '') for s in noise_levels(p)]
+    for split, noise, tag in [*views, ('valid_unseen', 0.0, '_unseen')]:
         e = embed_split(model, data, split, noise_std=noise)
         if noise:
             out['snr_db'][f'{noise:g}'] = e.snr
         for r in score_split(model, e, p.template, n_boot=2):
-            if r['metric'] in ('top-1', 'mAP'):
-                out[dict([('top-1', 'top1'), ('mAP', 'map')])[r['metric']] + tag] = r['value']
+            if r['metric'] in keys:
+                out[keys[r['metric']] + tag] = r['value']
     steps = block_distances(model, Scenes(data, 'valid', p), 200)
     return out | dict(
         label_distance=float(steps[-1, 0]),
@@ -89,47 +90,32 @@ def run_variant(
     data: Path,  # rendered data, shared
     pretrained: Path | None,  # audio encoder, shared
 ) -> dict:  # its numbers
-    "Train and score a variant, unless its result lies there. Without Eq. 1 and 2 nothing ties sound to text; such a variant is scored all the same."
-    path, started = Path(folder) / 'results/variant.json', time.time()
-    if path.exists():
-        return read_results(path)['results']
-    model = CoLLAT.from_pretrained(train(p, folder, pretrained, data, validate=False))
-    write_results(
-        path,
-        variant_scores(model, p, data) | dict(seconds_per_step=float(read_log(folder)['seconds'].median())),
-        p,
-        started,
-    )
+    """Train and score a variant, unless its result lies there.
+    Without Eq. 1 and 2 nothing ties sound to text; such a variant is scored all the same."""
+    path = Path(folder) / 'results/variant.json'
+    if not path.exists():
+        started = time.time()
+        model = CoLLAT.from_pretrained(train(p, folder, pretrained, data, validate=False))
+        scores = variant_scores(model, p, data)
+        seconds = float(read_log(folder)['seconds'].median())
+        write_results(path, scores | dict(seconds_per_step=seconds), p, started)
     return read_results(path)['results']
 
 # %% ../nbs/30_ablations.ipynb #43911ce1
 def variant_jobs(
     profile: Profile, run_dir: str | Path, groups, steps: int, seeds: int = 1, within: str = 'ablations'
 ) -> list:  # of (profile, names, folder)
-    "Every training that some groups ask for. The profile itself is `all losses`, and lies in `ablations` whoever asks for it."
+    "Every training that some groups ask for. The profile itself is `all losses`, and lies in `ablations` whoever asks."
     out = []
+    schedule = dict(steps=steps, warmup=max(1, steps // 6), checkpoint_every=max(1, steps // 2))
     for seed in range(profile.seed, profile.seed + seeds):
         for q, names in variants(profile, groups).items():
             own = q == profile
             name = 'all losses' if own else names[0][1]
-            p = dataclasses.replace(
-                q,
-                seed=seed,
-                steps=steps,
-                batch=q.ablation_batch or q.batch,
-                warmup=max(1, steps // 6),
-                checkpoint_every=max(1, steps // 2),
-            )
-            out.append(
-                (
-                    p,
-                    names,
-                    Path(run_dir)
-                    / ('ablations' if own else within)
-                    / f'{steps}-steps'
-                    / f'{name.replace(" ", "_").replace("/", "_")}-seed{seed}',
-                )
-            )
+            p = dataclasses.replace(q, seed=seed, batch=q.ablation_batch or q.batch, **schedule)
+            home = Path(run_dir) / ('ablations' if own else within) / f'{steps}-steps'
+            folder = home / f'{name.replace(" ", "_").replace("/", "_")}-seed{seed}'
+            out.append((on_shards(p, run_dir), names, folder))
     return out
 
 
@@ -141,11 +127,10 @@ def ablate(
     seeds: int = 1,  # of each variant
 ) -> list:  # of rows: group, variant, seed, numbers
     "All variants of some groups, each seed of each once, one after the other."
-    run, rows = Path(run_dir), []
-    pretrained, jobs = (
-        pretrain(profile, run) if profile.pretrain_steps else None,
-        variant_jobs(profile, run, groups, steps, seeds),
-    )
+    run = Path(run_dir)
+    rows = []
+    pretrained = pretrain(profile, run) if profile.pretrain_steps else None
+    jobs = variant_jobs(profile, run, groups, steps, seeds)
     for i, (p, names, folder) in enumerate(jobs):
         print(f'variant {i + 1} of {len(jobs)}: {names[0][1]}, seed {p.seed}')
         numbers = run_variant(p, folder, run / 'data', pretrained)
@@ -165,20 +150,16 @@ def summary(rows: list):
 # %% ../nbs/30_ablations.ipynb #f8ddc798
 def main_rows(profile: Profile, run_dir: str | Path, seeds: int) -> list:  # of rows: seed, split, metric, noise, value
     "The main row of the zero-shot table for `seeds` trainings; seed 0 of the profile is the main model of the run."
-    run, rows = Path(run_dir), []
+    run = Path(run_dir)
+    rows = []
     for s in range(seeds):
         p = dataclasses.replace(profile, seed=profile.seed + s)
         print(f'main model, seed {p.seed}')
-        folder = (
-            launch(p, run)
-            if s == 0
-            else train(
-                p,
-                run / f'seeds/{p.seed}',
-                run / 'checkpoints/pretrain.safetensors' if p.pretrain_steps else None,
-                run / 'data',
-            )
-        )
+        if s == 0:
+            folder = launch(p, run)
+        else:
+            ears = run / 'checkpoints/pretrain.safetensors' if p.pretrain_steps else None
+            folder = train(on_shards(p, run), run / f'seeds/{p.seed}', ears, run / 'data')
         model = CoLLAT.from_pretrained(folder)
         for split in ('test', 'unseen', 'other'):
             for noise in noise_levels(p):
@@ -186,8 +167,6 @@ def main_rows(profile: Profile, run_dir: str | Path, seeds: int) -> list:  # of 
                     e = embed_split(model, run / 'data', split, f'30_ablations: main row, seed {p.seed}', noise)
                 except FileNotFoundError:
                     continue
-                rows += [
-                    dict(seed=p.seed, noise=noise, split=split, metric=r['metric'], value=r['value'])
-                    for r in score_split(model, e, p.template, n_boot=2)
-                ]
+                for r in score_split(model, e, p.template, n_boot=2):
+                    rows.append(dict(seed=p.seed, noise=noise, split=split, metric=r['metric'], value=r['value']))
     return rows

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MEASURES', 'ENCODERS', 'FACTORS', 'CLAIMS', 'LOSS_CLAIMS', 'valid_scores', 'measured', 'measures', 'against',
            'compared', 'model_row', 'sweep_rows', 'not_asked', 'scaled', 'home_of', 'encoder_rows', 'size_rows',
-           'greedy_optimality', 'label_similarity', 'verdict', 'claims', 'long_run', 'fill_in', 'directions',
+           'greedy_optimality', 'label_similarity', 'verdict', 'claims', 'long_run', 'fill_in', 'finding', 'directions',
            'over_seeds']
 
 # %% ../nbs/31_architecture.ipynb #121d7463
@@ -34,15 +34,16 @@ def valid_scores(
     noise: float = 0.0,  # standard deviation of Gaussian noise on the waveform
 ) -> dict:  # split -> (scores (b k), truth (b k)), numpy
     "Zero-shot scores on `valid` and `valid_unseen`, computed once and kept beside the weights."
-    path, splits = (
-        Path(folder) / f'valid_scores-{checkpoint_id(folder)}{f"-noise{noise:g}" if noise else ""}.safetensors',
-        ('valid', 'valid_unseen'),
-    )
+    view = f'-noise{noise:g}' if noise else ''
+    path = Path(folder) / f'valid_scores-{checkpoint_id(folder)}{view}.safetensors'
+    splits = 'valid', 'valid_unseen'
     if not path.exists():
-        model, out = load_baseline(folder), {}
+        model = load_baseline(folder)
+        out = {}
         for s in splits:
             e = embed_split(model, data, s, noise_std=noise)
-            out |= {f'{s}.scores': class_scores(model, e.z, e.classes, model.profile.template), f'{s}.truth': e.y}
+            out[f'{s}.scores'] = class_scores(model, e.z, e.classes, model.profile.template)
+            out[f'{s}.truth'] = e.y
         with atomic_path(path) as tmp:
             save_file({k: v.float().contiguous() for k, v in out.items()}, tmp)
     x = load_file(path)
@@ -69,67 +70,57 @@ def measures(scores: dict) -> dict:  # key of `MEASURES` -> value
 
 def against(a: dict, b: dict, key: str, n_boot: int) -> dict:  # difference, lo, hi, share_above
     "Model `a` minus model `b`, with a paired interval over clips."
-    (f, x, y), (_, x2, _) = measured(a, key), measured(b, key)
-    return paired_bootstrap(f, x, x2, y, n_boot=n_boot)
+    f, ours, y = measured(a, key)
+    _, theirs, _ = measured(b, key)
+    return paired_bootstrap(f, ours, theirs, y, n_boot=n_boot)
 
 # %% ../nbs/31_architecture.ipynb #a2c85b9b
 def compared(rows: list, n_boot: int) -> list:  # the same rows
-    "Puts beside each row its paired difference to the row of its seed that is the profile itself (`own`), where there is one."
+    """Puts beside each row its paired difference to the row of its seed that is the profile itself (`own`),
+    where there is one."""
     for r in rows:
         base = next((b for b in rows if b['seed'] == r['seed'] and b['own']), r)
-        r['difference'] = (
-            None if r['own'] or base is r else {k: against(r['scores'], base['scores'], k, n_boot) for k in MEASURES}
-        )
+        r['difference'] = None
+        if not r['own'] and base is not r:
+            r['difference'] = {k: against(r['scores'], base['scores'], k, n_boot) for k in MEASURES}
     return rows
 
 
 def model_row(group: str, variant: str, folder: Path, data: Path, seed: int, **more) -> dict:
     "Numbers of one trained model, its class scores, and the weights of its audio encoder without batch statistics."
-    scores, weights = valid_scores(folder, data), load_file(Path(folder) / 'model.safetensors')
+    scores = valid_scores(folder, data)
+    weights = load_file(Path(folder) / 'model.safetensors')
     audio = sum(v.numel() for k, v in weights.items() if k.startswith('audio.') and v.ndim and 'running_' not in k)
-    return (
-        dict(group=group, variant=variant, seed=seed, scores=scores, audio_parameters=audio) | measures(scores) | more
-    )
+    row = dict(group=group, variant=variant, seed=seed, scores=scores, audio_parameters=audio)
+    return row | measures(scores) | more
 
 
 def sweep_rows(profile: Profile, run_dir: str | Path, groups: list, steps: int, seeds: int) -> list:  # of rows
-    "Every variant of the groups, trained from the shared audio encoder and compared with the profile itself. Raises ValueError on an unknown group."
-    run, out = Path(run_dir), []
-    start, depth = (
-        pretrain(profile, run) if profile.pretrain_steps else None,
-        load_text_encoder(profile.text_encoder).n_layers,
-    )
-    jobs = [
-        j for j in variant_jobs(profile, run, groups, steps, seeds, 'architecture') if j[0].token_layer <= depth
-    ]  # a tower has no more layers than that
+    """Every variant of the groups, trained from the shared audio encoder and compared with the profile itself.
+    Raises ValueError on an unknown group."""
+    run = Path(run_dir)
+    out = []
+    start = pretrain(profile, run) if profile.pretrain_steps else None
+    depth = load_text_encoder(profile.text_encoder).n_layers  # a tower has no more layers than that
+    jobs = variant_jobs(profile, run, groups, steps, seeds, 'architecture')
+    jobs = [(p, names, folder) for p, names, folder in jobs if p.token_layer <= depth]
     for i, (p, names, folder) in enumerate(jobs):
         print(f'variant {i + 1} of {len(jobs)}: {names[0][1]}, seed {p.seed}')
         model = train(p, folder, start, run / 'data', validate=False)
-        step = float(read_log(folder)['seconds'].median())
-        out += [
-            model_row(
-                g,
-                n,
-                model,
-                run / 'data',
-                p.seed,
-                layer=p.token_layer,
-                blocks=p.depth_interaction,
-                seconds_per_step=step,
-                own=folder.parts[-3] == 'ablations',
-            )
-            for g, n in names
-        ]
+        more = dict(layer=p.token_layer, blocks=p.depth_interaction)
+        more['seconds_per_step'] = float(read_log(folder)['seconds'].median())
+        more['own'] = folder.parts[-3] == 'ablations'
+        out += [model_row(group, name, model, run / 'data', p.seed, **more) for group, name in names]
     return compared(out, profile.n_boot)
 
 # %% ../nbs/31_architecture.ipynb #df266846
 ENCODERS = {
     'AST, pretrained': {},
-    'AST, from scratch': dict(pretrain_steps=0, audio_weights=''),
-    'CNN14': dict(backbone='cnn14'),
-    'ResNet': dict(backbone='resnet'),
-    'ESResNeXt-like': dict(backbone='resnext'),
-    'MobileNet-like': dict(backbone='mobilenet'),
+    'AST, from scratch': dict(pretrain_steps=0, scratch_steps=0, audio_weights=''),
+    'CNN14': dict(backbone='cnn14', audio_weights=''),
+    'ResNet': dict(backbone='resnet', audio_weights=''),
+    'ESResNeXt-like': dict(backbone='resnext', audio_weights=''),
+    'MobileNet-like': dict(backbone='mobilenet', audio_weights=''),
 }
 FACTORS = 0.5, 1.0, 1.5
 
@@ -138,22 +129,20 @@ def not_asked(p: Profile) -> dict:  # group of variants -> why
     "What the profile's ears leave open."
     if p.backbone != 'yamnet':
         return {}
-    return dict(
-        encoders='the ears are published (YAMNet), and the other encoders would have to start from nothing, without an act one',
-        sizes='YAMNet is published in one size',
-    )
+    alone = 'the other encoders would have to start from nothing, without an act one'
+    return dict(encoders=f'the ears are published (YAMNet), and {alone}', sizes='YAMNet is published in one size')
 
 
 def scaled(p: Profile, factor: float) -> Profile:
-    "The profile with an audio encoder of another size: width, depth and heads times `factor`."
+    """The profile with an audio encoder of another size: width, depth and heads times `factor`.
+    Published weights have one size, so none are read, whatever the factor."""
     times = lambda n: max(1, round(n * factor))
-    return dataclasses.replace(
-        p, d_audio=int(p.d_audio * factor), depth_audio=times(p.depth_audio), heads_audio=times(p.heads_audio)
-    )
+    size = dict(d_audio=int(p.d_audio * factor), depth_audio=times(p.depth_audio), heads_audio=times(p.heads_audio))
+    return dataclasses.replace(p, audio_weights='', **size)
 
 
 def home_of(profile: Profile, run_dir: str | Path) -> Path:
-    "Where encoders and sizes are trained: in the run, beside the baselines whose schedule they share, else in a folder of their own."
+    "Where encoders and sizes are trained: in the run, if they share the baselines' schedule, else in a folder apart."
     return Path(run_dir) if profile.encoder_steps == profile.baseline_steps else Path(run_dir) / 'architecture/short'
 
 
@@ -161,46 +150,38 @@ def encoder_rows(
     profile: Profile, run_dir: str | Path, steps: int, seeds: int
 ) -> list:  # of rows, each with its learning curve
     "CoLLAT on every encoder of `ENCODERS` (Fig. 4b); the first is the reference."
-    run, home, out = Path(run_dir), home_of(profile, run_dir), []
+    run = Path(run_dir)
+    home = home_of(profile, run)
+    out = []
     for seed in range(profile.seed, profile.seed + seeds):
         for name, o in ENCODERS.items():
             print(f'backbone: {name}, seed {seed}')
             sub = f'architecture/encoders/{name.replace(", ", "-").replace(" ", "_")}' if o else 'baselines/collat'
-            folder = train_equal(
-                dataclasses.replace(profile, **o), home, run / 'data', steps, seed=seed, sub=sub, validate=False
-            )
-            curve = read_log(folder.parents[1])['global']
-            out.append(
-                model_row('encoders', name, folder, run / 'data', seed, curve=[float(x) for x in curve], own=not o)
-            )
+            p = dataclasses.replace(profile, **o)
+            folder = train_equal(p, home, run / 'data', steps, seed=seed, sub=sub, validate=False)
+            curve = [float(x) for x in read_log(folder.parents[1])['global']]
+            out.append(model_row('encoders', name, folder, run / 'data', seed, curve=curve, own=not o))
     return compared(out, profile.n_boot)
 
 # %% ../nbs/31_architecture.ipynb #da22cfec
 def size_rows(profile: Profile, run_dir: str | Path, steps: int, seeds: int) -> list:  # of rows
-    "CLAP and CoLLAT with the audio encoder scaled by `FACTORS` and the text encoder as it is (Fig. 2b); CoLLAT in the profile's own size is the reference."
-    run, home, out = Path(run_dir), home_of(profile, run_dir), []
+    """CLAP and CoLLAT with the audio encoder scaled by `FACTORS` and the text encoder as it is (Fig. 2b);
+    CoLLAT in the profile's own size is the reference."""
+    run = Path(run_dir)
+    home = home_of(profile, run)
+    out = []
     for seed in range(profile.seed, profile.seed + seeds):
         for f in FACTORS:
-            p, at = scaled(profile, f), home if f == 1 else home / f'architecture/sizes/{f:g}'
+            p = scaled(profile, f)
+            at = home if p == profile else home / f'architecture/sizes/{f:g}'
             for title in ('CLAP', 'CoLLAT'):
                 print(f'size {f:g}: {title}, seed {seed}')
-                folder = (
-                    train_equal(p, at, run / 'data', steps, seed, validate=False)
-                    if title == 'CoLLAT'
-                    else train_baseline('clap', p, at, run / 'data', steps, seed)
-                )
-                out.append(
-                    model_row(
-                        'sizes',
-                        f'{title}, size {f:g}',
-                        folder,
-                        run / 'data',
-                        seed,
-                        title=title,
-                        factor=f,
-                        own=(title, f) == ('CoLLAT', 1),
-                    )
-                )
+                if title == 'CoLLAT':
+                    folder = train_equal(p, at, run / 'data', steps, seed, validate=False)
+                else:
+                    folder = train_baseline('clap', p, at, run / 'data', steps, seed)
+                more = dict(title=title, factor=f, own=(title, f) == ('CoLLAT', 1))
+                out.append(model_row('sizes', f'{title}, size {f:g}', folder, run / 'data', seed, **more))
     return compared(out, profile.n_boot)
 
 # %% ../nbs/31_architecture.ipynb #9dcdb4a5
@@ -210,15 +191,18 @@ def greedy_optimality(
     scenes: Scenes,  # clips with several events are read
     n: int = 200,  # clips
 ) -> dict:  # optimal (b,) bool, excess (b,), similarity (b,): of the two most alike labels
-    "Whether the greedy order of Eq. 1 costs no more than the optimal one over the text tokens that count, by how much it does (share of the optimal cost), and how alike the labels are."
-    make, ids = prompt_maker(model), [i for i in range(len(scenes)) if len(scenes.labels(i)) > 1][:n]
-    optimal, excess, alike = [], [], []
+    """Whether the greedy order of Eq. 1 costs no more than the optimal one over the text tokens that count,
+    by how much it does (share of the optimal cost), and how alike the labels are."""
+    make = prompt_maker(model)
+    ids = [i for i in range(len(scenes)) if len(scenes.labels(i)) > 1][:n]
+    optimal, excess, alike = [], [], []  # one entry a clip
     for at in range(0, len(ids), 64):
         wavs = torch.stack([scenes[i][0] for i in ids[at : at + 64]])
         texts, labels = zip(*(make(sorted(scenes.labels(i))) for i in ids[at : at + 64]))
         h_t, kind, _ = model.text_targets(texts, labels)
         h_at = model.audio_tokens(wavs)
-        D, mask = pairwise_distance(h_at, h_t), model.loss.align(h_at, h_t, kind)[1]
+        D = pairwise_distance(h_at, h_t)
+        mask = model.loss.align(h_at, h_t, kind)[1]
         greedy, best = (match_cost(D, f(D, mask), mask) for f in (greedy_match, hungarian_match))
         optimal += (greedy <= best * (1 + 1e-6)).tolist()
         excess += (greedy / best - 1).tolist()
@@ -243,31 +227,22 @@ def verdict(d: dict, expects: str = 'more') -> str:
     return 'reproduced' if d['lo'] > 0 else 'not reproduced' if d['hi'] < 0 else 'inconclusive'
 
 
-CLAIMS = [  # what, where, (group, variant), the other one or None for the strongest of the rest, what the paper expects of the difference
+_LARGEST = f'CLAP, size {FACTORS[-1]:g}'
+# what, where, (group, variant), the other one (None: the strongest of the rest), what the paper expects
+CLAIMS = [
     ('the tokens should agree at the initial layer', 'Fig. 4a', ('layers', 'layer 0'), None, 'more'),
     ('eight cross-attention blocks are better than one', 'Fig. 4a', ('blocks', '8 blocks'), '1 block', 'more'),
     ('a pretrained AST is the best audio encoder', 'Fig. 4b', ('encoders', 'AST, pretrained'), None, 'more'),
-    (
-        'a larger audio encoder does not help CLAP',
-        'Fig. 2b',
-        ('sizes', f'CLAP, size {FACTORS[-1]:g}'),
-        f'CLAP, size {1:g}',
-        'no more',
-    ),
-    (
-        'and does not close the gap to CoLLAT',
-        'Fig. 2b',
-        ('sizes', 'CoLLAT, size 1'),
-        f'CLAP, size {FACTORS[-1]:g}',
-        'more',
-    ),
+    ('a larger audio encoder does not help CLAP', 'Fig. 2b', ('sizes', _LARGEST), 'CLAP, size 1', 'no more'),
+    ('and does not close the gap to CoLLAT', 'Fig. 2b', ('sizes', 'CoLLAT, size 1'), _LARGEST, 'more'),
     ('an optimal order is hardly better than the greedy one', '§3.2', ('matchers', 'hungarian'), 'greedy', 'no more'),
 ]
 
 
 def claims(rows: list) -> list:  # of (claim, where, expects, key of `MEASURES`, row, rival)
-    "The paper's findings about the architecture, as pairs of rows of one seed; those whose rows are not there are left out."
-    at, out = {(r['group'], r['variant']): r for r in rows}, []
+    "The paper's findings about the architecture, as pairs of rows of one seed; those without their rows are left out."
+    at = {(r['group'], r['variant']): r for r in rows}
+    out = []
     for what, where, (group, name), other, expects in CLAIMS:
         for key in ('top1', 'map'):
             rest = [r for r in rows if r['group'] == group and r['variant'] != name]
@@ -289,12 +264,12 @@ def fill_in(
     long: dict,  # `long_run`
 ) -> tuple:  # rows, directions
     "Rows and directions of groups that this run has not trained, from the long run and marked with its name."
-    trained, group_of = {r['group'] for r in rows}, {c[0]: c[2][0] for c in CLAIMS}
+    trained = {r['group'] for r in rows}
+    group_of = {claim: group for claim, _, (group, _), *_ in CLAIMS}
     mark = lambda x: x | dict(run='mini_long')
+    asked = lambda d: group_of.get(d['claim'], 'losses') not in trained | {'losses'}
     more = [mark(r) for r in long['rows'] if r['group'] not in trained]
-    return rows + more, found + [
-        mark(d) for d in long['directions'] if group_of.get(d['claim'], 'losses') not in trained | {'losses'}
-    ]
+    return rows + more, found + [mark(d) for d in long['directions'] if asked(d)]
 
 # %% ../nbs/31_architecture.ipynb #84797a87
 LOSS_CLAIMS = [  # what, the variant of notebook 30 without that loss, measured on, noisy
@@ -304,67 +279,56 @@ LOSS_CLAIMS = [  # what, the variant of notebook 30 without that loss, measured 
 ]
 
 
+def finding(about: dict, a: dict, b: dict, key: str, n_boot: int, expects: str = 'more') -> dict:
+    "What is compared, on how many clips, the verdict, and the difference of `a` and `b` with its interval."
+    d = against(a, b, key, n_boot)
+    return about | dict(n=len(measured(a, key)[1]), verdict=verdict(d, expects)) | d
+
+
 def directions(
     rows: list, profile: Profile, run_dir: str | Path, steps: int, seeds: int = 1
 ) -> list:  # of dicts: claim, where, seed, measure, compared, difference, lo, hi, n, verdict
-    "Every finding of the paper's ablations with the interval of its difference; the losses (Table 3a) from the models of notebook 30, where they lie."
-    run, out = Path(run_dir), []
-
-    def add(claim, where, seed, key, a, b, compared, expects='more', note=''):
-        d = against(a, b, key, profile.n_boot)
-        out.append(
-            dict(
-                claim=claim,
-                where=where,
-                seed=seed,
-                measure=MEASURES[key][1] + note,
-                compared=compared,
-                n=len(measured(a, key)[1]),
-                verdict=verdict(d, expects),
-            )
-            | d
-        )
-
+    """Every finding of the paper's ablations with the interval of its difference; the losses (Table 3a) from the
+    models of notebook 30, where they lie."""
+    out = []
     for seed in sorted({r['seed'] for r in rows}):
         for claim, where, expects, key, a, b in claims([r for r in rows if r['seed'] == seed]):
-            add(claim, where, seed, key, a['scores'], b['scores'], f'{a["variant"]} minus {b["variant"]}', expects)
+            about = dict(claim=claim, where=where, seed=seed, measure=MEASURES[key][1])
+            about['compared'] = f'{a["variant"]} minus {b["variant"]}'
+            out.append(finding(about, a['scores'], b['scores'], key, profile.n_boot, expects))
+    home = Path(run_dir) / f'ablations/{steps}-steps'
     for seed in range(profile.seed, profile.seed + seeds):
-        folder = lambda name: run / f'ablations/{steps}-steps/{name.replace(" ", "_")}-seed{seed}/checkpoints/model'
         for claim, name, keys, noisy in LOSS_CLAIMS:
-            if not (folder(name) / 'model.safetensors').exists():
+            folders = [home / f'{n.replace(" ", "_")}-seed{seed}/checkpoints/model' for n in ('all losses', name)]
+            if not (folders[1] / 'model.safetensors').exists():
                 continue
             for noise in noise_levels(profile)[1:] if noisy else [0.0]:
-                both = [valid_scores(folder(n), run / 'data', noise) for n in ('all losses', name)]
+                both = [valid_scores(f, Path(run_dir) / 'data', noise) for f in folders]
+                note = f', noise {noise:g}' if noise else ''
                 for key in keys:
-                    add(
-                        claim,
-                        'Table 3a',
-                        seed,
-                        key,
-                        *both,
-                        f'all losses minus {name}',
-                        note=f', noise {noise:g}' if noise else '',
-                    )
+                    about = dict(claim=claim, where='Table 3a', seed=seed, measure=MEASURES[key][1] + note)
+                    about['compared'] = f'all losses minus {name}'
+                    out.append(finding(about, *both, key, profile.n_boot))
     return out
 
 
-def over_seeds(
-    found: list,
-) -> list:  # of dicts: claim, where, measure, compared, seeds, difference (mean), lowest, highest, verdict (how many seeds say what)
-    "The findings of `directions`, one row for all seeds."
-    out, same = [], lambda d: (d['claim'], d['where'], d['measure'])
+def over_seeds(found: list) -> list:  # of dicts
+    """The findings of `directions`, one row for all seeds: their mean difference, the lowest and the highest,
+    and how many seeds have which verdict."""
+    out = []
+    same = lambda d: (d['claim'], d['where'], d['measure'])
     for key in dict.fromkeys(map(same, found)):
         mine = [d for d in found if same(d) == key]
         ds = [d['difference'] for d in mine]
-        out.append(
-            dict(
-                zip(('claim', 'where', 'measure'), key),
-                compared='; '.join(dict.fromkeys(d['compared'] for d in mine)),
-                seeds=len(mine),
-                difference=sum(ds) / len(ds),
-                lowest=min(ds),
-                highest=max(ds),
-                verdict=', '.join(f'{n} {v}' for v, n in Counter(d['verdict'] for d in mine).most_common()),
-            )
+        verdicts = Counter(d['verdict'] for d in mine)
+        row = dict(
+            zip(('claim', 'where', 'measure'), key),
+            compared='; '.join(dict.fromkeys(d['compared'] for d in mine)),
+            seeds=len(mine),
+            difference=sum(ds) / len(ds),
+            lowest=min(ds),
+            highest=max(ds),
+            verdict=', '.join(f'{n} {v}' for v, n in verdicts.most_common()),
         )
+        out.append(row)
     return out

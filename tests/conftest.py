@@ -1,6 +1,6 @@
 """Side by side, the longest tests start first, and those that share an expensive fixture stay together.
 
-A test that needs data which is not in the repository is marked `data(NAME)`.
+A test that needs data which is not in the repository is marked `data(NAME)`, one that takes minutes `slow`.
 What was not run is listed at the end, with the reason.
 """
 
@@ -30,7 +30,10 @@ def data(request):
     return find_data(*names)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if item.get_closest_marker('slow') and 'slow' not in config.option.markexpr:
+            item.add_marker(pytest.mark.skip(reason='takes minutes: `.venv/bin/python -m pytest -m slow` runs it'))
     place = {n: i for i, n in enumerate(FIRST)}
     items.sort(key=lambda item: place.get(item.path.name, len(FIRST)))
     for item in items:
