@@ -38,7 +38,7 @@ def clip_bytes(
 
 # %% ../nbs/11a_cached_tokens.ipynb #ccc51bda
 FRONT_END = """sample_rate clip_seconds n_mels window frame_ms hop_ms norm_mean norm_std
-noise_std noise_domain seed_data cache_views""".split()
+noise_std noise_domain seed_data cache_views audio_stages""".split()
 
 SCENE = 'seed_data phrases max_events speed_change single_share n_classes'.split()
 
@@ -107,7 +107,7 @@ def hear_views(
         seeds = [sample_seed(p.seed_data, v, i) for i in ids]
         views.append(model.noisy_view(wav, clean, seeds))
     with model.autocast():
-        return torch.stack([model.listen(x) for x in views], 1)
+        return torch.stack([model.infer_audio(x) for x in views], 1)
 
 # %% ../nbs/11a_cached_tokens.ipynb #789d7532
 def read_journals(

@@ -93,7 +93,6 @@ class SceneFields:
     n_classes: int = doc(0, 'use only the first so many training classes; 0 = all')
     test_fold: int = doc(5, 'data=esc50: official fold of the test; the next one is for validation (notebook 03a)')
     class_split: int = doc(0, 'data=esc50: which draw of new classes (notebook 03a)')
-    clip_copies: int = doc(0, 'whole clips (notebook 32): copies of each to train on, at another speed (notebook 03a)')
 
 # %% ../nbs/00_config.ipynb #c634ec10
 @dataclass(frozen=True)
@@ -120,6 +119,9 @@ class ModelFields:
     )
     token_drop: float = doc(
         0.25, 'frozen ears: share of the audio tokens left out of each training clip, in the place of SpecAugment'
+    )
+    audio_stages: str = doc(
+        '', "backbone yamnet: earlier stages whose maps widen each audio token, e.g. '2,3' (notebook 08b); empty = none"
     )
     pool_frequency: bool = doc(
         False, 'hand on one audio token per moment, the mean over frequency, instead of one per patch (backbone ast)'
@@ -379,6 +381,7 @@ _recorded = dict(
     norm_mean=0.0,
     norm_std=0.5,
     clip_seconds=5.0,
+    audio_stages='2,3',
     steps=120,
     lambda_cross_token=1.0,
     lambda_uni_token=0.0,
@@ -421,7 +424,7 @@ PROFILES = dict(
         heads_interaction=8,
     ),
     esc50=_recorded,
-    esc50_long=_recorded | dict(steps=240, clip_copies=3, esc50_seeds=3, esc50_splits=5, ablation_seeds=3),
+    esc50_long=_recorded | dict(esc50_seeds=3, esc50_splits=5, ablation_seeds=3),
     paper=_large | dict(data='audioset', text_encoder='open_clip:ViT-L-14/openai', lambda_global=0.1, steps=24_000),
 )
 

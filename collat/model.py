@@ -42,6 +42,8 @@ def check_yamnet(p: Profile, n_classes: int | None):
     "ValueError where a profile with `backbone=yamnet` doesn't fit the one size in which it is published."
     if n_classes:
         raise ValueError("backbone='yamnet' comes pretrained: pretrain_steps=0 is accepted")
+    if bad := set(p.audio_stages.split(',')) - {'', '0', '1', '2', '3'}:
+        raise ValueError(f"audio_stages='{p.audio_stages}': '{min(bad)}' is none of 0, 1, 2, 3")
     need = dict(sample_rate=16_000, n_mels=64, norm_mean=0.0, norm_std=0.5)
     if odd := {k: v for k, v in need.items() if getattr(p, k) != v}:
         here = ' '.join(f'{k}={getattr(p, k)}' for k in odd)
@@ -54,7 +56,9 @@ def make_audio_encoder(p: Profile, n_classes: int | None = None) -> nn.Module:  
     "The backbone of the profile in its size, with a classification head of `n_classes` if wanted. Raises ValueError on an unknown backbone and on published weights for another one than AST."
     if p.backbone == 'yamnet':
         check_yamnet(p, n_classes)
-        return YAMNet()
+        return YAMNet(stages=[int(s) for s in p.audio_stages.split(',') if s])
+    if p.audio_stages:
+        raise ValueError(f"audio_stages='{p.audio_stages}' are YAMNet's; with backbone='{p.backbone}' leave them empty")
     if p.backbone != 'ast':
         if p.audio_weights:
             raise ValueError(
@@ -178,11 +182,19 @@ CLIPS_AT_ONCE = 8  # through the ears, on a CPU
 
 @patch
 @torch.no_grad()
-def infer_tokens(self: CoLLAT, wav: Tensor) -> Tensor:  # (b s) -> h_at (b n d)
-    "`audio_tokens` for inference, to 1e-5 the same: on a CPU a few clips at a time, YAMNet in its faster form."
+def infer_audio(self: CoLLAT, spec: Tensor) -> Tensor:  # (b t f) -> h_a (b m d)
+    "`listen` for inference, to 1e-5 the same: on a CPU a few clips at a time, YAMNet in its faster form."
     ears = FoldedYAMNet(self.audio) if isinstance(self.audio, YAMNet) else self.audio
+    parts = spec.split(CLIPS_AT_ONCE if spec.device.type == 'cpu' else len(spec))
+    return torch.cat([ears(s) for s in parts])
+
+
+@patch
+@torch.no_grad()
+def infer_tokens(self: CoLLAT, wav: Tensor) -> Tensor:  # (b s) -> h_at (b n d)
+    "`audio_tokens` for inference, to 1e-5 the same."
     parts = wav.split(CLIPS_AT_ONCE if self.logit_scale.device.type == 'cpu' else len(wav))
-    return torch.cat([self.interaction(ears(self.spectrogram(w))) for w in parts])
+    return torch.cat([self.interaction(self.infer_audio(self.spectrogram(w))) for w in parts])
 
 # %% ../nbs/11_model.ipynb #d290c4c9
 def text_id(text: str) -> int:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'ESC50', 'ESC10', 'DESCRIBED', 'LISTS', 'COLUMNS', 'class_split', 'folds_of', 'Recording', 'esc50_clips',
-           'recordings', 'at_other_speed', 'WholeClips']
+           'recordings', 'WholeClips']
 
 # %% ../nbs/03a_recordings.ipynb #21636369
 from dataclasses import dataclass
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import soxr
 import torch
 
 from .audio import load_audio
@@ -176,45 +175,28 @@ def recordings(
         raise ValueError(f"ESC-50 isn't whole: {found}; {8 * len(folds)} belong there")
     return out
 
-# %% ../nbs/03a_recordings.ipynb #cb91b3e5
-def at_other_speed(
-    wav: np.ndarray,  # (s,)
-    rng: np.random.Generator,
-    most: float = 0.2,  # largest change of speed, natural logarithm
-) -> np.ndarray:  # (s,)
-    "The same sound slower or faster, from another moment on; it goes on from its start where it is too short."
-    faster = np.exp(rng.uniform(-most, most))
-    other = soxr.resample(wav, faster, 1)
-    return np.resize(np.roll(other, -rng.integers(len(other))), len(wav))
-
 # %% ../nbs/03a_recordings.ipynb #653748be
 class WholeClips:
-    "Recordings as training clips: `clips[i]` is (waveform (s,), [label]); after the last one come their copies."
+    "Recordings as training clips: `clips[i]` is (waveform (s,), [label])."
 
     def __init__(
         self,
         clips,  # of Recording
-        profile: Profile,  # its sample rate, clip length and `clip_copies`
+        profile: Profile,  # its sample rate and clip length
     ):
         self.clips = tuple(clips)
         self.profile = profile
         self.size = round(profile.clip_seconds * profile.sample_rate)
 
     def __len__(self):
-        return len(self.clips) * (1 + self.profile.clip_copies)
+        return len(self.clips)
 
     def __getitem__(self, i: int) -> tuple:
         "Sound cut or padded to the clip length. Raises AudioError where the file can't be read."
-        p = self.profile
-        copy, at = divmod(i, len(self.clips))
-        clip = self.clips[at]
-        wav = load_audio(clip.path, p.sample_rate).numpy()[: self.size]
-        wav = np.pad(wav, (0, self.size - len(wav)))
-        if copy:
-            wav = at_other_speed(wav, np.random.default_rng([p.seed_data, copy, at]))
-        return torch.as_tensor(wav), [clip.label]
+        clip = self.clips[i]
+        wav = load_audio(clip.path, self.profile.sample_rate)[: self.size]
+        return torch.nn.functional.pad(wav, (0, self.size - len(wav))), [clip.label]
 
     def facts(self) -> list:
         "What the clips are, wherever their folder lies."
-        size = lambda path: path.stat().st_size if path.exists() else 0
-        return [[c.path.name, c.label, size(c.path)] for c in self.clips] + [self.profile.clip_copies]
+        return [[c.path.name, c.label, c.path.stat().st_size if c.path.exists() else 0] for c in self.clips]
