@@ -34,7 +34,9 @@ class Model(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.tokens, self.audio, self.text = nn.Linear(7, N * D), nn.Linear(D, 4), nn.Linear(D, 4)
+        self.tokens = nn.Linear(7, N * D)
+        self.audio = nn.Linear(D, 4)
+        self.text = nn.Linear(D, 4)
         self.logit_scale = nn.Parameter(torch.tensor(2.0))
 
     def forward(self, x, noise, h_t):
@@ -59,9 +61,8 @@ def batch():
     table[:, :2] = table[0, :2]  # template words, the same everywhere
     h_t, slot = table[ids], torch.arange(N)[None]
     kind = torch.where(slot < 2, TEMPLATE, torch.where(slot < length[:, None], LABEL, PAD))
-    return dict(x=rand(B, 7), noise=0.1 * rand(B, 7), h_t=h_t.masked_fill((kind == PAD)[..., None], 0.0)), dict(
-        kind=kind, text_ids=ids
-    )
+    views = dict(x=rand(B, 7), noise=0.1 * rand(B, 7), h_t=h_t.masked_fill((kind == PAD)[..., None], 0.0))
+    return views, dict(kind=kind, text_ids=ids)
 
 
 def gradients(model, loss_fn, views, rest):
@@ -80,7 +81,8 @@ def main(path):
     whole = {k: gradients(model, f, views, rest | dict(weight=weights.get(k))) for k, f in fns.items()}
 
     dist.init_process_group('gloo')
-    r, R = dist.get_rank(), dist.get_world_size()
+    r = dist.get_rank()
+    R = dist.get_world_size()
     mine = lambda d: {k: None if v is None else v.chunk(R)[r] for k, v in d.items()}
     result = {}
     for k, f in fns.items():
