@@ -180,9 +180,11 @@ def read_keras(path: Path) -> tuple:  # 27 of (kernel, bias, mean, variance), (w
             kernel = get(name, 'depthwise_kernel' if 'depthwise' in name else 'kernel')
             return rearrange(kernel, 'h w i o -> i o h w' if 'depthwise' in name else 'h w i o -> o i h w')
 
-        norm = 'beta', 'moving_mean', 'moving_variance'
-        layers = [(convolution(n), *(get(f'{n}/bn', k) for k in norm)) for n in KERAS]
-        return layers, (get('logits', 'kernel').T, get('logits', 'bias')), math.inf
+        def layer(name):
+            norm = [get(f'{name}/bn', k) for k in ('beta', 'moving_mean', 'moving_variance')]
+            return convolution(name), *norm
+
+        return [layer(n) for n in KERAS], (get('logits', 'kernel').T, get('logits', 'bias')), math.inf
 
 # %% ../nbs/08b_yamnet.ipynb #fdefd22b
 def read_tflite(path: Path) -> tuple:  # as `read_keras`; the ceiling is 6
@@ -192,7 +194,8 @@ def read_tflite(path: Path) -> tuple:  # as `read_keras`; the ceiling is 6
     graph = Interpreter(str(path))
 
     def number(tensor):
-        q, x = tensor['quantization_parameters'], graph.get_tensor(tensor['index'])
+        q = tensor['quantization_parameters']
+        x = graph.get_tensor(tensor['index'])
         shape = [-1 if i == q['quantized_dimension'] else 1 for i in range(x.ndim)]
         return torch.from_numpy((x - q['zero_points'].reshape(shape)) * q['scales'].reshape(shape)).float()
 
@@ -235,7 +238,8 @@ def load_yamnet(
 
 # %% ../nbs/08b_yamnet.ipynb #819622ed
 def get_yamnet(root: str | Path = '', **how) -> Path:  # folders of the data, the first is filled; `how`: see `fetch`
-    "Fetches what is missing of weights and class names; the folder they lie in. Raises DownloadError, or ValueError for weights that are damaged."
+    """Fetches what is missing of weights and class names; the folder they lie in.
+    Raises DownloadError, or ValueError for weights that are damaged."""
     with suppress(FileNotFoundError, ValueError):
         if yamnet_names(load_yamnet(found := find_yamnet(root)).files[0]):
             return found.parent
@@ -262,7 +266,8 @@ def write_keras(path: str | Path, net: YAMNet):
             f[f'{name}/{name}/' + ('depthwise_kernel:0' if deep else 'kernel:0')] = kernel
             for ours, theirs in dict(bias='beta', running_mean='moving_mean', running_var='moving_variance').items():
                 f[f'{name}/bn/{name}/bn/{theirs}:0'] = w[f'net.{norm}.{ours}']
-        f['logits/logits/kernel:0'], f['logits/logits/bias:0'] = w['head.weight'].T, w['head.bias']
+        f['logits/logits/kernel:0'] = w['head.weight'].T
+        f['logits/logits/bias:0'] = w['head.bias']
 
 # %% ../nbs/08b_yamnet.ipynb #0761d2fb
 PATCHES = 40  # patches that go through the folded network together on a CPU
@@ -274,7 +279,8 @@ class FoldedYAMNet:
     @torch.no_grad()
     def __init__(self, net: YAMNet):
         modules = dict(net.net.named_modules())
-        self.cap, self.layers = float(net.net.bn1.act.cap), []
+        self.cap = float(net.net.bn1.act.cap)
+        self.layers = []
         ends = np.cumsum([2 * len(stage) for stage in net.net.blocks])  # two convolutions a block, after the first
         self.kept = {int(ends[s]) for s in net.stages}  # convolutions after which a stage ends
         for conv, norm in ((modules[c], modules[n]) for c, n in layer_names(net.net)):
@@ -307,11 +313,13 @@ class FoldedYAMNet:
         return rearrange(torch.cat([self.maps(p) for p in parts]), '(b p) d t f -> b (p t f) d', b=len(spec))
 
 # %% ../nbs/08b_yamnet.ipynb #cdb65cce
-ESC50_NAMES = {
-    k.strip(): v.strip().split('|')
-    for k, v in (
-        item.split(':')
-        for item in """
+def _names_of_classes(lines: str) -> dict:
+    "'class: name|name; class: name' as {class: [name, name]}."
+    pairs = [item.split(':') for item in lines.split(';')]
+    return {k.strip(): v.strip().split('|') for k, v in pairs}
+
+
+ESC50_NAMES = _names_of_classes("""
 dog: Dog|Bark; rooster: Crowing, cock-a-doodle-doo; pig: Pig|Oink; cow: Cattle, bovinae|Moo; frog: Frog|Croak;
 cat: Cat|Meow; hen: Chicken, rooster|Cluck; insects: Insect|Fly, housefly|Bee, wasp, etc.|Buzz; sheep: Sheep|Bleat;
 crow: Crow|Caw; rain: Rain|Rain on surface; sea_waves: Ocean|Waves, surf; crackling_fire: Fire|Crackle;
@@ -327,9 +335,7 @@ clock_tick: Tick|Tick-tock|Clock; glass_breaking: Shatter|Breaking; helicopter: 
 siren: Siren|Civil defense siren; car_horn: Vehicle horn, car horn, honking; engine: Engine|Idling;
 train: Train|Rail transport; church_bells: Church bell|Change ringing (campanology);
 airplane: Aircraft|Fixed-wing aircraft, airplane; fireworks: Fireworks|Firecracker; hand_saw: Sawing
-""".split(';')
-    )
-}
+""")
 
 
 def scores_by_name(
@@ -338,4 +344,8 @@ def scores_by_name(
     classes: list,  # (k,) keys of `ESC50_NAMES`
 ) -> Tensor:  # (b k)
     "Scores of ESC-50's classes: the largest one of the names that stand for a class."
-    return torch.stack([scores[:, [names.index(n) for n in ESC50_NAMES[c]]].amax(1) for c in classes], 1)
+    columns = []
+    for c in classes:
+        ids = [names.index(n) for n in ESC50_NAMES[c]]
+        columns.append(scores[:, ids].amax(1))
+    return torch.stack(columns, 1)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'EVAL_SPLITS', 'GROUP', 'Embedded', 'embed_split', 'class_scores', 'number', 'score_split', 'load_any',
-           'checkpoint_id', 'rank_among_all', 'score_recorded', 'noise_levels', 'evaluate', 'class_recall',
-           'evaluation_split', 'evaluation_set', 'at_least', 'embed_sounds', 'group_ids', 'read_group', 'ahead',
-           'reading_threads', 'from_all_ranks', 'embed_clips', 'embed_manifest', 'score_manifest', 'evaluate_data',
-           'in_processes', 'main']
+           'checkpoint_id', 'rank_among_all', 'score_recorded', 'noise_levels', 'class_recall', 'rank_summary',
+           'evaluate', 'evaluation_split', 'evaluation_set', 'at_least', 'embed_sounds', 'group_ids', 'read_group',
+           'ahead', 'reading_threads', 'from_all_ranks', 'embed_clips', 'embed_manifest', 'fold_mean', 'score_manifest',
+           'evaluate_data', 'in_processes', 'main']
 
 # %% ../nbs/20_zero_shot.ipynb #90c00410
 import ctypes
@@ -65,12 +65,11 @@ def embed_split(
     "Embed all scenes of a split."
     scenes = Scenes(data, split, model.profile, purpose=purpose)
     wavs, labels = zip(*(scenes[i] for i in range(len(scenes))))
-    clean, snr = torch.stack(wavs), None
-    wav = clean
+    clean = torch.stack(wavs)
+    wav, snr = clean, None
     if noise_std:
-        wav = add_noise(
-            clean, noise_std, [sample_seed(model.profile.seed_data, -1, f'{split}/{i}') for i in range(len(clean))]
-        )
+        seeds = [sample_seed(model.profile.seed_data, -1, f'{split}/{i}') for i in range(len(clean))]
+        wav = add_noise(clean, noise_std, seeds)
         snr = float(torch.as_tensor(snr_db(clean, wav)).mean())
     return Embedded(split, model.encode_audio(wav).cpu(), multi_hot(labels, scenes.classes), scenes.classes, snr)
 
@@ -82,7 +81,9 @@ def class_scores(model: CoLLAT, z: Tensor, classes: list, template: str) -> Tens
 
 def number(metric: str, f, scores, y, n_boot: int, **more) -> dict:
     "One printed number with everything that has to stand beside it; a single clip has no interval."
-    lo, hi = map(float, bootstrap_ci(f, scores, y, n_boot=n_boot)) if len(scores) > 1 else (None, None)
+    lo = hi = None
+    if len(scores) > 1:
+        lo, hi = map(float, bootstrap_ci(f, scores, y, n_boot=n_boot))
     return dict(metric=metric, value=float(f(scores, y)), lo=lo, hi=hi, n=len(scores), **more)
 
 
@@ -100,13 +101,11 @@ def score_split(
     y[:, [classes.index(c) for c in e.classes]] = e.y.numpy()
     if len(classes) < 2:
         raise ValueError(f'{e.split}: {len(classes)} class; two or more are needed to tell apart')
-    one, more = (
-        y.sum(1) == 1,
-        dict(split=e.split, **protocol([label_to_words(c) for c in classes], template), snr_db=e.snr),
-    )
-    target, out = y[one].argmax(1), []
+    one = y.sum(1) == 1
+    more = dict(split=e.split, **protocol([label_to_words(c) for c in classes], template), snr_db=e.snr)
+    out = []
     if one.any():
-        out.append(number('top-1', accuracy, scores[one], target, n_boot, **more))
+        out.append(number('top-1', accuracy, scores[one], y[one].argmax(1), n_boot, **more))
     if (~one).any():
         for name, f in (('mAP', mean_average_precision), ('clip-wise mAP', clipwise_map)):
             out.append(number(name, f, scores[~one], y[~one], n_boot, **more))
@@ -145,16 +144,8 @@ def score_recorded(model: CoLLAT, data: str | Path, template: str, purpose: str)
     scores = class_scores(model, model.encode_audio(list(wavs)).cpu(), classes, template).numpy()
     top = [classes[i] for i in scores.argmax(1)]
     target = [classes.index(l) for l in labels]
-    return dict(
-        split='recorded',
-        protocol=template,
-        metric='top-1',
-        value=accuracy(scores, target),
-        n=len(labels),
-        classes=len(classes),
-        labels=label_hash(classes),
-        answers=dict(zip(labels, top)),
-    )
+    row = dict(split='recorded', protocol=template, metric='top-1', value=accuracy(scores, target), n=len(labels))
+    return row | dict(classes=len(classes), labels=label_hash(classes), answers=dict(zip(labels, top)))
 
 # %% ../nbs/20_zero_shot.ipynb #b778da50
 def noise_levels(profile: Profile) -> list:  # standard deviations, 0 (clean) first
@@ -168,9 +159,23 @@ def noise_levels(profile: Profile) -> list:  # standard deviations, 0 (clean) fi
     return [0.0, *levels]
 
 
+def class_recall(model: CoLLAT, e: Embedded, template: str) -> dict:  # class -> share named rightly
+    "Per-class accuracy on the single-event clips."
+    one = e.y.sum(1) == 1
+    target = e.y[one].argmax(1).numpy()
+    right = hits(class_scores(model, e.z[one], e.classes, template).numpy(), target)
+    return {c: float(right[target == i].mean()) for i, c in enumerate(e.classes) if (target == i).any()}
+
+
+def rank_summary(places: np.ndarray, of: int) -> dict:  # (b,) from `rank_among_all`, number of classes
+    "Where the right name stands among all."
+    share = dict(top1=float((places == 1).mean()), top5=float((places <= 5).mean()))
+    return dict(median=float(np.median(places))) | share | dict(of=of, n=len(places))
+
+# %% ../nbs/20_zero_shot.ipynb #492c8f4d
 def evaluate(model: CoLLAT, profile: Profile, data: str | Path, purpose: str) -> dict:
     "All zero-shot numbers of the final model, clean and noisy; splits whose sound is not installed say so."
-    rows, missing, per_class, ranks = [], {}, {}, None
+    rows, missing, per_class = [], {}, {}
     for split in ('test', 'unseen', 'other'):
         for noise in noise_levels(profile):
             try:
@@ -184,35 +189,15 @@ def evaluate(model: CoLLAT, profile: Profile, data: str | Path, purpose: str) ->
                 continue
             per_class[split] = class_recall(model, e, profile.template)
             if split == 'unseen':
-                ranks = rank_among_all(model, e, profile.template)
-    return dict(
-        rows=rows,
-        missing=missing,
-        per_class=per_class,
-        recorded=score_recorded(model, data, profile.template, purpose),
-        unseen_rank=dict(
-            median=float(np.median(ranks)),
-            top1=float((ranks == 1).mean()),
-            top5=float((ranks <= 5).mean()),
-            of=len(all_classes(model.profile)),
-            n=len(ranks),
-        ),
-    )
-
-
-def class_recall(
-    model: CoLLAT, e: Embedded, template: str
-) -> dict:  # class -> share of its single-event clips named rightly
-    "Per-class accuracy on the single-event clips."
-    one = e.y.sum(1) == 1
-    target = e.y[one].argmax(1).numpy()
-    right = hits(class_scores(model, e.z[one], e.classes, template).numpy(), target)
-    return {c: float(right[target == i].mean()) for i, c in enumerate(e.classes) if (target == i).any()}
+                places = rank_among_all(model, e, profile.template)
+    recorded = score_recorded(model, data, profile.template, purpose)
+    unseen_rank = rank_summary(places, len(all_classes(model.profile)))
+    return dict(rows=rows, missing=missing, per_class=per_class, recorded=recorded, unseen_rank=unseen_rank)
 
 # %% ../nbs/20_zero_shot.ipynb #bb475876
-EVAL_SPLITS = dict(
+EVAL_SPLITS = dict(  # all splits of the others
     fsd50k=('eval',), audioset=('eval',), vggsound=('test',), audiocaps=('test',), audiocaps2=('test',)
-)  # all splits of the others
+)
 
 
 def evaluation_split(
@@ -220,9 +205,8 @@ def evaluation_split(
     root: str | Path = '',  # folders of the data sets, as in `data_folders`
 ) -> Manifest:
     "The part of a data set that the public protocol evaluates on, or the whole table. Errors as `load_dataset`."
-    return load_dataset(
-        data, root, None if str(data).lower().endswith('.csv') else EVAL_SPLITS.get(source_of(data).name)
-    )
+    table = str(data).lower().endswith('.csv')
+    return load_dataset(data, root, None if table else EVAL_SPLITS.get(source_of(data).name))
 
 
 def evaluation_set(data: str | Path, root: str | Path = '') -> Manifest:
@@ -307,7 +291,8 @@ def embed_clips(
 ) -> tuple:  # z (b d) of those that could be read, their numbers (b,), [(number, reason)] of the others
     "Audio embeddings of clips. Ranks share the work, and each gets the whole. Raises ValueError when nothing is read."
     rank, world = ranks()
-    mine, groups = [], group_ids(len(clips), rank, world)
+    groups = group_ids(len(clips), rank, world)
+    mine = []
     read = partial(read_group, clips, model.profile.sample_rate)
     with tqdm(total=sum(map(len, groups)), desc=name, unit='clip', disable=rank > 0) as bar:
         for ids, (wavs, kept, skipped) in zip(groups, ahead(read, groups, reading_threads(world))):
@@ -333,35 +318,32 @@ def embed_manifest(
     return Embedded(m.name, z, multi_hot([c.labels for c in kept], m.classes), m.classes), kept, [s for _, s in skipped]
 
 # %% ../nbs/20_zero_shot.ipynb #6333c982
+def fold_mean(scores: np.ndarray, target: np.ndarray, folds: np.ndarray) -> dict:  # (b k), (b,), (b,); 0 is no fold
+    "Mean accuracy over folds, and its range."
+    each = [accuracy(scores[folds == k], target[folds == k]) for k in sorted(set(folds) - {0})]
+    ends = dict(lo=min(each), hi=max(each), interval='range over folds')
+    row = dict(metric='top-1, mean over folds', value=float(np.mean(each)))
+    return row | ends | dict(n=int((folds > 0).sum()), folds=len(each))
+
+
 def score_manifest(
     model, e: Embedded, clips: list, multilabel: bool, template: str, n_boot: int = 1000
 ) -> list:  # of dicts, see `number`
     "The numbers of a data set under its protocol, with intervals over clips."
-    scores, y = class_scores(model, e.z, e.classes, template).numpy(), e.y.numpy()
+    scores = class_scores(model, e.z, e.classes, template).numpy()
+    y = e.y.numpy()
     more = dict(split=e.split, **protocol([label_to_words(c) for c in e.classes], template))
     if multilabel:
-        left_out = int((y.sum(0) == 0).sum())
+        more = dict(classes_without_clips=int((y.sum(0) == 0).sum())) | more
         return [
-            number(n, f, scores, y, n_boot, classes_without_clips=left_out, **more)
-            for n, f in (('mAP', mean_average_precision), ('clip-wise mAP', clipwise_map))
+            number('mAP', mean_average_precision, scores, y, n_boot, **more),
+            number('clip-wise mAP', clipwise_map, scores, y, n_boot, **more),
         ]
-    target, rows = y.argmax(1), []
-    rows.append(number('top-1', accuracy, scores, target, n_boot, **more))
+    target = y.argmax(1)
+    rows = [number('top-1', accuracy, scores, target, n_boot, **more)]
     folds = np.array([c.fold for c in clips])
     if len(set(folds)) > 1:
-        each = [accuracy(scores[folds == k], target[folds == k]) for k in sorted(set(folds) - {0})]
-        rows.append(
-            dict(
-                metric='top-1, mean over folds',
-                value=float(np.mean(each)),
-                lo=min(each),
-                hi=max(each),
-                interval='range over folds',
-                n=int((folds > 0).sum()),
-                folds=len(each),
-                **more,
-            )
-        )
+        rows.append(fold_mean(scores, target, folds) | more)
     return rows
 
 # %% ../nbs/20_zero_shot.ipynb #b4cf7cb4
@@ -375,7 +357,8 @@ def evaluate_data(
     gpus: int = 1,  # processes that share the clips
 ) -> dict | None:  # None on every rank but the first
     "Zero-shot numbers on a data set or a user's own clips, with N and the files that were skipped and why."
-    started, m = time.time(), evaluation_set(data, root)
+    started = time.time()
+    m = evaluation_set(data, root)
     if gpus > 1:
         paths = dict(checkpoint=str(checkpoint), data=str(data), out=out and str(out), root=str(root))
         return in_processes(gpus, paths | dict(template=template, n_boot=n_boot))
@@ -397,7 +380,8 @@ def in_processes(n: int, request: dict) -> dict:  # arguments of `evaluate_data`
     "`evaluate_data` in `n` processes. Raises RuntimeError with the error of one, KeyboardInterrupt after a SIGTERM."
     class_prompts(['a class'], request['template'] or 'paper')  # is there such a template?
     with tempfile.TemporaryDirectory() as d:
-        folder, failure = Path(d), Path(d) / 'failure.txt'
+        folder = Path(d)
+        failure = folder / 'failure.txt'
         (folder / 'request.json').write_text(json.dumps(request))
         torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={n}']
         try:
@@ -418,7 +402,8 @@ def main(
     folder: str = '',  # with `request.json`
 ):
     "`evaluate_data` as one of the processes of `in_processes`; always ends the process."
-    code, folder = 0, Path(folder)
+    folder = Path(folder)
+    code = 0
     if sys.platform == 'linux':
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no rank outlives torchrun
     try:
