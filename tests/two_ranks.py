@@ -57,7 +57,7 @@ def batch():  # what the model reads, what the loss reads besides
     table[:, :2] = table[0, :2]  # template words, the same everywhere
     slot = torch.arange(N)[None]
     kind = torch.where(slot < 2, TEMPLATE, torch.where(slot < length[:, None], LABEL, PAD))
-    views = dict(x=rand(B, 7), noise=0.1 * rand(B, 7), h_t=h_t.masked_fill((kind == PAD)[..., None], 0.0))
+    views = dict(x=rand(B, 7), noise=0.1 * rand(B, 7), h_t=table[ids].masked_fill((kind == PAD)[..., None], 0.0))
     return views, dict(kind=kind, text_ids=ids)
 
 
