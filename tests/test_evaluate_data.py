@@ -15,14 +15,16 @@ from collat.model import CoLLAT
 def folder(tmp_path_factory):
     d = tmp_path_factory.mktemp('eval')
     CoLLAT(load_profile('smoke')).save_pretrained(d / 'model')
-    rng, rows = np.random.default_rng(0), ['path,labels,captions,split']
+    rng = np.random.default_rng(0)
+    forms = ['a {}', 'the sound of a {}', '{} is heard', 'here is {}', 'somewhere a {}']
+    splits = ['train'] * 12 + ['valid'] * 6 + ['test'] * 10
+    rows = ['path,labels,captions,split']
     for i in range(28):
         label = ('tone', 'noise')[i % 2]
         x = np.sin(np.arange(16_000) * (0.05 + 0.01 * (i % 5))) if label == 'tone' else rng.normal(size=16_000)
         sf.write(d / f'{i}.wav', 0.2 * x, 16_000)
-        rows.append(
-            f'{i}.wav,{label},a {label}|the sound of a {label}|{label} is heard|here is {label}|somewhere a {label},{"train" if i < 12 else "valid" if i < 18 else "test"}'
-        )
+        captions = '|'.join(forms).replace('{}', label)
+        rows.append(f'{i}.wav,{label},{captions},{splits[i]}')
     (d / '27.wav').write_bytes(b'RIFF, but no sound')
     (d / 'my.csv').write_text('\n'.join(rows) + '\n')
     (d / 'bare.csv').write_text('path\n0.wav\n')
@@ -32,20 +34,12 @@ def folder(tmp_path_factory):
 
 
 def evaluate(folder, task, data='my.csv'):
+    files = dict(checkpoint=folder / 'model', data=folder / data, out=folder / f'{task}.json')
+    options = ['--task', task]
+    for name, path in files.items():
+        options += [f'--{name}', str(path)]
     with pytest.raises(SystemExit) as e:
-        main(
-            [
-                'eval',
-                '--checkpoint',
-                str(folder / 'model'),
-                '--data',
-                str(folder / data),
-                '--task',
-                task,
-                '--out',
-                str(folder / f'{task}.json'),
-            ]
-        )
+        main(['eval', *options])
     return e.value.code
 
 
@@ -63,12 +57,8 @@ def test_every_task_on_a_users_table(folder, task, metrics, n, capsys):
     r = json.loads((folder / f'{task}.json').read_text())['results']
     assert json.loads(capsys.readouterr().out)['rows'] == r['rows']
     assert {x['metric'] for x in r['rows'] if x['value'] is not None} >= metrics
-    assert (
-        n in {x['n'] for x in r['rows']}
-        and r['checkpoint']
-        and len(r['skipped']) == 1
-        and '27.wav' in str(r['skipped'])
-    )
+    assert n in {x['n'] for x in r['rows']} and r['checkpoint']
+    assert len(r['skipped']) == 1 and '27.wav' in str(r['skipped'])
 
 
 @pytest.mark.parametrize(
@@ -96,28 +86,20 @@ def test_probe_of_audioset_learns_from_the_balanced_split(folder, tmp_path):
 
     base = tmp_path / 'AudioSet'
     base.mkdir()
-    (base / 'class_labels_indices.csv').write_text(
-        'index,mid,display_name\n0,/m/0,"Tone"\n1,/m/1,"Noise"\n2,/m/2,"Sound"\n'
-    )
+    labels = ['index,mid,display_name', '0,/m/0,"Tone"', '1,/m/1,"Noise"', '2,/m/2,"Sound"', '']
+    (base / 'class_labels_indices.csv').write_text('\n'.join(labels))
     rng = np.random.default_rng(0)
-    for split, file, n in (
-        ('balanced', 'balanced_train', 12),
-        ('eval', 'eval', 6),
-        ('unbalanced', 'unbalanced_train', 2),
-    ):
-        rows = [(f'{split[:4]}video{i:02d}', i % 2) for i in range(n)]
-        (base / f'{file}_segments.csv').write_text(
-            f'# made\n# num_ytids={n}, num_segs={n}, num_unique_labels=3\n# YTID, start_seconds, end_seconds, positive_labels\n'
-            + ''.join(f'{v}, 0.000, 10.000, "/m/{k},/m/2"\n' for v, k in rows)
-        )
+    files = dict(balanced=('balanced_train', 12), eval=('eval', 6), unbalanced=('unbalanced_train', 2))
+    for split, (file, n) in files.items():
         (base / 'audio' / split).mkdir(parents=True)
-        for v, k in rows:
-            sf.write(
-                base / f'audio/{split}/{v}.wav',
-                0.2 * (rng.normal(size=16_000) if k else np.sin(np.arange(16_000) * 0.06)),
-                16_000,
-            )
+        head = ['# made', f'# num_ytids={n}, num_segs={n}, num_unique_labels=3']
+        lines = [*head, '# YTID, start_seconds, end_seconds, positive_labels']
+        for i in range(n):
+            video = f'{split[:4]}video{i:02d}'
+            lines.append(f'{video}, 0.000, 10.000, "/m/{i % 2},/m/2"')
+            x = rng.normal(size=16_000) if i % 2 else np.sin(np.arange(16_000) * 0.06)
+            sf.write(base / f'audio/{split}/{video}.wav', 0.2 * x, 16_000)
+        (base / f'{file}_segments.csv').write_text('\n'.join([*lines, '']))
     r = evaluate_data(folder / 'model', 'audioset', root=tmp_path, n_boot=20)
-    assert {(x['metric'], x['n']) for x in r['rows'] if x['metric'] == 'mAP'} == {('mAP', 6)} and all(
-        x['split'] == 'eval' for x in r['rows']
-    )
+    assert {x['n'] for x in r['rows'] if x['metric'] == 'mAP'} == {6}
+    assert {x['split'] for x in r['rows']} == {'eval'}
