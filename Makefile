@@ -82,6 +82,7 @@ test-data: setup
 gates: setup
 	$(BIN)/ruff format --check nbs tests
 	$(BIN)/ruff check nbs tests
+	$(BIN)/ruff check --isolated --select F821 collat
 	@$(SUMS) > $(VENV)/.before
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_export

@@ -203,6 +203,8 @@ def readme_recorded(results: dict) -> str:  # Markdown
 # %% ../nbs/33_recorded_scenes.ipynb #efa4be7e
 def plot_methods(results: dict):
     "One panel for each column of the table, a dot for each seed. Returns the figure."
+    import seaborn as sns
+    from matplotlib import pyplot as plt
 
     rows = pd.DataFrame([*results['rows'], *results['probe']])
     names = rows.method.drop_duplicates().tolist()
