@@ -146,12 +146,20 @@ class MixedTokens(CachedTokens):
 
 # %% ../nbs/32_esc50.ipynb #d3004c80
 @torch.no_grad()
-def embed_tokens(model: CoLLAT, tokens: CachedTokens, view: int = 0) -> Tensor:  # (n d) unit norm
-    "z of every cached clip."
+def embed_tokens(
+    model: CoLLAT,
+    tokens: CachedTokens,
+    rows: list,  # numbers of the clips that are asked
+    view: int = 0,
+) -> Tensor:  # (n d) unit norm, zero for the others
+    "z of cached clips."
+    out = torch.zeros(len(tokens), model.text.d_out)
     with evaluating(model):
-        heard = (view_of(tokens, ids, view)[..., : model.audio.d].to(best_device()) for ids in by_hundred(len(tokens)))
-        z = [model.embed(model.interaction(h_a)) for h_a in heard]
-    return F.normalize(torch.cat(z).float(), dim=-1).cpu()
+        for ids in by_hundred(len(rows)):
+            asked = [rows[i] for i in ids]
+            h_a = view_of(tokens, asked, view)[..., : model.audio.d].to(best_device())
+            out[asked] = F.normalize(model.embed(model.interaction(h_a)).float(), dim=-1).cpu()
+    return out
 
 
 def train_trial(
@@ -178,13 +186,15 @@ def train_trial(
 def run_trial(
     profile: Profile, tokens: CachedTokens, clips, trial: Trial, run_dir: str | Path
 ) -> Path:  # *.safetensors
-    "Embeddings after a trial: clean and noisy (n d)."
+    "Embeddings of the asked clips after a trial: clean and noisy (n d)."
     folder = Path(run_dir) / 'esc50'
     path = folder / f'{trial.name}.safetensors'
     if path.exists():
         return path
     model = train_trial(profile, tokens, clips, trial, run_dir)
-    z = {name: embed_tokens(model, tokens, view).contiguous() for view, name in enumerate(('clean', 'noisy'))}
+    rows = trial_clips(trial, clips)
+    asked = [int(i) for i in (*rows['seen'], *rows['new'])]
+    z = {name: embed_tokens(model, tokens, asked, view) for view, name in enumerate(('clean', 'noisy'))}
     kept = {f'model.{k}': v.cpu().contiguous() for k, v in model.interaction.state_dict().items()}
     with atomic_path(path) as tmp:
         save_file(z | kept, tmp)
