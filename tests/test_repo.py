@@ -116,7 +116,18 @@ def test_notebook_form(path):
     )
 
 
-STATEMENTS = 37  # of a function, its own line apart; 30 is where this is going
+def test_the_sequence_and_not_nbdev_runs_the_stages():
+    "The parameters of a stage, and so its Run section, are left out by nbdev_test; the small benchmarks are not."
+    from collat.config import load_profile
+    from collat.pipeline import stages_for
+
+    stages = {s.notebook for name in ('mini', 'esc50', 'small') for s in stages_for(load_profile(name))}
+    for name in sorted(stages - {'40_benchmarks'}):
+        tagged = [c for c in cells(ROOT / f'nbs/{name}.ipynb') if 'parameters' in c['metadata'].get('tags', [])]
+        assert len(tagged) == 1 and source(tagged[0]).startswith('#| eval: false'), name
+
+
+STATEMENTS = 30  # of a function, its own line apart
 
 
 @pytest.mark.parametrize('path', MODULES, ids=ids)
