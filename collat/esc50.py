@@ -407,7 +407,7 @@ def ears_alone(profile: Profile, model: CoLLAT, tokens: CachedTokens, clips) -> 
         rows += named_rows(scores, yamnet_names(model.audio.files[0]), clips)
         features['mean embedding, log scores'] = torch.cat([mean, scores.clamp(min=1e-6).log()], 1), 'linear'
     features['mean embedding'] = mean, 'linear'
-    features['tokens'] = [view_of(tokens, [i])[0] for i in range(len(tokens))], 'decoder'
+    features['tokens'] = [view_of(tokens, [i])[0][:, :TOP] for i in range(len(tokens))], 'decoder'
     rows += probe_rows(features, clips, p)
     return rows + [r for fold in range(1, 6) for r in retrieval_rows(mean, None, clips, fold)]
 
