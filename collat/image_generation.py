@@ -48,12 +48,13 @@ def written_states(
     form: str = 'slots',  # or raw, as the profile says
     batch_size: int = 64,
 ) -> Tensor:  # (b, n + special, d), or (b n d) if raw, on the CPU
-    "Last states of written prompts at all positions, padding included. Raises ValueError for a prompt that does not fit."
+    """Last states of written prompts at all positions, padding included.
+    Raises ValueError for a prompt that does not fit."""
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    parts = [
-        text.encode_audio_tokens(text.targets(prompts[i : i + batch_size], n, form).h, form)[1]
-        for i in range(0, len(prompts), batch_size)
-    ]
+    parts = []
+    for i in range(0, len(prompts), batch_size):
+        h = text.targets(prompts[i : i + batch_size], n, form).h
+        parts.append(text.encode_audio_tokens(h, form)[1])
     return torch.cat(parts).cpu()
 
 
@@ -62,11 +63,13 @@ def sound_states(
     wavs,  # waveforms or file names, each at most one and a half training clips long
 ) -> Tensor:  # (b, n + special, d), or (b n d) if raw, on the CPU
     "Last states of the locked encoder for what is heard (§5.4). Raises ValueError for a sound longer than one window."
-    wavs, p = as_waveforms(wavs, model.profile.sample_rate), model.profile
+    p = model.profile
+    wavs = as_waveforms(wavs, p.sample_rate)
     longest = max(len(w) for w in wavs) / p.sample_rate
-    if longest > 1.5 * p.clip_seconds:
+    limit = 1.5 * p.clip_seconds
+    if longest > limit:
         raise ValueError(
-            f'a sound of {longest:.1f} s: at most {1.5 * p.clip_seconds:g} s make one picture; cut out the part that is meant'
+            f'a sound of {longest:.1f} s: at most {limit:g} s make one picture; cut out the part that is meant'
         )
     return torch.stack(model.token_features(wavs, 'states'))
 
@@ -82,36 +85,35 @@ def pipeline_folder(
     source: str | Path,  # a folder saved by diffusers, or a Hugging Face id
     half: bool = True,  # take the fp16 files of a repository
 ) -> Path:
-    "Where a diffusers pipeline lies: the folder, the cache, or freshly downloaded. Raises FileNotFoundError or ConnectionError with instructions."
+    """Where a diffusers pipeline lies: the folder, the cache, or freshly downloaded.
+    Raises FileNotFoundError or ConnectionError with instructions."""
     folder = Path(source).expanduser()
     if (folder / 'model_index.json').exists():
         return folder
     if folder.exists() or str(source).count('/') != 1:
         raise FileNotFoundError(
-            f'{source}: no model_index.json there; a folder written by save_pretrained of a diffusers pipeline, or a Hugging Face id such as {next(iter(SD_SIZES))}, is accepted'
+            f'{source}: no model_index.json there; a folder written by save_pretrained of a diffusers pipeline, '
+            f'or a Hugging Face id such as {next(iter(SD_SIZES))}, is accepted'
         )
     from huggingface_hub import snapshot_download
 
     wanted = [f.replace('.safetensors', '.fp16.safetensors') for f in SD_FILES] if half else SD_FILES
-    size = (
-        f'about {SD_SIZES[str(source)][0 if half else 1]} GB'
-        if str(source) in SD_SIZES
-        else '2 to 6 GB for a Stable Diffusion 1.x'
-    )
     unwanted = None if half else ['*.fp16.*', '*non_ema*']
-    named = ' '.join(f"--{k}clude '{f}'" for k, fs in (('in', wanted), ('ex', unwanted or ())) for f in fs)
+    size = '2 to 6 GB for a Stable Diffusion 1.x'
+    if str(source) in SD_SIZES:
+        size = f'about {SD_SIZES[str(source)][0 if half else 1]} GB'
+    named = ' '.join([f"--include '{f}'" for f in wanted] + [f"--exclude '{f}'" for f in unwanted or ()])
     hand = f'By hand: on a machine with a network, `hf download {source} {named} --local-dir FOLDER`, then name FOLDER'
+    choice = dict(allow_patterns=wanted, ignore_patterns=unwanted)
     try:
-        return Path(
-            snapshot_download(str(source), allow_patterns=wanted, ignore_patterns=unwanted, local_files_only=True)
-        )
+        return Path(snapshot_download(str(source), **choice, local_files_only=True))
     except (OSError, ValueError):
         pass
     if _offline():
         raise ConnectionError(f'{source} ({size}) is not on this machine, and HF_HUB_OFFLINE is set. {hand}')
     print(f'downloading {source} from https://huggingface.co/{source}: {size}')
     try:
-        return Path(snapshot_download(str(source), allow_patterns=wanted, ignore_patterns=unwanted, etag_timeout=5))
+        return Path(snapshot_download(str(source), **choice, etag_timeout=5))
     except Exception as e:
         raise ConnectionError(
             f'cannot download {source} ({size}) from https://huggingface.co/{source}: {type(e).__name__}. {hand}'
@@ -126,7 +128,8 @@ def load_stable_diffusion(
     precision: str = 'fp32',  # fp16 | bf16 | fp32, of U-Net and VAE
     device: str | None = None,  # None = the GPU if there is one
 ):  # StableDiffusionPipeline
-    "Stable Diffusion 1.x as diffusers loads it. Raises ValueError for another kind of pipeline or precision, and as `pipeline_folder`."
+    """Stable Diffusion 1.x as diffusers loads it.
+    Raises ValueError for another kind of pipeline or precision, and as `pipeline_folder`."""
     if precision not in DTYPES:
         raise ValueError(f"precision '{precision}': {', '.join(DTYPES)} is accepted")
     from diffusers import StableDiffusionPipeline
@@ -135,12 +138,9 @@ def load_stable_diffusion(
     kind = json.loads((folder / 'model_index.json').read_text()).get('_class_name')
     if kind != 'StableDiffusionPipeline':
         raise ValueError(f'{source} holds a {kind}; a StableDiffusionPipeline (1.x) is accepted')
-    variant = (
-        'fp16'
-        if any(folder.glob('unet/*.fp16.safetensors'))
-        and (precision != 'fp32' or not (folder / 'unet/diffusion_pytorch_model.safetensors').exists())
-        else None
-    )
+    half = any(folder.glob('unet/*.fp16.safetensors'))
+    full = (folder / 'unet/diffusion_pytorch_model.safetensors').exists()
+    variant = 'fp16' if half and (precision != 'fp32' or not full) else None
     pipe = StableDiffusionPipeline.from_pretrained(
         folder, dtype=DTYPES[precision], variant=variant, local_files_only=True
     )
@@ -157,13 +157,14 @@ def check_tower(model: CoLLAT, text: LockedTextEncoder):
     ours = model.text
     if ours.d != text.d:
         raise ValueError(
-            f"the model's locked encoder {ours.name} is {ours.d} wide, this pipeline's is {text.d}; a model trained for the pipeline's own tower is accepted (profile `paper` for Stable Diffusion 1.x)"
+            f"the model's locked encoder {ours.name} is {ours.d} wide, this pipeline's is {text.d}; a model trained "
+            "for the pipeline's own tower is accepted (profile `paper` for Stable Diffusion 1.x)"
         )
-    if ours.table.shape != text.table.shape or not torch.allclose(
-        ours.table[:512].float().cpu(), text.table[:512].float().cpu(), atol=2e-3
-    ):
+    first = lambda tower: tower.table[:512].float().cpu()
+    if ours.table.shape != text.table.shape or not torch.allclose(first(ours), first(text), atol=2e-3):
         raise ValueError(
-            f"the model's locked encoder {ours.name} has other word embeddings than the text encoder of this pipeline: its tokens would mean something else there"
+            f"the model's locked encoder {ours.name} has other word embeddings than the text encoder of this "
+            'pipeline: its tokens would mean something else there'
         )
 
 
@@ -180,37 +181,30 @@ def draw(
     output: str = 'pil',  # or np: (b h w c) in 0..1
 ):  # b pictures
     "Pictures from token states (Fig. 5). Raises ValueError when states and seeds, or states and pipeline, do not fit."
-    text, b = pipeline_text(pipe), len(states)
+    text = pipeline_text(pipe)
+    b = len(states)
+    slots = text.n_ctx - text.n_special
     if states.ndim != 3 or states.shape[1:] != (text.n_ctx, text.d):
         raise ValueError(
-            f'states have shape {tuple(states.shape)}; (b, {text.n_ctx}, {text.d}) is accepted: n_tokens = {text.n_ctx - text.n_special} slots of this tower'
+            f'states have shape {tuple(states.shape)}; (b, {text.n_ctx}, {text.d}) is accepted: n_tokens = {slots} '
+            'slots of this tower'
         )
     seeds = [seeds] * b if isinstance(seeds, int) else list(seeds)
     if len(seeds) != b:
         raise ValueError(f'{len(seeds)} seeds for {b} pictures: one, or one for each is accepted')
     to = lambda x: x.to(pipe.unet.device, pipe.unet.dtype)
-    no, out = (
-        written_states(text, negative, text.n_ctx - text.n_special)
-        if isinstance(negative, str)
-        else negative.reshape(1, *states.shape[1:]),
-        [],
-    )
+    if isinstance(negative, str):
+        no = written_states(text, negative, slots)
+    else:
+        no = negative.reshape(1, *states.shape[1:])
+    how = dict(guidance_scale=guidance, num_inference_steps=steps, height=size, width=size, output_type=output)
     pipe.set_progress_bar_config(disable=not progress, desc='drawing', leave=False)
+    out = []
     for i in range(0, b, batch_size):
-        part = states[i : i + batch_size]
+        part = to(states[i : i + batch_size])
+        against = to(no.expand(len(part), -1, -1))
         g = [torch.Generator('cpu').manual_seed(s) for s in seeds[i : i + batch_size]]
-        out += list(
-            pipe(
-                prompt_embeds=to(part),
-                negative_prompt_embeds=to(no.expand(len(part), -1, -1)),
-                guidance_scale=guidance,
-                num_inference_steps=steps,
-                generator=g,
-                height=size,
-                width=size,
-                output_type=output,
-            ).images
-        )
+        out += list(pipe(prompt_embeds=part, negative_prompt_embeds=against, generator=g, **how).images)
     return np.stack(out) if output == 'np' else out
 
 # %% ../nbs/24_image_generation.ipynb #d60c5f9f
@@ -220,7 +214,8 @@ def imagine(
     wavs,  # waveforms or file names
     **kwargs,  # as `draw`
 ) -> list:  # of pictures
-    "Pictures of sounds. Not for pictures of people's faces (paper, section 6). Errors as `check_tower`, `sound_states` and `draw`."
+    """Pictures of sounds. Not for pictures of people's faces (paper, section 6).
+    Errors as `check_tower`, `sound_states` and `draw`."""
     check_tower(model, pipeline_text(pipe))
     return draw(pipe, sound_states(model, wavs), **kwargs)
 
@@ -437,19 +432,24 @@ def fit_painter(painter: Painter, bank: dict, p: Profile, work: Path, settings: 
 
 # %% ../nbs/24_image_generation.ipynb #7a8189de
 def load_painter(folder: str | Path, text: LockedTextEncoder, precision: str = 'bf16') -> Painter:
-    "A painter that `train_painter` left in a folder. Raises FileNotFoundError when there is none, ValueError when it reads another text encoder."
+    """A painter that `train_painter` left in a folder.
+    Raises FileNotFoundError when there is none, ValueError when it reads another text encoder."""
     file = Path(folder) / 'model.safetensors'
     if not file.exists():
         raise FileNotFoundError(
-            f'{folder}: no painter there (config.json and model.safetensors); run make reproduce, or --stages image_generation'
+            f'{folder}: no painter there (config.json and model.safetensors); run make reproduce, '
+            'or --stages image_generation'
         )
-    settings, weights = json.loads((Path(folder) / 'config.json').read_text())['settings'], load_file(file)
+    settings = json.loads((Path(folder) / 'config.json').read_text())['settings']
+    weights = load_file(file)
     if settings['text'] != text.fingerprint()[:16]:
         raise ValueError(
-            f'{folder}: this painter learnt to read another text encoder than {text.name}; a painter from the run of the model is accepted'
+            f'{folder}: this painter learnt to read another text encoder than {text.name}; '
+            'a painter from the run of the model is accepted'
         )
     painter = Painter(text.d, settings['width'])
-    painter.empty, painter.precision = weights['empty'], best_precision(precision)
+    painter.empty = weights['empty']
+    painter.precision = best_precision(precision)
     painter.load_state_dict(weights)
     return painter.eval()
 
@@ -487,10 +487,13 @@ def train_painter(
 
 PAINTER_CARD = """# A painter of glyphs
 
-A small text-to-image diffusion model on the token states of a locked text encoder, trained on OpenMoji glyphs (CC BY-SA 4.0) and their names; it never heard a sound.
-It shows that what a text encoder can drive, a sound can drive (CoLLAT, section 5.4). It draws the glyphs it was trained on and nothing else.
+A small text-to-image diffusion model on the token states of a locked text encoder,
+trained on OpenMoji glyphs (CC BY-SA 4.0) and their names; it never heard a sound.
+It shows that what a text encoder can drive, a sound can drive (CoLLAT, section 5.4).
+It draws the glyphs it was trained on and nothing else.
 
-Neither this model nor Stable Diffusion driven by the same tokens may be used to make pictures of people's faces from their voices (paper, section 6).
+Neither this model nor Stable Diffusion driven by the same tokens may be used
+to make pictures of people's faces from their voices (paper, section 6).
 """
 
 # %% ../nbs/24_image_generation.ipynb #3d58970a
@@ -508,19 +511,21 @@ def paint(
     b, n, d = states.shape
     if (n, d) != painter.empty.shape[1:]:
         raise ValueError(
-            f'states are {n} positions of width {d}; the painter learnt from {painter.empty.shape[1]} of width {painter.empty.shape[2]}'
+            f'states are {n} positions of width {d}; the painter learnt from {painter.empty.shape[1]} '
+            f'of width {painter.empty.shape[2]}'
         )
     seeds = list(range(seeds, seeds + b)) if isinstance(seeds, int) else list(seeds)
     if len(seeds) != b:
         raise ValueError(f'{len(seeds)} seeds for {b} pictures: the first, or one for each is accepted')
-    s, no, out = painter.scheduler, painter.empty if negative is None else negative, []
+    s = painter.scheduler
+    no = painter.empty if negative is None else negative
     if no.shape[-2:] != (n, d):
         raise ValueError(f'the states of the negative prompt have shape {tuple(no.shape)}; (1, {n}, {d}) is accepted')
+    out = []
     for i in tqdm(range(0, b, batch_size), desc='painting', leave=False, disable=b <= batch_size):
         c = states[i : i + batch_size]
-        x = torch.stack(
-            [torch.randn(3, SIZE, SIZE, generator=torch.Generator().manual_seed(k)) for k in seeds[i : i + batch_size]]
-        )
+        gs = [torch.Generator().manual_seed(k) for k in seeds[i : i + batch_size]]
+        x = torch.stack([torch.randn(3, SIZE, SIZE, generator=g) for g in gs])
         s.set_timesteps(steps)
         both = torch.cat([c, no.expand_as(c)]) if guidance != 1 else c
         for t in s.timesteps:
@@ -540,10 +545,13 @@ def imagine_files(
     skipped: list,  # filled with (file, reason)
     progress: bool = True,  # bar on stderr
 ) -> Iterator:  # of dicts: file, image
-    "One PNG for each sound that can be read and is no longer than one picture's. Not for pictures of people's faces (paper, section 6). Errors as `check_tower`."
+    """One PNG for each sound that can be read and is no longer than one picture's.
+    Not for pictures of people's faces (paper, section 6). Errors as `check_tower`."""
     from PIL import Image
 
-    p, taken, own = model.profile, set(), isinstance(painter, Painter)
+    p = model.profile
+    taken = set()
+    own = isinstance(painter, Painter)
     if not own:
         check_tower(model, pipeline_text(painter))
     for f in tqdm(files, desc='imagine', unit='file', disable=not progress, file=sys.stderr):
@@ -552,11 +560,10 @@ def imagine_files(
         except ValueError as e:
             skipped.append((str(f), str(e) if str(f) in str(e) else f'{f}: {e}'))
             continue
-        picture = (
-            Image.fromarray(paint(painter, states, p.seed, p.diffusion_guidance, p.diffusion_sampling)[0])
-            if own
-            else draw(painter, states, seeds=p.seed, progress=False)[0]
-        )
+        if own:
+            picture = Image.fromarray(paint(painter, states, p.seed, p.diffusion_guidance, p.diffusion_sampling)[0])
+        else:
+            picture = draw(painter, states, seeds=p.seed, progress=False)[0]
         name = next(n for j in range(len(taken) + 1) if (n := Path(f).stem + f'-{j + 1}' * (j > 0)) not in taken)
         taken.add(name)
         with atomic_path(Path(out) / f'{name}.png') as tmp:
@@ -651,12 +658,13 @@ def reader_check(reader: Reader, n: int = 500, seed: int = 1) -> dict:
     return out
 
 # %% ../nbs/24_image_generation.ipynb #7964d472
-def image_scenes(
-    scenes: Scenes, n: int, look: int = 200_000
-) -> dict:  # scene -> its concepts, as many of each number of events
-    "The first scenes that can be painted: `n` in all, a third with each of one, two and three events where the classes allow it. Raises ValueError when `look` scenes do not hold so many."
-    ks = [k for k in (1, 2, 3) if k <= len({PICTURED[c] for c in scenes.classes if c in PICTURED})]
-    room, out = {k: n // len(ks) + (k <= n % len(ks)) for k in ks}, {}
+def image_scenes(scenes: Scenes, n: int, look: int = 200_000) -> dict:  # scene -> its concepts
+    """The first scenes that can be painted: `n` in all, a third with each of one, two and three events where the
+    classes allow it. Raises ValueError when `look` scenes do not hold so many."""
+    drawn = {PICTURED[c] for c in scenes.classes if c in PICTURED}
+    ks = [k for k in (1, 2, 3) if k <= len(drawn)]
+    room = {k: n // len(ks) + (k <= n % len(ks)) for k in ks}
+    out = {}
     for i in range(look):
         if not any(room.values()):
             return out
@@ -716,8 +724,10 @@ def evaluate_pictures(
     scenes: Scenes,
     p: Profile,
     n: int,  # scenes
-) -> tuple:  # rows, pictures {name: (b h w c)}, scene -> concepts, name -> its coverage minus the last source's on scenes of several concepts
-    "Coverage of every model's pictures, of those from the written labels, and of the first model's held against other scenes; for sets of several concepts also by whether they were painted in training."
+) -> tuple:  # rows, pictures {name: (b h w c)}, scene -> concepts, name -> difference
+    """Coverage of every model's pictures, of those from the written labels, and of the first model's held against other
+    scenes; for sets of several concepts also by whether they were painted in training.
+    A difference is a coverage minus the last source's, on scenes of several concepts."""
     shown = image_scenes(scenes, n)
     sets = list(shown.values())
     text, wavs = next(iter(sources.values())).text, [scenes.waveform(i) for i in shown]
