@@ -231,20 +231,30 @@ def test_nothing_knows_a_folder_beside_the_clone():
 
 
 def test_import_is_light():
-    code = 'import sys, collat; print(*sorted({"torch", "numpy", "transformers", "papermill", "fastcore"} & set(sys.modules)))'
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == ''
+    heavy = {'torch', 'numpy', 'transformers', 'papermill', 'fastcore'}
+    code = f'import sys, collat; print(*sorted({heavy} & set(sys.modules)))'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ''
 
 
 @pytest.mark.clock
 @pytest.mark.parametrize('flag', ['--help', '--version'])
 def test_command_line_starts_at_once(flag):
-    code = f'import sys, time; t = time.time()\ntry:\n from collat.cli import main; main(["{flag}"])\nexcept SystemExit as e: assert not e.code\nassert time.time() - t < 1, time.time() - t'
+    code = f"""import sys, time
+t = time.time()
+try:
+    from collat.cli import main
+    main(["{flag}"])
+except SystemExit as e:
+    assert not e.code
+assert time.time() - t < 1, time.time() - t"""
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_no_dead_option():
-    "Every field of a profile is read somewhere: an attribute of its name in a module other than `config`, or in a cell of a Run section."
+    """Every field of a profile is read somewhere: an attribute of its name in a module other than `config`,
+    or in a cell of a Run section."""
     import dataclasses
 
     from collat.config import Profile
