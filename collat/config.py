@@ -372,6 +372,8 @@ _large = dict(
     scratch_steps=2_000,
     pretrain_batch=32,
     pretrain_lr=1e-3,
+    probe_scenes=1_000,
+    compare_scenes=300,
 )
 _recorded = dict(
     data='esc50',

@@ -884,10 +884,13 @@ def heard(run: Path, p: Profile, made: dict) -> str:  # `made`: results of noteb
     if not shards_of(p, run):
         return f'Trained and evaluated on {world}.'
     name = Path(p.shards.rstrip('/')).name if p.shards else Path(p.data).stem
-    train, valid = (made['parts'][s] for s in ('train', 'valid'))
+    counts = ''
+    if made:
+        train, valid = (made['parts'][s] for s in ('train', 'valid'))
+        counts = f', {train["clips"]:,} clips of {train["classes"]} classes, validated on {valid["clips"]:,} others'
     return (
-        f'**Trained on recordings**: `{name}`, {train["clips"]:,} clips of {train["classes"]} classes, validated on '
-        f'{valid["clips"]:,} others. **Evaluated on {world}**, in every table that is not about a named data set. '
+        f'**Trained on recordings**: `{name}`{counts}. '
+        f'**Evaluated on {world}**, in every table that is not about a named data set. '
         'No sound of those scenes was trained on. So *in-domain*, *unseen* and *other recordings* only name their '
         'splits here, and a class of the unseen may well have been trained on.'
     )
