@@ -19,7 +19,7 @@ SHELL   := /bin/bash
 VENV    := .venv
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
-SUMS    := git ls-files -co --exclude-standard nbs collat | sort | xargs -d '\n' sha256sum
+SUMS    := git ls-files -z -co --exclude-standard nbs collat | xargs -0 cksum
 
 .PHONY: setup reproduce long small recordings esc50 esc50-long pretrain benchmarks test test-data gates lab clean
 
@@ -82,6 +82,7 @@ test-data: setup
 gates: setup
 	$(BIN)/ruff format --check nbs tests
 	$(BIN)/ruff check nbs tests
+	$(BIN)/ruff check --isolated --select F821 collat
 	@$(SUMS) > $(VENV)/.before
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_export

@@ -61,6 +61,7 @@ def heard_row(model: CoLLAT, clip) -> dict:  # clip, label, answers, words, toke
 # %% ../nbs/34_a_recording.ipynb #0797820d
 def draw_recordings(model: CoLLAT, rows: list, clips: list, method: str = 'rollout × gradient'):  # -> Figure
     "Spectrogram of each clip, and the map of its first answer beside it."
+    from matplotlib import pyplot as plt
 
     p, z_t = model.profile, prompts_of(model, list(ESC50))
     fig, axes = plt.subplots(len(clips), 2, figsize=(9, 1.35 * len(clips)), sharex=True, squeeze=False)

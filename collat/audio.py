@@ -34,9 +34,8 @@ BLOCK = 1 << 16  # source frames held at a time
 
 
 def _refusal(path, found) -> AudioError:
-    return AudioError(
-        f'{path}: {found}. Accepted: what libsndfile reads (wav, flac, ogg, mp3, aiff, …), with finite samples and long enough'
-    )
+    accepted = 'what libsndfile reads (wav, flac, ogg, mp3, aiff, …), with finite samples and long enough'
+    return AudioError(f'{path}: {found}. Accepted: {accepted}')
 
 # %% ../nbs/01_audio.ipynb #c74e7909
 def _mono_blocks(
@@ -47,8 +46,9 @@ def _mono_blocks(
     done = 0
     while len(x := f.read(int(min(BLOCK, left - done)), dtype='float32', always_2d=True)):
         x = x.mean(1) if x.shape[1] > 1 else x[:, 0]
-        if not np.isfinite(x).all():
-            raise _refusal(f.name, f'NaN or infinite sample at {(done + np.isfinite(x).argmin()) / f.samplerate:.3f} s')
+        finite = np.isfinite(x)
+        if not finite.all():
+            raise _refusal(f.name, f'NaN or infinite sample at {(done + finite.argmin()) / f.samplerate:.3f} s')
         yield x
         done += len(x)
 
@@ -94,7 +94,7 @@ def load_sounds(
     paths: list,  # sound files
     sample_rate: int = 16000,  # Hz, of the results
 ) -> list:  # of (s,) float32 mono waveforms, in order
-    "`load_audio` of several files, in as many threads as there are cores; the error of the first file that has one is raised"
+    "`load_audio` of several files, a thread for each core; the error of the first file that has one is raised"
     with ThreadPoolExecutor(min(len(paths), os.cpu_count()) or 1) as pool:
         return list(pool.map(lambda p: load_audio(p, sample_rate), paths))
 
@@ -110,7 +110,8 @@ def resample(
     x = np.asarray(x, np.float32)
     if x.ndim not in (1, 2):
         raise ValueError(f'waveform of shape {x.shape}; accepted: (s,) or (b, s)')
-    return torch.from_numpy(np.ascontiguousarray(soxr.resample(x.T, sr_in, sr_out).T))
+    y = soxr.resample(x.T, sr_in, sr_out).T
+    return torch.from_numpy(np.ascontiguousarray(y))
 
 # %% ../nbs/01_audio.ipynb #3a99e86a
 WINDOWS = dict(hanning=torch.hann_window, hamming=torch.hamming_window)
@@ -131,7 +132,7 @@ def _mel_bands(
 
     m = get_mel_banks(n_mels, n_fft, sample_rate, 20.0, 0.0, 100.0, -500.0, 1.0)[0]
 
-    def cut(band):
+    def cut(band):  # (bins, width)
         hit = band.any(1).nonzero()
         lo, hi = (hit.min().item(), hit.max().item() + 1) if len(hit) else (0, 1)
         return lo, hi, band[lo:hi].to(device, dtype).contiguous()
@@ -165,6 +166,17 @@ def _tiles(
     for f, o in zip(frames.split(clips), out.split(clips)):
         yield from zip(f.split(rows, 1), o.split(rows, 1))
 
+# %% ../nbs/01_audio.ipynb #9ad3e07b
+def _check_wav(wav, size, window):
+    if window not in WINDOWS:
+        raise ValueError(f'window {window!r}; accepted: {", ".join(WINDOWS)}')
+    if wav.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f'waveform of {wav.dtype}; accepted: float32, float64, full scale ±1')
+    if wav.ndim != 2:
+        raise ValueError(f'waveform of shape {tuple(wav.shape)}; accepted: (b, s), one row a clip')
+    if wav.shape[1] < size:
+        raise ValueError(f'clips of {wav.shape[1]} samples; accepted: at least one frame of {size}')
+
 # %% ../nbs/01_audio.ipynb #171a0cc8
 @torch.no_grad()
 def fbank(
@@ -176,33 +188,27 @@ def fbank(
     hop_ms: float = 10,  # frame shift
 ) -> Tensor:  # (b, t, f) log-mel energies, on the device of `wav`
     "Kaldi's log-mel filterbank of a whole batch (§4.1), without gradient; raises `ValueError` for refused inputs"
-    size, hop = int(sample_rate * frame_ms * 0.001), int(sample_rate * hop_ms * 0.001)
+    size = int(sample_rate * frame_ms * 0.001)
+    hop = int(sample_rate * hop_ms * 0.001)
     _check_wav(wav, size, window)
     n_fft = 1 << (size - 1).bit_length()
     win = WINDOWS[window](size, periodic=False, device=wav.device, dtype=wav.dtype)
     bands = _mel_bands(n_mels, n_fft, sample_rate, wav.device, wav.dtype)
     frames = wav.unfold(-1, size, hop)
     out = wav.new_empty(*frames.shape[:2], n_mels)
-    for x, y in _tiles(frames, out, 1024 if wav.device.type == 'cpu' else frames.shape[:2].numel()):
-        p, y = _power(x, win, n_fft), rearrange(y, 'b t f -> (b t) f')
-        for (lo, hi, m), e in zip(bands, y.split(bands[0][2].shape[1], 1)):
-            torch.mm(p[:, lo:hi], m, out=e)
+    width = bands[0][2].shape[1]
+    rows = 1024 if wav.device.type == 'cpu' else frames.shape[:2].numel()  # frames in a tile
+    for x, y in _tiles(frames, out, rows):
+        power = _power(x, win, n_fft)
+        y = rearrange(y, 'b t f -> (b t) f')
+        for (lo, hi, m), energies in zip(bands, y.split(width, 1)):
+            torch.mm(power[:, lo:hi], m, out=energies)
         y.clamp_min_(FLOOR).log_()
     return out
 
-
-def _check_wav(wav, size, window):
-    if window not in WINDOWS:
-        raise ValueError(f'window {window!r}; accepted: {", ".join(WINDOWS)}')
-    if wav.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f'waveform of {wav.dtype}; accepted: float32, float64, full scale ±1')
-    if wav.ndim != 2:
-        raise ValueError(f'waveform of shape {tuple(wav.shape)}; accepted: (b, s), one row a clip')
-    if wav.shape[1] < size:
-        raise ValueError(f'clips of {wav.shape[1]} samples; accepted: at least one frame of {size}')
-
 # %% ../nbs/01_audio.ipynb #6f29a8d7
-AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974  # of AST's AudioSet fbank
+AUDIOSET_MEAN = -4.2677393  # of AST's AudioSet fbank
+AUDIOSET_STD = 4.5689974
 
 
 def pad_frames(
@@ -216,7 +222,7 @@ def pad_frames(
 # %% ../nbs/01_audio.ipynb #6417d4fc
 def normalise(
     spec: Tensor,  # (b, t, f) log-mel
-    mean: float = AUDIOSET_MEAN,
+    mean: float = AUDIOSET_MEAN,  # of the data set
     std: float = AUDIOSET_STD,  # of the data set
 ) -> Tensor:  # (b, t, f), mean 0 and standard deviation 1/2 over the data set
     "AST's (x - mean) / (2 std)"
@@ -227,7 +233,7 @@ def normalise(
 
 def denormalise(
     spec: Tensor,  # (b, t, f) normalised
-    mean: float = AUDIOSET_MEAN,
+    mean: float = AUDIOSET_MEAN,  # of the data set
     std: float = AUDIOSET_STD,  # of the data set
 ) -> Tensor:  # (b, t, f) log-mel
     "Inverse of `normalise`"
@@ -238,13 +244,18 @@ def dataset_stats(
     specs: Iterable[Tensor],  # log-mel of any shapes; one at a time in memory
 ) -> tuple[float, float]:  # mean and standard deviation over every value
     "What `normalise` needs, in one pass over a data set"
-    n, total, squares = 0, 0.0, 0.0
+    n = 0
+    total = 0.0
+    squares = 0.0
     for x in specs:
         x = x.double()
-        n, total, squares = n + x.numel(), total + x.sum().item(), squares + x.square().sum().item()
+        n += x.numel()
+        total += x.sum().item()
+        squares += x.square().sum().item()
     if not n:
         raise ValueError('no spectrograms; accepted: at least one')
-    return total / n, math.sqrt(max(squares / n - (total / n) ** 2, 0))
+    mean = total / n
+    return mean, math.sqrt(max(squares / n - mean**2, 0))
 
 # %% ../nbs/01_audio.ipynb #b4770029
 def sample_seed(
@@ -274,16 +285,18 @@ def spec_augment(
     time_mask: int = 192,  # most frames hidden
 ) -> Tensor:  # (b, t, f)
     "One mel band and one stretch of frames set to 0 in each sample; raises `ValueError` for wrong counts or widths"
-    (b, t, f), device = spec.shape, spec.device
+    b, t, f = spec.shape
     if len(seeds) != b:
         raise ValueError(f'{len(seeds)} seeds for {b} samples; accepted: one each')
     if min(freq_mask, time_mask) < 0:
         raise ValueError(f'freq_mask={freq_mask}, time_mask={time_mask}; accepted: 0 or more')
     rngs = [random.Random(s) for s in seeds]
-    edges = torch.tensor([_stretch(r, t, time_mask) + _stretch(r, f, freq_mask) for r in rngs], device=device)
+    edges = torch.tensor([_stretch(r, t, time_mask) + _stretch(r, f, freq_mask) for r in rngs], device=spec.device)
     t0, t1, f0, f1 = rearrange(edges, 'b e -> e b 1')
-    frame, mel = torch.arange(t, device=device), torch.arange(f, device=device)
-    hide_t, hide_f = (frame >= t0) & (frame < t1), (mel >= f0) & (mel < f1)
+    frame = torch.arange(t, device=spec.device)
+    mel = torch.arange(f, device=spec.device)
+    hide_t = (frame >= t0) & (frame < t1)  # (b, t)
+    hide_f = (mel >= f0) & (mel < f1)  # (b, f)
     return spec.masked_fill(rearrange(hide_t, 'b t -> b t 1') | rearrange(hide_f, 'b f -> b 1 f'), 0.0)
 
 # %% ../nbs/01_audio.ipynb #82698754
@@ -292,7 +305,10 @@ def add_noise(
     std: float,  # of the noise, in units of `x`
     seeds: list[int],  # one a sample, from `sample_seed`
 ) -> Tensor:  # (b, ...)
-    "`x` plus Gaussian noise (Table 3a), each sample's from its own seed; raises `ValueError` for wrong counts, std or dtype"
+    """`x` plus Gaussian noise (Table 3a), each sample's from its own seed
+
+    Raises `ValueError` for wrong counts, std or dtype.
+    """
     if len(seeds) != len(x):
         raise ValueError(f'{len(seeds)} seeds for {len(x)} samples; accepted: one each')
     if not std >= 0:
@@ -309,8 +325,9 @@ def snr_db(
     noisy: Tensor,  # (b, ...)
 ) -> Tensor:  # (b,) decibel; infinite without noise
     "Signal-to-noise ratio of each sample"
-    power = lambda x: reduce(x.square(), 'b ... -> b', 'sum')
-    return 10 * torch.log10(power(clean) / power(noisy - clean))
+    signal = reduce(clean.square(), 'b ... -> b', 'sum')
+    noise = reduce((noisy - clean).square(), 'b ... -> b', 'sum')
+    return 10 * torch.log10(signal / noise)
 
 # %% ../nbs/01_audio.ipynb #424f0c3b
 def windows(
@@ -322,7 +339,8 @@ def windows(
     "`wav` cut in equal windows, the last aligned to its end; raises `ValueError` for shapes or hops that lose sound"
     if wav.ndim != 1:
         raise ValueError(f'waveform of shape {tuple(wav.shape)}; accepted: (s,)')
-    size, hop = round(seconds * sample_rate), round(hop_seconds * sample_rate)
+    size = round(seconds * sample_rate)
+    hop = round(hop_seconds * sample_rate)
     if not 0 < hop <= size:
         raise ValueError(f'windows of {seconds} s each {hop_seconds} s; accepted: 0 < hop_seconds ≤ seconds')
     if len(wav) <= size:

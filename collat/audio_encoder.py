@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
-from fastcore.basics import patch
+from fastcore.basics import patch, store_attr
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -69,6 +69,10 @@ def fit_positions(
     return fit_axis(fit_axis(pos, t, 1), f, 0)
 
 # %% ../nbs/08_audio_encoder.ipynb #88dd743f
+def _conv(i: int, o: int, stride: int) -> tuple:
+    return nn.Conv2d(i, o, 3, stride, padding=1, bias=False), nn.BatchNorm2d(o), nn.GELU()
+
+
 class ConvStem(nn.Module):
     "Six small convolutions, every other one of stride 2, averaged onto the patch grid; not in the paper."
 
@@ -80,11 +84,12 @@ class ConvStem(nn.Module):
         channels: tuple = (32, 64),  # channels after the first and the second halving
     ):
         super().__init__()
-        self.patch, self.stride = patch, stride
-        sizes = list(zip((1, *channels), (*channels, d)))
-        conv = lambda i, o, stride: (nn.Conv2d(i, o, 3, stride, padding=1, bias=False), nn.BatchNorm2d(o), nn.GELU())
-        layers = [conv(*a) for i, o in sizes for a in ((i, o, 2), (o, o, 1))]
-        self.layers = nn.Sequential(*[l for ls in layers for l in ls][:-1])
+        self.patch = patch
+        self.stride = stride
+        layers = []
+        for i, o in zip((1, *channels), (*channels, d)):
+            layers += [*_conv(i, o, 2), *_conv(o, o, 1)]
+        self.layers = nn.Sequential(*layers[:-1])  # no activation after the last
 
     def fold(self):
         "The statistics and gains of each batch normalisation become part of the convolution before it."
@@ -98,7 +103,8 @@ class ConvStem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (b 1 f t) -> (b d f' t')
         "One vector per patch."
-        return F.adaptive_avg_pool2d(self.layers(x), patch_grid(x.shape[3], x.shape[2], self.patch, self.stride))
+        grid = patch_grid(x.shape[3], x.shape[2], self.patch, self.stride)
+        return F.adaptive_avg_pool2d(self.layers(x), grid)
 
 # %% ../nbs/08_audio_encoder.ipynb #eea57023
 def make_stem(
@@ -110,11 +116,9 @@ def make_stem(
     "The layer that turns patches into vectors. Raises `ValueError` for another name."
     if stem not in ('patch', 'conv'):
         raise ValueError(f"stem {stem!r}: accepted are 'patch' and 'conv'")
-    return (
-        nn.Conv2d(1, d, patch, stride)
-        if stem == 'patch'
-        else ConvStem(d, patch, stride).to(memory_format=torch.channels_last)
-    )
+    if stem == 'patch':
+        return nn.Conv2d(1, d, patch, stride)
+    return ConvStem(d, patch, stride).to(memory_format=torch.channels_last)
 
 # %% ../nbs/08_audio_encoder.ipynb #f7b44c2b
 def make_blocks(
@@ -161,8 +165,7 @@ class AST(nn.Module):
     ):
         super().__init__()
         n_patches(n_frames, n_mels, patch, stride)
-        self.n_mels, self.n_frames, self.d, self.patch, self.stride = n_mels, n_frames, d, patch, stride
-        self.pool_frequency = pool_frequency
+        store_attr('n_mels,n_frames,d,patch,stride,pool_frequency')
         gf, gt = patch_grid(n_frames, n_mels, patch, stride)
         self.stem = make_stem(stem, d, patch, stride)
         self.extra_tokens = nn.Parameter(torch.zeros(2, d))
@@ -201,9 +204,8 @@ def embed(
 ) -> Tensor:  # (b m d) what the first transformer layer sees
     "Patches as vectors with their positions, after the two extra tokens."
     if spec.ndim != 3 or spec.shape[2] != self.n_mels:
-        raise ValueError(
-            f'spectrogram of shape {tuple(spec.shape)}, expected (b, t, {self.n_mels}): batch, frames, mel bins'
-        )
+        wanted = f'(b, t, {self.n_mels}): batch, frames, mel bins'
+        raise ValueError(f'spectrogram of shape {tuple(spec.shape)}, expected {wanted}')
     n_patches(spec.shape[1], self.n_mels, self.patch, self.stride)
     x = self.stem(rearrange(spec, 'b t f -> b 1 f t'))
     pos = fit_positions(self.patch_pos, *x.shape[2:])
@@ -222,25 +224,25 @@ def classify(
         raise ValueError('this AST has no classification head: make it with n_classes=k')
     return self.head(self(spec)[:, :2].mean(1))
 
-
+# %% ../nbs/08_audio_encoder.ipynb #56df87c9
 @patch
 def summary(
     self: AST,
     spec: Tensor,  # (b t f)
 ) -> Tensor:  # (b d) mean of class and distillation token
-    "The embedding of a clip by AST alone. The last block is computed for the two tokens that are read, and for no other."
+    "The embedding of a clip by AST alone. The last block is computed for the two tokens that are read only."
     x = self.blocks[:-1](self.embed(spec))
     block = self.blocks[-1]
-    a, y = block.attn, block.norm1(x)
-    heads, (wq, wkv), (bq, bkv) = (
-        a.num_heads,
-        a.qkv.weight.split([self.d, 2 * self.d]),
-        a.qkv.bias.split([self.d, 2 * self.d]),
-    )
-    q = rearrange(F.linear(y[:, :2], wq, bq), 'b n (h c) -> b h n c', h=heads)
-    k, v = rearrange(F.linear(y, wkv, bkv), 'b m (two h c) -> two b h m c', two=2, h=heads)
-    x = x[:, :2] + block.drop_path1(a.proj(rearrange(F.scaled_dot_product_attention(q, k, v), 'b h n c -> b n (h c)')))
-    return self.norm(x + block.drop_path2(block.mlp(block.norm2(x)))).mean(1)
+    attn = block.attn
+    y = block.norm1(x)
+    w_q, w_kv = attn.qkv.weight.split([self.d, 2 * self.d])
+    b_q, b_kv = attn.qkv.bias.split([self.d, 2 * self.d])
+    q = rearrange(F.linear(y[:, :2], w_q, b_q), 'b n (h c) -> b h n c', h=attn.num_heads)
+    k, v = rearrange(F.linear(y, w_kv, b_kv), 'b m (two h c) -> two b h m c', two=2, h=attn.num_heads)
+    seen = rearrange(F.scaled_dot_product_attention(q, k, v), 'b h n c -> b n (h c)')
+    x = x[:, :2] + block.drop_path1(attn.proj(seen))
+    x = x + block.drop_path2(block.mlp(block.norm2(x)))
+    return self.norm(x).mean(1)
 
 # %% ../nbs/08_audio_encoder.ipynb #367c18a6
 def classification_loss(
@@ -255,10 +257,9 @@ def classification_loss(
     if kind != 'softmax':
         raise ValueError(f"kind {kind!r}: accepted are 'softmax' and 'sigmoid'")
     n = labels.sum(1)
-    if (n == 0).any():
-        raise ValueError(
-            f'{int((n == 0).sum())} of {len(n)} clips have no label: softmax over the labels present is undefined'
-        )
+    none = int((n == 0).sum())
+    if none:
+        raise ValueError(f'{none} of {len(n)} clips have no label: softmax over the labels present is undefined')
     return -((labels * logits.log_softmax(1)).sum(1) / n).mean()
 
 # %% ../nbs/08_audio_encoder.ipynb #48d2ad8b
@@ -269,11 +270,12 @@ def vit_ast_state(
     "Weights of a distilled vision transformer under our names, positions laid out on their grid."
     s = {k.replace('patch_embed.proj', 'stem'): v for k, v in state.items()}
     pos = s.pop('pos_embed')[0]
-    s['extra_pos'], s['patch_pos'] = pos[:2], rearrange(pos[2:], '(f t) d -> f t d', f=gf)
+    s['extra_pos'] = pos[:2]
+    s['patch_pos'] = rearrange(pos[2:], '(f t) d -> f t d', f=gf)
     s['extra_tokens'] = torch.cat([s.pop('cls_token')[0], s.pop('dist_token')[0]])
     return s
 
-
+# %% ../nbs/08_audio_encoder.ipynb #f2777a86
 _hf_names = [
     (r'^audio_spectrogram_transformer\.', ''),
     (r'^encoder\.layer\.', 'blocks.'),
@@ -313,19 +315,14 @@ def from_hf_ast(
     config: dict,  # its `config.json`
 ) -> AST:  # in eval mode; with the classification head where the weights hold one
     "AST with published weights. Raises `ValueError` for unequal strides, `RuntimeError` for tensors that do not fit."
-    c, head = config, state.get('classifier.dense.weight')
+    c = config
+    head = state.get('classifier.dense.weight')
     if c['frequency_stride'] != c['time_stride']:
         raise ValueError(f'strides {c["frequency_stride"]} and {c["time_stride"]}: only equal ones are accepted')
-    m = AST(
-        c['num_mel_bins'],
-        c['max_length'],
-        c['hidden_size'],
-        c['num_hidden_layers'],
-        c['num_attention_heads'],
-        c['patch_size'],
-        c['time_stride'],
-        n_classes=None if head is None else len(head),
-    )
+    size = dict(d=c['hidden_size'], depth=c['num_hidden_layers'], heads=c['num_attention_heads'])
+    cut = dict(patch=c['patch_size'], stride=c['time_stride'])
+    n_classes = None if head is None else len(head)
+    m = AST(c['num_mel_bins'], c['max_length'], **size, **cut, n_classes=n_classes)
     m.load_state_dict(hf_ast_state(state, len(m.patch_pos)))
     return m.eval()
 
@@ -346,27 +343,20 @@ def from_original_ast(
     n_mels: int = 128,
     stride: int = 10,  # what it was trained for
 ) -> AST:  # in eval mode, with its classification head
-    "AST from the authors' checkpoint. Raises `ValueError` where positions and grid do not fit, `RuntimeError` for other tensors."
+    """AST from the authors' checkpoint.
+    Raises `ValueError` where positions and grid do not fit, `RuntimeError` for other tensors."""
     state = torch.load(path, map_location='cpu', weights_only=True)
     pos = next((v for k, v in state.items() if k.endswith('v.pos_embed')), None)
     if pos is None:
         raise ValueError(f'{path}: no tensor named v.pos_embed; a checkpoint of the AST repository is accepted')
     gf, gt = patch_grid(n_frames, n_mels, 16, stride)
     if pos.shape[1] != gf * gt + 2:
-        raise ValueError(
-            f'{path}: {pos.shape[1] - 2} patch positions, but {n_frames} frames × {n_mels} bins at stride {stride} make {gf * gt}'
-        )
-    s, d = original_ast_state(state, gf), pos.shape[2]
-    m = AST(
-        n_mels,
-        n_frames,
-        d,
-        1 + max(int(k.split('.')[1]) for k in s if k.startswith('blocks.')),
-        d // 64,
-        16,
-        stride,
-        n_classes=len(s['head.1.bias']),
-    )
+        size = f'{n_frames} frames × {n_mels} bins at stride {stride}'
+        raise ValueError(f'{path}: {pos.shape[1] - 2} patch positions, but {size} make {gf * gt}')
+    d = pos.shape[2]
+    s = original_ast_state(state, gf)
+    depth = 1 + max(int(k.split('.')[1]) for k in s if k.startswith('blocks.'))
+    m = AST(n_mels, n_frames, d, depth, heads=d // 64, patch=16, stride=stride, n_classes=len(s['head.1.bias']))
     m.load_state_dict(s)
     return m.eval()
 
@@ -376,23 +366,17 @@ def deit_ast_state(
     gf: int,
     gt: int,  # grid of the new model
 ) -> dict:  # tensors for an `AST` without head
-    "ImageNet weights as a start for an AST (Gong et al., 2021): colours summed, positions fitted to the grid, heads left behind."
+    """ImageNet weights as a start for an AST (Gong et al., 2021).
+    Colours are summed, positions fitted to the grid, heads left behind."""
     s = {k: v for k, v in state.items() if not k.startswith('head')}
     s['patch_embed.proj.weight'] = s['patch_embed.proj.weight'].sum(1, keepdim=True)
     s = vit_ast_state(s, math.isqrt(s['pos_embed'].shape[1] - 2))
     return s | dict(patch_pos=fit_positions(s['patch_pos'], gf, gt))
 
 # %% ../nbs/08_audio_encoder.ipynb #9b692da5
-def _same_stride(name, other, ast):
-    if (other.stride, other.n_mels) != (ast.stride, ast.n_mels):
-        raise ValueError(
-            f'{name}: stride {other.stride} and {other.n_mels} mel bins, the profile has {ast.stride} and {ast.n_mels}'
-        )
-    return other.state_dict()
-
-
 def timm_weights(name: str) -> dict:
-    "Pretrained weights by timm name, from its cache or downloaded. Raises `ConnectionError` with instructions, `ValueError` on an unknown name."
+    """Pretrained weights by timm name, from its cache or downloaded.
+    Raises `ConnectionError` with instructions, `ValueError` on an unknown name."""
     return load_file(timm_file(name))
 
 
@@ -407,50 +391,57 @@ def timm_file(name: str) -> Path:  # *.safetensors
         raise ValueError(
             f"'{name}': timm has no weights for it on the hub; AST began as deit_base_distilled_patch16_384"
         )
-    return (
-        hub_folder(
-            repo,
-            ['model.safetensors'],
-            'copy model.safetensors (as `hf download` lays it out) into that folder of the cache here',
-        )
-        / 'model.safetensors'
-    )
+    how = 'copy model.safetensors (as `hf download` lays it out) into that folder of the cache here'
+    return hub_folder(repo, ['model.safetensors'], how) / 'model.safetensors'
 
 # %% ../nbs/08_audio_encoder.ipynb #0c26bc13
+def _same_stride(name, other, ast):
+    if (other.stride, other.n_mels) != (ast.stride, ast.n_mels):
+        theirs = f'stride {other.stride} and {other.n_mels} mel bins'
+        raise ValueError(f'{name}: {theirs}, the profile has {ast.stride} and {ast.n_mels}')
+    return other.state_dict()
+
+
+def _hf_ast_files(name: str) -> tuple:  # weights, configuration
+    "Files of an AST in Hugging Face's format, from a folder or its cache."
+    folder = Path(name)
+    if not folder.is_dir():
+        wanted = ['config.json', 'preprocessor_config.json', '*.safetensors']
+        folder = hub_folder(name, wanted, "name its folder: 'hf:FOLDER'")
+    return folder / 'model.safetensors', folder / 'config.json'
+
+
+def _published(ast: AST, name: str) -> tuple:  # tensors under the names of `AST`, files they were read from
+    "Weights by name, for an encoder like `ast`. Errors as `load_pretrained`."
+    kind, _, rest = name.partition(':')
+    if kind == 'deit':
+        file = timm_file(rest)
+        return deit_ast_state(timm_weights(rest), *ast.patch_pos.shape[:2]), [file]
+    if kind == 'hf':
+        file, config = _hf_ast_files(rest)
+        other = from_hf_ast(load_file(file), json.loads(config.read_text()))
+        return _same_stride(name, other, ast), [file]
+    if name.endswith('.pth'):
+        return _same_stride(name, from_original_ast(name), ast), [name]
+    raise ValueError(f"audio weights '{name}': hf:FOLDER, hf:HUB_ID, deit:TIMM_NAME or a file *.pth is accepted")
+
+
 def load_pretrained(
     ast: AST,  # of the size of the weights; its clip length may be another
     name: str,  # 'hf:FOLDER or hub id', 'deit:timm name', or a file *.pth of the AST repository
 ) -> AST:  # the same
-    "Put published weights into `ast`, positions cut or stretched to its clips, heads left out. Raises `ValueError` on an unknown name or another size, `ConnectionError` with instructions where a download fails."
-    kind, _, rest = name.partition(':')
-    files = [name]
-    if kind == 'deit':
-        files = [timm_file(rest)]
-        state = deit_ast_state(timm_weights(rest), *ast.patch_pos.shape[:2])
-    elif kind == 'hf':
-        folder = (
-            Path(rest)
-            if Path(rest).is_dir()
-            else hub_folder(
-                rest, ['config.json', 'preprocessor_config.json', '*.safetensors'], "name its folder: 'hf:FOLDER'"
-            )
-        )
-        files = [folder / 'model.safetensors']
-        state = _same_stride(
-            name, from_hf_ast(load_file(files[0]), json.loads((folder / 'config.json').read_text())), ast
-        )
-    elif name.endswith('.pth'):
-        state = _same_stride(name, from_original_ast(name), ast)
-    else:
-        raise ValueError(f"audio weights '{name}': hf:FOLDER, hf:HUB_ID, deit:TIMM_NAME or a file *.pth is accepted")
+    """Put published weights into `ast`, positions cut or stretched to its clips, heads left out.
+    Raises `ValueError` on an unknown name or another size,
+    `ConnectionError` with instructions where a download fails."""
+    state, files = _published(ast, name)
     state = {k: v for k, v in state.items() if not k.startswith('head.')}
     state['patch_pos'] = fit_positions(state['patch_pos'], *ast.patch_pos.shape[:2])
     own = {k: v.shape for k, v in ast.state_dict().items() if not k.startswith('head.')}
-    odd = [k for k in sorted(own.keys() | state.keys()) if k not in own or k not in state or own[k] != state[k].shape]
-    if odd:
-        raise ValueError(
-            f'{name}: {odd[0]} is {tuple(state[odd[0]].shape) if odd[0] in state else "missing"}, the encoder of the profile has {tuple(own[odd[0]]) if odd[0] in own else "none"}'
-        )
+    for k in sorted(own.keys() | state.keys()):
+        theirs = tuple(state[k].shape) if k in state else 'missing'
+        ours = tuple(own[k]) if k in own else 'none'
+        if theirs != ours:
+            raise ValueError(f'{name}: {k} is {theirs}, the encoder of the profile has {ours}')
     ast.load_state_dict(state, strict=False)
     ast.files = files
     return ast

@@ -14,7 +14,8 @@ from .config import nearest_name
 
 # %% ../nbs/08a_backbones.ipynb #b3469a1d
 class CNN(nn.Module):
-    "What the convolutional encoders share: (b t f) to tokens (b m d), one pooled vector, and class logits where there is a head."
+    """What the convolutional encoders share: (b t f) to tokens (b m d), and one pooled vector.
+    Where there is a head, also class logits."""
 
     files = ()  # of published weights; there are none here
 
@@ -30,7 +31,7 @@ class CNN(nn.Module):
             raise ValueError('this encoder has no classification head: make it with n_classes=k')
         return self.head(self.pool(self(spec)))
 
-
+# %% ../nbs/08a_backbones.ipynb #72f63986
 class TimmCNN(CNN):
     "A convolutional backbone of timm on spectrograms: tokens are the cells of its last map, pooled by their mean."
 
@@ -46,7 +47,12 @@ class TimmCNN(CNN):
 
     def forward(self, spec: Tensor) -> Tensor:  # (b t f) -> (b m d)
         "The last feature map, from low to high frequency, each row in time."
-        return rearrange(self.net.forward_features(rearrange(spec, 'b t f -> b 1 f t')), 'b d f t -> b (f t) d')
+        cells = self.net.forward_features(rearrange(spec, 'b t f -> b 1 f t'))
+        return rearrange(cells, 'b d f t -> b (f t) d')
+
+# %% ../nbs/08a_backbones.ipynb #1be602a3
+def _conv(i: int, o: int) -> tuple:
+    return nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU()
 
 
 class CNN14(CNN):
@@ -55,11 +61,10 @@ class CNN14(CNN):
     def __init__(self, width: int = 64, n_classes: int | None = None):
         super().__init__()
         sizes = [1, *(width * 2**i for i in range(6))]
-        conv = lambda i, o: [nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU()]
-        blocks = [nn.Sequential(*conv(i, o), *conv(o, o)) for i, o in zip(sizes, sizes[1:])]
-        self.net = nn.Sequential(*[l for b in blocks[:-1] for l in (b, nn.AvgPool2d(2))], blocks[-1]).to(
-            memory_format=torch.channels_last
-        )
+        layers = []
+        for i, o in zip(sizes, sizes[1:]):
+            layers += [nn.Sequential(*_conv(i, o), *_conv(o, o)), nn.AvgPool2d(2)]
+        self.net = nn.Sequential(*layers[:-1]).to(memory_format=torch.channels_last)
         self.d = sizes[-1]
         self.last = nn.Sequential(nn.Linear(self.d, self.d), nn.ReLU())
         self.add_head(n_classes)
@@ -72,31 +77,34 @@ class CNN14(CNN):
         return self.last(h.mean(1) + h.amax(1))  # (b m d) -> (b d)
 
 # %% ../nbs/08a_backbones.ipynb #d2f42683
-SIZES = dict(  # backbone -> [for tests, about a million weights, as published]
-    mobilenet=[('mobilenetv3_small_050', {}), ('mobilenetv3_small_100', {}), ('mobilenetv1_100', {})],
-    resnet=[
+SIZES = {  # backbone -> [for tests, about a million weights, as published]
+    'mobilenet': [('mobilenetv3_small_050', {}), ('mobilenetv3_small_100', {}), ('mobilenetv1_100', {})],
+    'resnet': [
         ('resnet10t', dict(channels=(8, 16, 24, 32), stem_width=8)),
         ('resnet18', dict(channels=(24, 48, 96, 192))),
         ('resnet18', {}),
     ],
-    resnext=[
+    'resnext': [
         ('resnext50_32x4d', dict(layers=(1, 1, 1, 1), cardinality=2, base_width=16, channels=(8, 8, 16, 16))),
         ('resnext50_32x4d', dict(layers=(1, 1, 2, 1), cardinality=8, base_width=4, channels=(32, 64, 128, 256))),
         ('resnext50_32x4d', {}),
     ],
-)
+}
 BACKBONES = 'ast', 'cnn14', *SIZES
 
 
 def make_cnn(
     name: str,  # cnn14 | a name of `SIZES`
-    d_audio: int,  # width of the AST that it stands in for: below 64 the size for tests, below 384 about a million weights, from there the published size; CNN14 grows with it
+    d_audio: int,  # width of the AST that it stands in for, which sets the size
     n_classes: int | None = None,  # classes k of the head for pretraining, None: no head
 ) -> CNN:
-    "A convolutional encoder in the size of a profile. Raises ValueError on an unknown name."
+    """A convolutional encoder in the size of a profile. Raises ValueError on an unknown name.
+    Below a width of 64 it has the size for tests, below 384 about a million weights, from there the published size.
+    CNN14 grows with the width."""
     if name not in BACKBONES or name == 'ast':
         raise ValueError(f"backbone '{name}' is not one of {', '.join(BACKBONES)}.{nearest_name(name, BACKBONES)}")
     if name == 'cnn14':
         return CNN14(d_audio // 16 if d_audio < 384 else d_audio // 12, n_classes)
-    kind, more = SIZES[name][0 if d_audio < 64 else 1 if d_audio < 384 else 2]
+    tests, million, published = SIZES[name]
+    kind, more = tests if d_audio < 64 else million if d_audio < 384 else published
     return TimmCNN(kind, n_classes, **more)

@@ -23,6 +23,8 @@ import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
+from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +47,7 @@ from .weights import _quiet
 
 # %% ../nbs/40_benchmarks.ipynb #78d64a36
 def the_device() -> torch.device:
+    "The GPU, where there is one."
     return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
 
@@ -60,17 +63,20 @@ def interleaved(
     warmup: int = 1,  # untimed rounds before
 ) -> dict:  # name -> best and median wall time, best processor time of this process, s
     "Times several functions in turns, so that what disturbs one disturbs all."
-    times, cpu = {k: [] for k in fns}, {k: [] for k in fns}
+    times = {k: [] for k in fns}
+    cpu = {k: [] for k in fns}
     for r in range(-warmup, rounds):
         for k, f in fns.items():
             finished()
-            t, c = time.perf_counter(), time.process_time()
+            wall = time.perf_counter()
+            own = time.process_time()
             f()
             finished()
-            t, c = time.perf_counter() - t, time.process_time() - c
+            wall = time.perf_counter() - wall
+            own = time.process_time() - own
             if r >= 0:
-                times[k].append(t)
-                cpu[k].append(c)
+                times[k].append(wall)
+                cpu[k].append(own)
     return {k: dict(best=min(v), median=float(np.median(v)), cpu=min(cpu[k])) for k, v in times.items()}
 
 # %% ../nbs/40_benchmarks.ipynb #92e690a0
@@ -79,25 +85,22 @@ def processor() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     info = Path('/proc/cpuinfo')
-    found = (
-        dict(re.findall(r'^(model name|cpu family|model)\s*: (.+)$', info.read_text(), re.M)) if info.exists() else {}
-    )
+    text = info.read_text() if info.exists() else ''
+    found = dict(re.findall(r'^(model name|cpu family|model)\s*: (.+)$', text, re.M))
     if len(found) < 3:
         return platform.processor() or platform.machine()
-    return (
-        f'{found["model name"]} (family {found["cpu family"]}, model {found["model"]})'  # cloud machines hide the name
-    )
+    # cloud machines hide the name, so its family stands beside it
+    return f'{found["model name"]} (family {found["cpu family"]}, model {found["model"]})'
 
 
 def setting() -> dict:
     "Where a number was measured: device, threads, versions."
     names = 'torch torchaudio transformers timm open_clip_torch scipy numpy'.split()
     load = os.getloadavg()[0] if hasattr(os, 'getloadavg') else None
-    memory = (
-        torch.cuda.get_device_properties(0).total_memory
-        if torch.cuda.is_available()
-        else os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    )
+    if torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory
+    else:
+        memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     return dict(
         device=processor(),
         cores=os.cpu_count(),
@@ -109,7 +112,7 @@ def setting() -> dict:
         versions={n: package_version(n) for n in names},
     )
 
-
+# %% ../nbs/40_benchmarks.ipynb #39da12bf
 def matmul_peak(
     n: int,  # side of the square matrices
     dtype: torch.dtype = torch.float32,
@@ -123,43 +126,39 @@ def matmul_peak(
 def write_clips(folder: Path, n: int, seconds: float, sample_rate: int = 16_000) -> list:  # n FLAC files
     "Chirps, clicks and hiss, different in each clip."
     folder.mkdir(parents=True, exist_ok=True)
-    t, out = np.arange(int(seconds * sample_rate)) / sample_rate, []
+    t = np.arange(int(seconds * sample_rate)) / sample_rate
+    out = []
     for i in range(n):
         rng = np.random.default_rng(i)
-        tone = sum(
-            rng.uniform(0.1, 0.5) * np.sin(2 * np.pi * (f * t + rng.uniform(-1, 1) * f * t**2 / seconds / 4))
-            for f in rng.uniform(80, 3500, 3)
-        )
-        x = tone * (np.sin(2 * np.pi * rng.uniform(0.2, 3) * t) > rng.uniform(-1, 0.5)) + rng.uniform(
-            0.001, 0.3
-        ) * rng.standard_normal(len(t))
+        tone = 0
+        for f in rng.uniform(80, 3500, 3):
+            loud = rng.uniform(0.1, 0.5)
+            bend = rng.uniform(-1, 1)
+            tone += loud * np.sin(2 * np.pi * (f * t + bend * f * t**2 / seconds / 4))
+        on = np.sin(2 * np.pi * rng.uniform(0.2, 3) * t) > rng.uniform(-1, 0.5)
+        x = tone * on + rng.uniform(0.001, 0.3) * rng.standard_normal(len(t))
         out.append(folder / f'{seconds:g}s-{i}.flac')
         sf.write(out[-1], 0.2 * x / np.abs(x).max(), sample_rate)
     return out
 
-
+# %% ../nbs/40_benchmarks.ipynb #5b05321b
 def ast_pair(size: str, seed: int = 0) -> tuple:  # transformers' ASTModel, our AST, transformers' feature extractor
     "One AST of random weights, saved by transformers and read by us."
     import transformers
 
     s = AST_SIZES[size]
     torch.manual_seed(seed)
-    theirs = transformers.ASTModel(
-        transformers.ASTConfig(
-            hidden_size=s['d'],
-            num_hidden_layers=s['depth'],
-            num_attention_heads=s['heads'],
-            intermediate_size=4 * s['d'],
-            layer_norm_eps=1e-6,
-        )
-    ).eval()
+    shape = dict(hidden_size=s['d'], num_hidden_layers=s['depth'], num_attention_heads=s['heads'])
+    config = transformers.ASTConfig(**shape, intermediate_size=4 * s['d'], layer_norm_eps=1e-6)
+    theirs = transformers.ASTModel(config).eval()
     with torch.no_grad():
         for k, x in theirs.named_parameters():  # so large that clips differ
             if x.ndim == 2:
                 x.mul_(2)
     with tempfile.TemporaryDirectory() as d, _quiet():
         theirs.save_pretrained(d)
-        ours = from_hf_ast(load_file(f'{d}/model.safetensors'), json.loads((Path(d) / 'config.json').read_text()))
+        config = json.loads((Path(d) / 'config.json').read_text())
+        ours = from_hf_ast(load_file(f'{d}/model.safetensors'), config)
     return theirs.to(the_device()), ours.to(the_device()), transformers.ASTFeatureExtractor()
 
 # %% ../nbs/40_benchmarks.ipynb #455dddf7
@@ -188,9 +187,8 @@ def embed_clap(model, extractor, paths: list) -> Tensor:  # (b d)
     "Files to embeddings with transformers' `ClapModel`, which hears at 48 kHz."
     x = extractor([w.numpy() for w in load_sounds(paths, 48_000)], sampling_rate=48_000, return_tensors='pt')
     longer = torch.zeros(len(paths), 1, dtype=torch.bool, device=the_device())
-    return model.audio_projection(
-        model.audio_model(input_features=x['input_features'].to(the_device()), is_longer=longer).pooler_output
-    )
+    heard = model.audio_model(input_features=x['input_features'].to(the_device()), is_longer=longer)
+    return model.audio_projection(heard.pooler_output)
 
 # %% ../nbs/40_benchmarks.ipynb #67c9fdc1
 def embedding_ways(size: str, clap: bool = True) -> dict:  # name -> (function of paths, precision, clips seen at)
@@ -200,62 +198,70 @@ def embedding_ways(size: str, clap: bool = True) -> dict:  # name -> (function o
     theirs, ours, extractor = ast_pair(size)
     half = copy.deepcopy(ours).bfloat16()
     ways = {
-        'transformers ASTModel': (lambda p: embed_transformers(theirs, extractor, p), 'fp32', '1,024 frames'),
-        'ours, padded': (lambda p: embed_ours(ours, p, 1024), 'fp32', '1,024 frames'),
-        'ours, padded, bf16': (lambda p: embed_ours(half, p, 1024), 'bf16', '1,024 frames'),
-        'ours': (lambda p: embed_ours(ours, p), 'fp32', 'own length'),
-        'ours, bf16': (lambda p: embed_ours(half, p), 'bf16', 'own length'),
+        'transformers ASTModel': (partial(embed_transformers, theirs, extractor), 'fp32', '1,024 frames'),
+        'ours, padded': (partial(embed_ours, ours, n_frames=1024), 'fp32', '1,024 frames'),
+        'ours, padded, bf16': (partial(embed_ours, half, n_frames=1024), 'bf16', '1,024 frames'),
+        'ours': (partial(embed_ours, ours), 'fp32', 'own length'),
+        'ours, bf16': (partial(embed_ours, half), 'bf16', 'own length'),
     }
     if clap:
         net = transformers.ClapModel(transformers.ClapConfig()).eval().to(the_device())
-        hear = transformers.ClapFeatureExtractor(
-            truncation='rand_trunc', padding='repeatpad'
-        )  # as laion/clap-htsat-unfused
-        ways['transformers ClapModel'] = lambda p: embed_clap(net, hear, p), 'fp32', '10 s at 48 kHz'
+        # as laion/clap-htsat-unfused
+        hear = transformers.ClapFeatureExtractor(truncation='rand_trunc', padding='repeatpad')
+        ways['transformers ClapModel'] = partial(embed_clap, net, hear), 'fp32', '10 s at 48 kHz'
     return ways
 
 
-def cosine(a: Tensor, b: Tensor) -> float:  # of the pair that agrees least
+def cosine(a: Tensor, b: Tensor) -> float:
+    "Of the pair that agrees least."
     return torch.cosine_similarity(a.float(), b.float(), dim=-1).min().item()
+
+# %% ../nbs/40_benchmarks.ipynb #c06d553f
+_YARDSTICK = 'transformers ASTModel'
+
+
+def _speed(way: str, many: dict, one: dict, batch: int) -> dict:  # the columns of time, from `interleaved`
+    cpu = many[_YARDSTICK]['cpu'] / many[way]['cpu']
+    return dict(
+        clips_per_s=batch / many[way]['best'],
+        clips_per_s_median=batch / many[way]['median'],
+        latency_s=one[way]['best'],
+        speedup=many[_YARDSTICK]['best'] / many[way]['best'],
+        cpu_speedup=cpu if the_device().type == 'cpu' else None,
+        latency_speedup=one[_YARDSTICK]['best'] / one[way]['best'],
+    )
+
+
+def _agreement(way: str, z: dict) -> dict:  # the columns of likeness, from the embeddings of each way
+    theirs = z[_YARDSTICK]
+    own = z['ours, padded'] if 'padded' in way else z['ours']
+    comparable = z[way].shape == theirs.shape and 'Clap' not in way
+    return dict(
+        cosine_to_transformers=cosine(z[way], theirs) if comparable else None,
+        cosine_to_our_fp32=cosine(z[way], own) if way.startswith('ours') else None,
+        cosine_of_different_clips=torch.cosine_similarity(theirs, theirs.roll(1, 0)).mean().item(),
+    )
 
 
 def bench_embedding(
-    size: str = 'base', seconds: tuple = (5.0, 10.0), batch: int = 4, rounds: int = 3, clap: bool = True
+    size: str = 'base',  # of the AST
+    seconds: tuple = (5.0, 10.0),  # lengths of clips
+    batch: int = 4,
+    rounds: int = 3,
+    clap: bool = True,  # also `ClapModel`
 ) -> list:  # rows
     "Clips per second, latency of one clip, and agreement, for each way and clip length."
-    ways, rows = embedding_ways(size, clap), []
+    ways = embedding_ways(size, clap)
+    rows = []
     with tempfile.TemporaryDirectory() as d:
         for s in seconds:
             paths = write_clips(Path(d), batch, s)
             z = {k: f(paths) for k, (f, *_) in ways.items()}
-            many = interleaved({k: lambda f=f: f(paths) for k, (f, *_) in ways.items()}, rounds, warmup=0)
-            one = interleaved({k: lambda f=f: f(paths[:1]) for k, (f, *_) in ways.items()}, rounds)
-            first, own = z['transformers ASTModel'], z['ours']
-            others = torch.cosine_similarity(first, first.roll(1, 0)).mean().item()
+            many = interleaved({k: partial(f, paths) for k, (f, *_) in ways.items()}, rounds, warmup=0)
+            one = interleaved({k: partial(f, paths[:1]) for k, (f, *_) in ways.items()}, rounds)
             for k, (_, precision, seen) in ways.items():
-                same = z[k].shape == first.shape and 'Clap' not in k
-                ref = z['ours, padded'] if 'padded' in k else own
-                rows.append(
-                    dict(
-                        way=k,
-                        ast=size,
-                        seconds=s,
-                        precision=precision,
-                        seen=seen,
-                        batch=batch,
-                        clips_per_s=batch / many[k]['best'],
-                        clips_per_s_median=batch / many[k]['median'],
-                        latency_s=one[k]['best'],
-                        speedup=many['transformers ASTModel']['best'] / many[k]['best'],
-                        cpu_speedup=many['transformers ASTModel']['cpu'] / many[k]['cpu']
-                        if the_device().type == 'cpu'
-                        else None,
-                        latency_speedup=one['transformers ASTModel']['best'] / one[k]['best'],
-                        cosine_to_transformers=cosine(z[k], first) if same else None,
-                        cosine_to_our_fp32=cosine(z[k], ref) if k.startswith('ours') else None,
-                        cosine_of_different_clips=others,
-                    )
-                )
+                row = dict(way=k, ast=size, seconds=s, precision=precision, seen=seen, batch=batch)
+                rows.append(row | _speed(k, many, one, batch) | _agreement(k, z))
     return rows
 
 # %% ../nbs/40_benchmarks.ipynb #80f2d067
@@ -263,7 +269,8 @@ def literal_match(D: Tensor) -> Tensor:  # (b n n) -> (b n)
     "The text of §3.2 word by word: right-most token first, the nearest prediction still unused."
     out = []
     for d in D.tolist():
-        used, perm = set(), [0] * len(d)
+        used = set()
+        perm = [0] * len(d)
         for i in reversed(range(len(d))):
             perm[i] = min((j for j in range(len(d)) if j not in used), key=lambda j: d[i][j])
             used.add(perm[i])
@@ -271,43 +278,45 @@ def literal_match(D: Tensor) -> Tensor:  # (b n n) -> (b n)
     return torch.tensor(out, device=D.device)
 
 
-def bench_matchers(ns: tuple, bs: tuple, d: int = 64, rounds: int = 3) -> list:  # rows
+def bench_matchers(
+    ns: tuple,  # tokens
+    bs: tuple,  # clips
+    d: int = 64,  # width of a token
+    rounds: int = 3,
+) -> list:  # rows
     "Time of each matcher over n and b, and its cost over the optimal one."
-    ways, rows = dict(literal=literal_match) | {k: MATCHERS[k] for k in ('greedy', 'hungarian', 'sinkhorn')}, []
-    for n in ns:
-        for b in bs:
-            g = torch.Generator().manual_seed(n)
-            D = pairwise_distance(*(torch.randn(b, n, d, generator=g).to(the_device()) for _ in range(2)))
-            t = interleaved({k: lambda f=f: f(D) for k, f in ways.items()}, rounds)
-            cost = {k: match_cost(D, f(D)).mean().item() for k, f in ways.items()}
-            rows += [
-                dict(matcher=k, n=n, b=b, ms=1e3 * t[k]['best'], cost_over_optimum=cost[k] / cost['hungarian'])
-                for k in ways
-            ]
+    ways = dict(literal=literal_match) | {k: MATCHERS[k] for k in ('greedy', 'hungarian', 'sinkhorn')}
+    rows = []
+    for n, b in product(ns, bs):
+        g = torch.Generator().manual_seed(n)
+        predicted, true = (torch.randn(b, n, d, generator=g).to(the_device()) for _ in range(2))
+        D = pairwise_distance(predicted, true)
+        t = interleaved({k: partial(f, D) for k, f in ways.items()}, rounds)
+        cost = {k: match_cost(D, f(D)).mean().item() for k, f in ways.items()}
+        for k in ways:
+            over = cost[k] / cost['hungarian']
+            rows.append(dict(matcher=k, n=n, b=b, ms=1e3 * t[k]['best'], cost_over_optimum=over))
     return rows
 
-
+# %% ../nbs/40_benchmarks.ipynb #6060b07c
 def bench_fbank(seconds: float = 10.0, b: int = 16, rounds: int = 5) -> list:  # rows
     "Features of a batch, ours beside torchaudio's, which takes one waveform at a time."
     from torchaudio.compliance import kaldi
 
     wav = 0.1 * torch.randn(b, int(16_000 * seconds), generator=torch.Generator().manual_seed(0)).to(the_device())
-    theirs = lambda: torch.stack(
-        [kaldi.fbank(w[None], sample_frequency=16_000, window_type='hanning', num_mel_bins=128) for w in wav]
-    )
-    t = interleaved(dict(torchaudio=theirs, ours=lambda: fbank(wav)), rounds)
+    one = partial(kaldi.fbank, sample_frequency=16_000, window_type='hanning', num_mel_bins=128)
+
+    def theirs():
+        return torch.stack([one(w[None]) for w in wav])
+
+    t = interleaved(dict(torchaudio=theirs, ours=partial(fbank, wav)), rounds)
     diff = (theirs() - fbank(wav)).abs().max().item()
-    return [
-        dict(
-            way=k,
-            seconds=seconds,
-            b=b,
-            ms_per_clip=1e3 * v['best'] / b,
-            speedup=t['torchaudio']['best'] / v['best'],
-            largest_difference=diff,
-        )
-        for k, v in t.items()
-    ]
+    rows = []
+    for k, v in t.items():
+        speedup = t['torchaudio']['best'] / v['best']
+        row = dict(way=k, seconds=seconds, b=b, ms_per_clip=1e3 * v['best'] / b, speedup=speedup)
+        rows.append(row | dict(largest_difference=diff))
+    return rows
 
 # %% ../nbs/40_benchmarks.ipynb #daf3be83
 LABELS = ['dog', 'rain', 'church bells', 'violin', 'siren', 'applause', 'helicopter', 'cat']
@@ -316,13 +325,11 @@ LABELS = ['dog', 'rain', 'church bells', 'violin', 'siren', 'applause', 'helicop
 def random_weights(profile: Profile) -> Profile:
     "The same sizes with random weights, tuned ears, no empty slots, and QuickGELU where OpenAI's towers have it."
     name, _, tag = profile.text_encoder.partition('/')
-    text = (
-        f'{name}-quickgelu'
-        if tag == 'openai'
-        else name
-        if profile.text_encoder.startswith('open_clip:')
-        else profile.text_encoder
-    )
+    text = profile.text_encoder
+    if tag == 'openai':
+        text = f'{name}-quickgelu'
+    elif text.startswith('open_clip:'):
+        text = name
     other = dict(audio_weights='', ears='tuned', presence=False, text_encoder=text)
     return load_profile('mini', asdict(profile) | other)
 
@@ -331,26 +338,22 @@ def synthetic_batch(p: Profile, b: int, device=None) -> dict:  # as `CoLLAT.forw
     "Noise for sound, labels in turn; the shapes and the cost are those of a real batch."
     labels = [[LABELS[i % len(LABELS)]] for i in range(b)]
     wav = 0.1 * torch.randn(b, int(p.clip_seconds * p.sample_rate), generator=torch.Generator().manual_seed(0))
-    return dict(
-        wav=wav.to(device or the_device()),
-        seeds=list(range(b)),
-        texts=[prompt(l, p.template) for l in labels],
-        labels=labels,
-    )
+    texts = [prompt(l, p.template) for l in labels]
+    return dict(wav=wav.to(device or the_device()), seeds=list(range(b)), texts=texts, labels=labels)
 
-
+# %% ../nbs/40_benchmarks.ipynb #ed99f954
 def make_step(
-    profile: Profile, precision: str = 'fp32', fused: bool = False, compiled: bool = False
+    profile: Profile,
+    precision: str = 'fp32',
+    fused: bool = False,  # AdamW in one kernel
+    compiled: bool = False,  # by `torch.compile`
 ) -> tuple:  # model, AdamW
     "A model of random weights in training mode on the device, and its optimiser."
     model = CoLLAT(profile).to(the_device()).train()
     model.precision = precision
     new = [*model.interaction.parameters(), model.logit_scale]
-    opt = torch.optim.AdamW(
-        param_groups([(model.audio.parameters(), profile.lr_audio), (new, profile.lr)], profile.weight_decay),
-        betas=(0.9, 0.98),
-        **(dict(fused=True) if fused else {}),
-    )
+    groups = param_groups([(model.audio.parameters(), profile.lr_audio), (new, profile.lr)], profile.weight_decay)
+    opt = torch.optim.AdamW(groups, betas=(0.9, 0.98), **(dict(fused=True) if fused else {}))
     if compiled:
         model.compile_networks()
     return model, opt
@@ -365,16 +368,25 @@ def one_step(model: CoLLAT, opt, batch: dict) -> float:  # loss
     return loss.item()
 
 # %% ../nbs/40_benchmarks.ipynb #acae575d
+class _Clock:
+    "Wall time between one call and the next, by part."
+
+    def __init__(self):
+        self.times = {}
+        self.at = time.perf_counter()
+
+    def __call__(self, part: str):
+        finished()
+        now = time.perf_counter()
+        self.times[part] = now - self.at
+        self.at = now
+
+
 def step_parts(model: CoLLAT, opt, batch: dict) -> tuple:  # part -> s, loss
     "`one_step` with a clock between its parts."
-    seeds, n, times = list(batch['seeds']), len(batch['wav']), {}
-    at = [time.perf_counter()]
-
-    def tick(part):
-        finished()
-        at.append(time.perf_counter())
-        times[part] = at[-1] - at[-2]
-
+    seeds = list(batch['seeds'])
+    n = len(batch['wav'])
+    tick = _Clock()
     clean, noisy = model.training_views(batch['wav'], seeds)
     tick('front end')
     h_t, kind, z_t = model.text_targets(batch['texts'], batch['labels'])
@@ -386,47 +398,38 @@ def step_parts(model: CoLLAT, opt, batch: dict) -> tuple:  # part -> s, loss
         tick('interaction')
         z_a = model.embed(h[:n]).float()
         tick('locked encoder')
-        h, h_t = model.at_layer(h).float(), model.at_layer(h_t).float()
+        h, h_t = (model.at_layer(x).float() for x in (h, h_t))
     ids = torch.tensor([text_id(t) for t in batch['texts']], device=h.device)
-    loss = model.loss(
-        h[:n],
-        h_t,
-        z_a,
-        z_t,
-        model.logit_scale.clamp(max=math.log(100)).exp(),
-        None if noisy is None else h[n:],
-        kind,
-        ids,
-    )['loss']
+    scale = model.logit_scale.clamp(max=math.log(100)).exp()
+    h_noisy = None if noisy is None else h[n:]
+    loss = model.loss(h[:n], h_t, z_a, z_t, scale, h_noisy, kind, ids)['loss']
     tick('matching and losses')
     loss.backward()
     tick('backward')
     opt.step()
     opt.zero_grad()
     tick('optimiser')
-    return times, loss.item()
+    return tick.times, loss.item()
 
-
+# %% ../nbs/40_benchmarks.ipynb #37c2fb30
 def bench_parts(profile: Profile, b: int, rounds: int = 3, precision: str = 'fp32') -> dict:
     "Seconds and share of each part of a step, and clips per second."
     model, opt = make_step(profile, precision)
     batch = synthetic_batch(profile, b)
     one_step(model, opt, batch)
     runs = [step_parts(model, opt, batch)[0] for _ in range(rounds)]
-    best = {k: min(r[k] for r in runs) for k in runs[0]}
+    best = {}
+    for part in runs[0]:
+        best[part] = min(r[part] for r in runs)
     total = sum(best.values())
-    return dict(
-        profile=profile.name,
-        b=b,
-        precision=precision,
-        seconds=total,
-        clips_per_s=b / total,
-        parts={k: dict(seconds=v, share=v / total) for k, v in best.items()},
-    )
+    parts = {k: dict(seconds=v, share=v / total) for k, v in best.items()}
+    return dict(profile=profile.name, b=b, precision=precision, seconds=total, clips_per_s=b / total, parts=parts)
 
 # %% ../nbs/40_benchmarks.ipynb #274a9df5
 def step_flops(model: CoLLAT) -> dict:  # per clip: forward, backward
-    "Floating point operations of a training step per clip, both views; moves the model to `meta` (it is of no use afterwards)."
+    """Floating point operations of a training step per clip, both views.
+
+    Moves the model to `meta`; it is of no use afterwards."""
     model = model.to('meta').train()
     model.precision = 'fp32'  # the count is the same
     frames = 1 + int((model.profile.clip_seconds * 1000 - model.profile.frame_ms) // model.profile.hop_ms)
@@ -437,12 +440,12 @@ def step_flops(model: CoLLAT) -> dict:  # per clip: forward, backward
         sum(x.sum() for x in (h, noisy, z) if x is not None).backward()
     return dict(forward=f.get_total_flops(), backward=g.get_total_flops())
 
-
+# %% ../nbs/40_benchmarks.ipynb #24894d00
 def saved_bytes(model: nn.Module, forward) -> int:
     "Bytes that `forward()` keeps for the backward pass, parameters and buffers aside; each storage once."
-    known = {x.untyped_storage()._cdata for x in [*model.parameters(), *model.buffers()]}
-    if hasattr(model, 'text'):
-        known |= {x.untyped_storage()._cdata for x in [*model.text.locked.parameters(), *model.text.locked.buffers()]}
+    parts = [model, model.text.locked] if hasattr(model, 'text') else [model]
+    held = chain.from_iterable((*part.parameters(), *part.buffers()) for part in parts)
+    known = {x.untyped_storage()._cdata for x in held}
     seen = {}
 
     def pack(x):
@@ -457,30 +460,28 @@ def saved_bytes(model: nn.Module, forward) -> int:
     return sum(seen.values())
 
 # %% ../nbs/40_benchmarks.ipynb #9426a7cf
+def _count(model: nn.Module) -> int:  # parameters
+    return sum(x.numel() for x in model.parameters())
+
+
 def sizes(profile: Profile, precision: str = 'bf16') -> dict:
     "Parameters, operations and memory of a profile's training, from its true shapes with random weights."
     p = random_weights(profile)
     model = CoLLAT(p).to(the_device()).train()
     model.precision = precision
-    count = lambda m: sum(x.numel() for x in m.parameters())
     batches = [synthetic_batch(p, b) for b in (1, 2)]
-    kept = [saved_bytes(model, lambda: model(b)) for b in batches]
-    parts = dict(audio=count(model.audio), interaction=count(model.interaction), locked_text=model.text.n_params)
+    one, two = (saved_bytes(model, partial(model, batch)) for batch in batches)
+    parts = dict(audio=_count(model.audio), interaction=_count(model.interaction), locked_text=model.text.n_params)
     trained = sum(x.numel() for x in model.parameters() if x.requires_grad)
-    flops = step_flops(model)
+    needed = dict(weights=4 * (_count(model) + parts['locked_text']), gradients=4 * trained, adam=8 * trained)
     return dict(
         profile=profile.name,
         parameters=parts | dict(trained=trained),
-        flops_per_clip=flops,
+        flops_per_clip=step_flops(model),
         batch=p.batch,
         steps=p.steps,
         precision=precision,
-        bytes=dict(
-            weights=4 * (count(model) + parts['locked_text']),
-            gradients=4 * trained,
-            adam=8 * trained,
-            activations_per_clip=kept[1] - kept[0],
-        ),
+        bytes=needed | dict(activations_per_clip=two - one),
     )
 
 
@@ -492,7 +493,9 @@ def memory_gb(s: dict, clips: int) -> float:
 # %% ../nbs/40_benchmarks.ipynb #b6ddc416
 @contextmanager
 def tuned(model: CoLLAT):
-    "Inside the block the text tower's weights ask for gradients, as in methods that tune it; afterwards it is as before."
+    """Inside the block the text tower's weights ask for gradients, as in methods that tune it.
+
+    Afterwards it is as before."""
     tower = model.text.locked
     try:
         yield tower.requires_grad_(True)
@@ -500,18 +503,23 @@ def tuned(model: CoLLAT):
         tower.requires_grad_(False)
         tower.zero_grad(set_to_none=True)
 
-
+# %% ../nbs/40_benchmarks.ipynb #4a572aed
 def bench_lock(profile: Profile, b: int, rounds: int = 3) -> dict:
     "Time and bytes of the text tower in one step, locked and tuned."
-    model, batch = CoLLAT(profile).to(the_device()).train(), synthetic_batch(profile, b)
-    te, texts, labels = model.text, batch['texts'], batch['labels']
-    h = model.text_targets(texts, labels)[0].clone().requires_grad_()
+    model = CoLLAT(profile).to(the_device()).train()
+    batch = synthetic_batch(profile, b)
+    te = model.text
+    prompts = batch['texts'], batch['labels']
+    h = model.text_targets(*prompts)[0].clone().requires_grad_()
+
+    def through():
+        return te.encode_audio_tokens(h, profile.form)[0]
 
     def audio_path():
-        te.encode_audio_tokens(h, profile.form)[0].sum().backward()
+        through().sum().backward()
 
     def text_graph():
-        t = te.tokenize(texts)
+        t = te.tokenize(batch['texts'])
         te.pool(te.encode_embeddings(te.static_embeddings(t.ids), t.mask), t.mask).sum().backward()
 
     def with_tuned(f):
@@ -520,26 +528,25 @@ def bench_lock(profile: Profile, b: int, rounds: int = 3) -> dict:
 
     def uncached():
         model.text_cache.clear()
-        model.text_targets(texts, labels)
+        model.text_targets(*prompts)
 
-    t = interleaved(
-        {
-            'audio path, locked': audio_path,
-            'audio path, tuned': lambda: with_tuned(audio_path),
-            'text side, cached': lambda: model.text_targets(texts, labels),
-            'text side, no graph': uncached,
-            'text side, tuned': lambda: with_tuned(text_graph),
-        },
-        rounds,
-    )
-    n, trained = te.n_params, sum(x.numel() for x in model.parameters())
-    saved = dict(locked=saved_bytes(model, lambda: te.encode_audio_tokens(h, profile.form)[0]))
+    ways = {
+        'audio path, locked': audio_path,
+        'audio path, tuned': partial(with_tuned, audio_path),
+        'text side, cached': partial(model.text_targets, *prompts),
+        'text side, no graph': uncached,
+        'text side, tuned': partial(with_tuned, text_graph),
+    }
+    seconds = {k: v['best'] for k, v in interleaved(ways, rounds).items()}
+    saved = dict(locked=saved_bytes(model, through))
     with tuned(model):
-        saved['tuned'] = saved_bytes(model, lambda: te.encode_audio_tokens(h, profile.form)[0])
+        saved['tuned'] = saved_bytes(model, through)
+    n = te.n_params
+    trained = _count(model)
     return dict(
         profile=profile.name,
         b=b,
-        seconds={k: v['best'] for k, v in t.items()},
+        seconds=seconds,
         saved_for_backward=saved,
         tower_parameters=n,
         trained_parameters=trained,
@@ -554,28 +561,29 @@ def checkpoint_bytes(model: CoLLAT, opt) -> int:
     return f.getbuffer().nbytes
 
 # %% ../nbs/40_benchmarks.ipynb #b0a9102b
-_half = dict(precision='bf16')
 OPTIONS = {
     'none': {},
-    'bf16': _half,
+    'bf16': dict(precision='bf16'),
     'fused AdamW': dict(fused=True),
     'checkpointing': dict(micro=True),
     'compile': dict(compiled=True),
-    'bf16, fused': _half | dict(fused=True),
-    'bf16, checkpointing': _half | dict(micro=True),
-    'bf16, fused, compile': _half | dict(fused=True, compiled=True),
+    'bf16, fused': dict(precision='bf16', fused=True),
+    'bf16, checkpointing': dict(precision='bf16', micro=True),
+    'bf16, fused, compile': dict(precision='bf16', fused=True, compiled=True),
 }
 
 
 def bench_options(profile: Profile, b: int, names: tuple, rounds: int = 3) -> list:  # rows
     "Clips per second, memory for the backward pass, and the first loss, option by option."
-    steps, rows = {}, []
+    steps = {}
     for k in names:
         how = dict(OPTIONS[k])
-        p = load_profile('mini', asdict(profile) | dict(micro_batch=max(1, b // 4) if how.pop('micro', False) else 0))
+        micro = max(1, b // 4) if how.pop('micro', False) else 0
+        p = load_profile('mini', asdict(profile) | dict(micro_batch=micro))
         steps[k] = (*make_step(p, **how), synthetic_batch(p, b))
     first = {k: one_step(*s) for k, s in steps.items()}
-    t = interleaved({k: lambda s=s: one_step(*s) for k, s in steps.items()}, rounds)
+    t = interleaved({k: partial(one_step, *s) for k, s in steps.items()}, rounds)
+    rows = []
     for k, s in steps.items():
         peak = None
         if torch.cuda.is_available():
@@ -583,19 +591,11 @@ def bench_options(profile: Profile, b: int, names: tuple, rounds: int = 3) -> li
             held = torch.cuda.memory_allocated()  # by all the models
             one_step(*s)
             peak = torch.cuda.max_memory_allocated() - held
-        kept = None if 'compile' in k else saved_bytes(s[0], lambda: s[0](s[2]))
-        rows.append(
-            dict(
-                options=k,
-                profile=profile.name,
-                b=b,
-                clips_per_s=b / t[k]['best'],
-                speedup=t['none']['best'] / t[k]['best'],
-                saved_for_backward=kept,
-                step_bytes=peak,
-                first_loss=first[k],
-            )
-        )
+        model, _, batch = s
+        kept = None if 'compile' in k else saved_bytes(model, partial(model, batch))
+        best = t[k]['best']
+        row = dict(options=k, profile=profile.name, b=b, clips_per_s=b / best, speedup=t['none']['best'] / best)
+        rows.append(row | dict(saved_for_backward=kept, step_bytes=peak, first_loss=first[k]))
     return rows
 
 # %% ../nbs/40_benchmarks.ipynb #6161bc89
@@ -603,7 +603,9 @@ def true_size_step(name: str = 'paper', b: int = 2, steps: int = 3, precision: s
     "Training steps of a profile at its true sizes on a repeated batch: losses, seconds per step."
     p = random_weights(load_profile(name, dict(lr=lr, lr_audio=lr)))
     model, opt = make_step(p, precision)
-    batch, losses, seconds = synthetic_batch(p, b), [], []
+    batch = synthetic_batch(p, b)
+    losses = []
+    seconds = []
     for _ in tqdm(range(steps), desc=f'{name} at true size', unit='step'):
         t = time.perf_counter()
         losses.append(one_step(model, opt, batch))
@@ -616,7 +618,7 @@ def true_size_step(name: str = 'paper', b: int = 2, steps: int = 3, precision: s
         losses=losses,
         seconds=seconds,
         clips_per_s=b / min(seconds),
-        trained=sum(x.numel() for x in model.parameters()),
+        trained=_count(model),
         locked=model.text.n_params,
     )
 
@@ -625,10 +627,11 @@ def timed_steps(model: CoLLAT, opt, batch: dict, rounds: int) -> tuple:  # best 
     "Steps on a repeated batch, after two untimed ones."
     for _ in range(2):
         one_step(model, opt, batch)
-    if gpu := torch.cuda.is_available():
+    gpu = torch.cuda.is_available()
+    if gpu:
         torch.cuda.reset_peak_memory_stats()
-    best = interleaved(dict(step=lambda: one_step(model, opt, batch)), rounds, warmup=0)['step']['best']
-    return best, torch.cuda.max_memory_allocated() if gpu else None
+    t = interleaved(dict(step=partial(one_step, model, opt, batch)), rounds, warmup=0)
+    return t['step']['best'], torch.cuda.max_memory_allocated() if gpu else None
 
 
 def bench_batches(
@@ -638,8 +641,11 @@ def bench_batches(
     rounds: int = 3,
     precision: str = 'bf16',
 ) -> list:  # rows
-    "Clips per second and peak memory over the batch size, without checkpointing; None in both where the memory does not suffice."
-    rows, p = [], load_profile('mini', asdict(profile) | dict(micro_batch=0))
+    """Clips per second and peak memory over the batch size, without checkpointing.
+
+    None in both where the memory does not suffice."""
+    p = load_profile('mini', asdict(profile) | dict(micro_batch=0))
+    rows = []
     for how, sizes in ((False, bs), (True, compiled)):
         model, opt = make_step(p, precision, fused=True, compiled=how) if sizes else (None, None)
         for b in sizes:
@@ -650,35 +656,21 @@ def bench_batches(
                 opt.zero_grad()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            rows.append(
-                dict(
-                    profile=p.name,
-                    compiled=how,
-                    b=b,
-                    precision=precision,
-                    clips_per_s=best and b / best,
-                    peak_bytes=peak,
-                )
-            )
+            row = dict(profile=p.name, compiled=how, b=b, precision=precision)
+            rows.append(row | dict(clips_per_s=best and b / best, peak_bytes=peak))
     return rows
 
 # %% ../nbs/40_benchmarks.ipynb #a0093109
 def sound_shards(folder: Path, n: int, seconds: float) -> Path:  # folder of the shards
     "`n` synthetic clips with one label each, packed."
-    with (folder / 'clips.csv').open('w') as f:
-        f.writelines(
-            [
-                'path,labels\n',
-                *(
-                    f'clips/{p.name},{LABELS[i % len(LABELS)]}\n'
-                    for i, p in enumerate(write_clips(folder / 'clips', n, seconds))
-                ),
-            ]
-        )
+    lines = ['path,labels\n']
+    for i, path in enumerate(write_clips(folder / 'clips', n, seconds)):
+        lines.append(f'clips/{path.name},{LABELS[i % len(LABELS)]}\n')
+    (folder / 'clips.csv').write_text(''.join(lines))
     shard(folder / 'clips.csv', folder / 'shards', per_shard=math.ceil(n / 8), workers=1)
     return folder / 'shards'
 
-
+# %% ../nbs/40_benchmarks.ipynb #ab5da849
 def bench_training(
     profile: Profile,
     b: int,  # clips a step
@@ -690,22 +682,9 @@ def bench_training(
     "Clips per second of `training.train` from shards, after its first half."
     with tempfile.TemporaryDirectory() as d:
         root = sound_shards(Path(d), max(64, b), profile.clip_seconds)
-        p = load_profile(
-            'mini',
-            asdict(profile)
-            | dict(
-                shards=str(root),
-                batch=b,
-                micro_batch=micro,
-                steps=steps,
-                warmup=1,
-                eval_every=steps,
-                checkpoint_every=steps,
-                precision=precision,
-                fused=True,
-                compile=compiled,
-            ),
-        )
+        schedule = dict(steps=steps, warmup=1, eval_every=steps, checkpoint_every=steps)
+        how = dict(batch=b, micro_batch=micro, precision=precision, fused=True, compile=compiled)
+        p = load_profile('mini', asdict(profile) | schedule | how | dict(shards=str(root)))
         train(p, Path(d) / 'run', validate=False)
         log = read_log(Path(d) / 'run')
     seconds = float(log.seconds[len(log) // 2 :].median())
@@ -723,35 +702,29 @@ def bench_training(
     )
 
 # %% ../nbs/40_benchmarks.ipynb #8ead9591
-PEAKS = {
-    'V100': 125e12,
-    'RTX 4090': 165e12,
-    'A100': 312e12,
-    'H100, H200': 989e12,
-}  # FLOP/s, dense fp16 / bf16, as published
+# FLOP/s, dense fp16 / bf16, as published
+PEAKS = {'V100': 125e12, 'RTX 4090': 165e12, 'A100': 312e12, 'H100, H200': 989e12}
 
 
 def gpu_hours(s: dict, utilisation: float = 0.4) -> list:  # rows, one per GPU
     "Hours of a profile's whole training on one GPU, from `sizes`; decoding is assumed to keep up."
     clips = s['steps'] * s['batch']
     total = clips * sum(s['flops_per_clip'].values())
-    return [
-        dict(
-            profile=s['profile'],
-            gpu=k,
-            clips=clips,
-            total_flops=total,
-            utilisation=utilisation,
-            hours=total / (peak * utilisation) / 3600,
-            utilisation_in_320_hours=total / (peak * 320 * 3600),
-        )
-        for k, peak in PEAKS.items()
-    ]
+    rows = []
+    for k, peak in PEAKS.items():
+        row = dict(profile=s['profile'], gpu=k, clips=clips, total_flops=total, utilisation=utilisation)
+        row['hours'] = total / (peak * utilisation) / 3600
+        row['utilisation_in_320_hours'] = total / (peak * 320 * 3600)
+        rows.append(row)
+    return rows
 
 
 def fits(s: dict, gb: float = 16.0) -> int:
-    "The most clips whose activations fit into `gb` beside weights, gradients and optimiser state (one GiB kept free); 0 when none does."
-    return max(0, int((gb - 1 - memory_gb(s, 0)) * 2**30 // s['bytes']['activations_per_clip']))
+    """The most clips whose activations fit into `gb` beside weights, gradients and optimiser state.
+
+    One GiB is kept free; 0 when none does."""
+    room = (gb - 1 - memory_gb(s, 0)) * 2**30
+    return max(0, int(room // s['bytes']['activations_per_clip']))
 
 # %% ../nbs/40_benchmarks.ipynb #141a5e58
 SCALES = dict(
@@ -807,64 +780,75 @@ def scale_of(profile: Profile) -> str:
     return 'gpu' if profile.benchmarks == 'full' and torch.cuda.is_available() else profile.benchmarks
 
 
+def _measurements(scale: str, precision: str) -> dict:  # name -> function without arguments
+    "What one scale measures, in order."
+    c = SCALES[scale]
+    dtypes = dict(fp32=torch.float32, bf16=torch.bfloat16)
+
+    def bench(f, profile, *args, **more):
+        return f(random_weights(load_profile(profile)), *args, **more)
+
+    return dict(
+        peaks=lambda: {k: matmul_peak(c['peak'], dtype) for k, dtype in dtypes.items()},
+        embedding=partial(bench_embedding, **c['embedding']),
+        matchers=partial(bench_matchers, **c['matchers']),
+        fbank=partial(bench_fbank, **c['fbank']),
+        step=partial(bench, bench_parts, *c['step'], precision),
+        lock=partial(bench, bench_lock, *c['lock']),
+        options=partial(bench, bench_options, *c['options']),
+        sizes=lambda: [sizes(load_profile(name), precision) for name in c['sizes']],
+        true_step=lambda: true_size_step(**c['true'], precision=precision) if c['true'] else None,
+        batches=partial(bench, bench_batches, *c['batches'], precision),
+        training=lambda: [bench(bench_training, **t, precision=precision) for t in c['training']],
+    )
+
+
 def run_benchmarks(scale: str, precision: str) -> dict:
     "All measurements of one scale, each with the load of the machine before it."
-    c, out = SCALES[scale], dict(scale=scale, setting=setting())
-    prof = lambda name: random_weights(load_profile(name))
-    todo = dict(
-        peaks=lambda: {k: matmul_peak(c['peak'], d) for k, d in dict(fp32=torch.float32, bf16=torch.bfloat16).items()},
-        embedding=lambda: bench_embedding(**c['embedding']),
-        matchers=lambda: bench_matchers(**c['matchers']),
-        fbank=lambda: bench_fbank(**c['fbank']),
-        step=lambda: bench_parts(prof(c['step'][0]), *c['step'][1:], precision),
-        lock=lambda: bench_lock(prof(c['lock'][0]), *c['lock'][1:]),
-        options=lambda: bench_options(prof(c['options'][0]), *c['options'][1:]),
-        sizes=lambda: [sizes(load_profile(n), precision) for n in c['sizes']],
-        true_step=lambda: true_size_step(**c['true'], precision=precision) if c['true'] else None,
-        batches=lambda: bench_batches(prof(c['batches'][0]), *c['batches'][1:], precision),
-        training=lambda: [
-            bench_training(**t | dict(profile=prof(t['profile'])), precision=precision) for t in c['training']
-        ],
-    )
+    out = dict(scale=scale, setting=setting())
     seconds = {}
-    for k, f in tqdm(todo.items(), desc='benchmarks', unit='part'):
+    for k, f in tqdm(_measurements(scale, precision).items(), desc='benchmarks', unit='part'):
         t = time.perf_counter()
         out[k] = f()
         seconds[k] = round(time.perf_counter() - t, 1)
-    hours = [r for s in out['sizes'] for r in gpu_hours(s)]
+    hours = list(chain.from_iterable(map(gpu_hours, out['sizes'])))
     return out | dict(hours=hours, seconds=seconds, utilisation=utilisation(out))
+
+# %% ../nbs/40_benchmarks.ipynb #1e5e0ad8
+def _published_peak(device: str) -> float | None:
+    "Of the first GPU in `PEAKS` whose name stands in that of the device."
+    for names, peak in PEAKS.items():
+        if any(name in device for name in names.split(', ')):
+            return peak
+    return None
 
 
 def utilisation(out: dict) -> list:  # rows
-    "Model operations per second over the measured peak and over the published one, for each step and training that was timed and counted."
+    """Model operations per second over the measured peak and over the published one.
+
+    For each step and training that was timed and counted."""
     flops = {s['profile']: sum(s['flops_per_clip'].values()) for s in out['sizes']}
-    published = next((v for k, v in PEAKS.items() if any(n in out['setting']['device'] for n in k.split(', '))), None)
-    rows = [
-        (what, r)
-        for what in ('step', 'true_step', 'batches', 'training')
-        for r in (out[what] if isinstance(out[what], list) else [out[what]])
-    ]
-    return [
-        dict(
-            what=what,
-            profile=r['profile'],
-            b=r['b'],
-            compiled=r.get('compiled', False),
-            precision=r['precision'],
-            clips_per_s=r['clips_per_s'],
-            flops_per_clip=flops[r['profile']],
-            utilisation=(rate := r['clips_per_s'] * flops[r['profile']]) / out['peaks'][r['precision']],
-            of_published_peak=published and rate / published,
-        )
-        for what, r in rows
-        if r and r['clips_per_s'] and r['profile'] in flops
-    ]
+    published = _published_peak(out['setting']['device'])
+    rows = []
+    for what in ('step', 'true_step', 'batches', 'training'):
+        for r in out[what] if isinstance(out[what], list) else [out[what]]:
+            if not r or not r['clips_per_s'] or r['profile'] not in flops:
+                continue
+            rate = r['clips_per_s'] * flops[r['profile']]
+            row = dict(what=what, profile=r['profile'], b=r['b'], compiled=r.get('compiled', False))
+            row |= dict(precision=r['precision'], clips_per_s=r['clips_per_s'], flops_per_clip=flops[r['profile']])
+            row['utilisation'] = rate / out['peaks'][r['precision']]
+            row['of_published_peak'] = published and rate / published
+            rows.append(row)
+    return rows
 
-
+# %% ../nbs/40_benchmarks.ipynb #a5b15285
 def keep_by_device(results: Path, folder: Path) -> Path:
     "A copy of the results file in `folder`, named by its device."
     device = read_results(results)['results']['setting']
-    slug = re.sub(r'[^a-z0-9]+', '-', f'{device["device"]} {device["threads"]} threads'.lower()).strip('-')
-    with atomic_path(Path(folder) / f'{slug}.json') as tmp:
+    name = f'{device["device"]} {device["threads"]} threads'.lower()
+    slug = re.sub(r'[^a-z0-9]+', '-', name).strip('-')
+    path = Path(folder) / f'{slug}.json'
+    with atomic_path(path) as tmp:
         tmp.write_text(Path(results).read_text())
-    return Path(folder) / f'{slug}.json'
+    return path

@@ -37,8 +37,8 @@ def clip_bytes(
     return 2 * (1 + views) * m * d
 
 # %% ../nbs/11a_cached_tokens.ipynb #ccc51bda
-FRONT_END = """sample_rate clip_seconds n_mels window frame_ms hop_ms norm_mean norm_std noise_std noise_domain seed_data
-cache_views""".split()
+FRONT_END = """sample_rate clip_seconds n_mels window frame_ms hop_ms norm_mean norm_std
+noise_std noise_domain seed_data cache_views audio_stages""".split()
 
 SCENE = 'seed_data phrases max_events speed_change single_share n_classes'.split()
 
@@ -59,10 +59,11 @@ def cache_key(
     n: int,  # first clips that are cached
 ) -> str:  # 16 hex digits
     "Name of the cache that fits these weights, settings and clips."
-    p, sha = model.profile, hashlib.sha256()
+    p = model.profile
+    front_end = {k: getattr(p, k) for k in FRONT_END}
     ears = [model.precision, model.audio.__class__.__name__, p.pool_frequency]
-    facts = [n, {k: getattr(p, k) for k in FRONT_END}, clips_key(clips), *ears]
-    sha.update(json.dumps(facts, sort_keys=True).encode())
+    facts = [n, front_end, clips_key(clips), *ears]
+    sha = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, x in sorted(model.audio.state_dict().items()):
         sha.update(f'{name}{x.dtype}{tuple(x.shape)}'.encode())
         sha.update(x.cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -88,20 +89,25 @@ def read_piece(clips, ids: list) -> tuple:  # wav (b s), labels (b,), reasons {c
     wav = torch.zeros(len(ids), clips.size, dtype=torch.int16)
     got = clips.read(ids, [None] * len(ids), wav)
     reasons = {i: str(g) for i, g in zip(ids, got) if isinstance(g, ShardError)}
-    return as_float(wav), [[] if isinstance(g, ShardError) else g['labels'] for g in got], reasons
+    labels = [[] if isinstance(g, ShardError) else g['labels'] for g in got]
+    return as_float(wav), labels, reasons
 
-
+# %% ../nbs/11a_cached_tokens.ipynb #826a668e
 def hear_views(
     model: CoLLAT,
     wav: Tensor,  # (b s)
     ids: list,  # (b,) numbers of the clips, for the noise
 ) -> Tensor:  # (b 1+V m d)
     "Audio tokens of the clean and of all noisy views."
-    p, wav = model.profile, wav.to(model.logit_scale.device)
+    p = model.profile
+    wav = wav.to(model.logit_scale.device)
     clean = model.spectrogram(wav)
-    noisy = [model.noisy_view(wav, clean, [sample_seed(p.seed_data, v, i) for i in ids]) for v in range(p.cache_views)]
+    views = [clean]
+    for v in range(p.cache_views):
+        seeds = [sample_seed(p.seed_data, v, i) for i in ids]
+        views.append(model.noisy_view(wav, clean, seeds))
     with model.autocast():
-        return torch.stack([model.listen(x) for x in (clean, *noisy)], 1)
+        return torch.stack([model.infer_audio(x) for x in views], 1)
 
 # %% ../nbs/11a_cached_tokens.ipynb #789d7532
 def read_journals(
@@ -110,7 +116,8 @@ def read_journals(
     "Finished pieces of an unfinished cache, those with a wrong checksum left out."
     if not part.exists():
         return {}
-    tokens, good = np.load(part, mmap_mode='r'), {}
+    tokens = np.load(part, mmap_mode='r')
+    good = {}
     for journal in sorted(part.parent.glob(f'{part.name}.*.jsonl')):
         for line in journal.read_text().splitlines():
             try:
@@ -126,21 +133,27 @@ def read_journals(
 def make_room(part: Path, shape: tuple):
     "An empty array on the disk. Raises OSError when it does not fit."
     part.parent.mkdir(parents=True, exist_ok=True)
-    size, free = 2 * math.prod(shape), shutil.disk_usage(part.parent).free
+    size = 2 * math.prod(shape)
+    free = shutil.disk_usage(part.parent).free
     if size > free:
         raise OSError(
-            f'{part.parent}: audio tokens of {shape[0]:,} clips need {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; fewer cache_clips or cache_views, or pool_frequency=True, need less'
+            f'{part.parent}: audio tokens of {shape[0]:,} clips need {size / 1e9:.1f} GB, '
+            f'{free / 1e9:.1f} GB are free; fewer cache_clips or cache_views, or pool_frequency=True, need less'
         )
     np.lib.format.open_memmap(part, 'w+', np.float16, shape).flush()
 
 # %% ../nbs/11a_cached_tokens.ipynb #5c0b6b19
 def finish(part: Path, path: Path, pieces: int):
-    "Labels beside the array, and the name that says that it is whole. Raises OSError when a piece is not as it was written."
+    """Labels beside the array, and the name that says that it is whole.
+    Raises OSError when a piece is not as it was written."""
     said = read_journals(part)
-    if lost := sorted(set(range(pieces)) - set(said)):
-        raise OSError(f'{part}: piece {lost[0]} of {pieces} is not what was written; the same command makes it again')
-    labels = [l for k in range(pieces) for l in said[k]['labels']]
-    left_out = {int(i): why for k in range(pieces) for i, why in said[k]['reasons'].items()}
+    labels = []
+    left_out = {}
+    for k in range(pieces):
+        if k not in said:
+            raise OSError(f'{part}: piece {k} of {pieces} is not what was written; the same command makes it again')
+        labels += said[k]['labels']
+        left_out |= {int(i): why for i, why in said[k]['reasons'].items()}
     with atomic_path(path.with_suffix('.json')) as tmp:
         tmp.write_text(json.dumps(dict(labels=labels, left_out=left_out)))
     part.rename(path)
@@ -148,6 +161,27 @@ def finish(part: Path, path: Path, pieces: int):
         journal.unlink()
 
 # %% ../nbs/11a_cached_tokens.ipynb #1d656e03
+def _hear_pieces(
+    model: CoLLAT,
+    clips: Scenes | Shards | WholeClips,
+    part: Path,  # the unfinished array
+    todo: list,  # numbers of the pieces
+    rank: int,  # whose journal is written
+):
+    "Audio tokens of some pieces into the array, each with a line in the journal."
+    tokens = np.load(part, mmap_mode='r+')
+    with part.with_name(f'{part.name}.{rank}.jsonl').open('a') as journal:
+        for k in tqdm(todo, desc='audio tokens', unit='piece', disable=rank > 0):
+            ids = list(range(k * PIECE, min(len(tokens), (k + 1) * PIECE)))
+            wav, labels, reasons = read_piece(clips, ids)
+            heard = hear_views(model, wav, ids).half().cpu().numpy()
+            tokens[ids[0] : ids[-1] + 1] = heard
+            said = dict(piece=k, crc=zlib.crc32(heard.tobytes()), labels=labels, reasons=reasons)
+            journal.write(json.dumps(said) + '\n')
+            journal.flush()
+    tokens.flush()
+
+
 @torch.no_grad()
 def cache_tokens(
     model: CoLLAT,  # with pretrained ears, frozen
@@ -157,32 +191,25 @@ def cache_tokens(
     world: int = 1,  # which share of the work this process does
     barrier=lambda: None,  # waits for the other ranks
 ) -> Path:  # *.npy, for `CachedTokens`
-    "Audio tokens of the first `cache_clips` clips. Done already when the file is there; what an interrupted call has made is kept. Raises OSError when the disk is too small."
-    p, n = model.profile, min(model.profile.cache_clips, len(clips))
+    """Audio tokens of the first `cache_clips` clips. Done already when the file is there.
+    What an interrupted call has made is kept. Raises OSError when the disk is too small."""
+    p = model.profile
+    n = min(p.cache_clips, len(clips))
     path = Path(folder) / f'{cache_key(model, clips, n)}.npy'
     if path.exists():
         return path
-    part, pieces = path.with_suffix('.part'), math.ceil(n / PIECE)
+    part = path.with_suffix('.part')
+    pieces = math.ceil(n / PIECE)
     with evaluating(model):
-        m, d = hear_views(model, torch.zeros(1, round(p.clip_seconds * p.sample_rate)), [0]).shape[2:]
+        silence = torch.zeros(1, round(p.clip_seconds * p.sample_rate))
+        m, d = hear_views(model, silence, [0]).shape[2:]
         if rank == 0 and not part.exists():
             make_room(part, (n, 1 + p.cache_views, m, d))
         barrier()
         done = read_journals(part)
         barrier()
-        tokens = np.load(part, mmap_mode='r+')
-        with part.with_name(f'{part.name}.{rank}.jsonl').open('a') as journal:
-            todo = [k for k in range(pieces) if k not in done][rank::world]
-            for k in tqdm(todo, desc='audio tokens', unit='piece', disable=rank > 0):
-                ids = list(range(k * PIECE, min(n, (k + 1) * PIECE)))
-                wav, labels, reasons = read_piece(clips, ids)
-                heard = hear_views(model, wav, ids).half().cpu().numpy()
-                tokens[ids[0] : ids[-1] + 1] = heard
-                journal.write(
-                    json.dumps(dict(piece=k, crc=zlib.crc32(heard.tobytes()), labels=labels, reasons=reasons)) + '\n'
-                )
-                journal.flush()
-    tokens.flush()
+        todo = [k for k in range(pieces) if k not in done]
+        _hear_pieces(model, clips, part, todo[rank::world], rank)
     barrier()
     if rank == 0:
         finish(part, path, pieces)
@@ -196,7 +223,8 @@ class CachedTokens:
     def __init__(self, path: str | Path):  # *.npy, from `cache_tokens`
         path = Path(path)
         said = json.loads(path.with_suffix('.json').read_text())
-        self.tokens, self.left_out = np.load(path, mmap_mode='r'), {int(i): why for i, why in said['left_out'].items()}
+        self.tokens = np.load(path, mmap_mode='r')
+        self.left_out = {int(i): why for i, why in said['left_out'].items()}
         self.rows = [i for i in range(len(self.tokens)) if i not in self.left_out]
         self.labels = [said['labels'][i] for i in self.rows]
         if not self.rows:
@@ -208,7 +236,8 @@ class CachedTokens:
     def only(self, clips) -> 'CachedTokens':  # clips: (k,) numbers below the length
         "The same with these clips alone, in this order."
         part = copy.copy(self)
-        part.rows, part.labels = [self.rows[i] for i in clips], [self.labels[i] for i in clips]
+        part.rows = [self.rows[i] for i in clips]
+        part.labels = [self.labels[i] for i in clips]
         return part
 
     def views(self, ids: list) -> Tensor:  # [(epoch, clip)] -> (b 2 m d) half precision

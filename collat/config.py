@@ -120,6 +120,9 @@ class ModelFields:
     token_drop: float = doc(
         0.25, 'frozen ears: share of the audio tokens left out of each training clip, in the place of SpecAugment'
     )
+    audio_stages: str = doc(
+        '', "backbone yamnet: earlier stages whose maps widen each audio token, e.g. '2,3' (notebook 08b); empty = none"
+    )
     pool_frequency: bool = doc(
         False, 'hand on one audio token per moment, the mean over frequency, instead of one per patch (backbone ast)'
     )
@@ -380,6 +383,7 @@ _recorded = dict(
     norm_mean=0.0,
     norm_std=0.5,
     clip_seconds=5.0,
+    audio_stages='2,3',
     steps=120,
     lambda_cross_token=1.0,
     lambda_uni_token=0.0,

@@ -33,7 +33,10 @@ class Resuming:
     "A pooch downloader that continues `part` where it broke off; gives up after `tries` requests that bring nothing."
 
     def __init__(self, part: Path, tries: int = 5, wait: float = 2.0, progress: bool = True):
-        self.part, self.tries, self.wait, self.progress = Path(part), tries, wait, progress
+        self.part = Path(part)
+        self.tries = tries
+        self.wait = wait  # s between two requests
+        self.progress = progress
 
     def __call__(self, url, output_file, pooch=None):
         import requests
@@ -45,9 +48,8 @@ class Resuming:
                 self.get(url)
                 break
             except (requests.RequestException, OSError) as e:
-                left = (
-                    left - 1 if self.have() <= have else self.tries - 1
-                )  # a try that brought something does not count
+                brought = self.have() > have
+                left = (self.tries if brought else left) - 1  # what was tried before bytes came does not count
                 status = getattr(getattr(e, 'response', None), 'status_code', 500)
                 if left <= 0 or status < 500 and status != 429:
                     raise
@@ -62,12 +64,10 @@ class Resuming:
         import requests
 
         have = self.have()
-        with requests.get(
-            url,
-            headers={'Accept-Encoding': 'identity'} | ({'Range': f'bytes={have}-'} if have else {}),
-            stream=True,
-            timeout=60,
-        ) as r:
+        headers = {'Accept-Encoding': 'identity'}
+        if have:
+            headers['Range'] = f'bytes={have}-'
+        with requests.get(url, headers=headers, stream=True, timeout=60) as r:
             if r.status_code == 416:  # nothing after `have`: whole, or from another file
                 if r.headers.get('Content-Range', '').endswith(f'/{have}'):
                     return
@@ -77,17 +77,17 @@ class Resuming:
             if r.status_code != 206:
                 have = 0
             total = have + int(r.headers['Content-Length']) if 'Content-Length' in r.headers else None
-            with (
-                open(self.part, 'ab' if have else 'wb') as f,
-                tqdm(
-                    total=total, initial=have, unit='B', unit_scale=True, desc=self.part.stem, disable=not self.progress
-                ) as bar,
-            ):
-                for block in r.iter_content(1 << 14):
-                    f.write(block)
-                    bar.update(len(block))
+            self.write(r.iter_content(1 << 14), have, total)
         if total not in (None, self.have()):
             raise OSError(f'the line broke at {self.have():,} of {total:,} bytes')
+
+    def write(self, blocks: Iterable, have: int, total: int | None):
+        "Bytes behind the `have` that are there; from the first one where there are none."
+        look = dict(unit='B', unit_scale=True, desc=self.part.stem, disable=not self.progress)
+        with open(self.part, 'ab' if have else 'wb') as f, tqdm(total=total, initial=have, **look) as bar:
+            for block in blocks:
+                f.write(block)
+                bar.update(len(block))
 
 # %% ../nbs/05a_downloads.ipynb #0870391f
 def git_blob(path: Path) -> str:
@@ -95,12 +95,18 @@ def git_blob(path: Path) -> str:
     return hashlib.sha1(b'blob %d\0' % path.stat().st_size + path.read_bytes()).hexdigest()
 
 
+def _pinned(path: Path, checksum: str) -> bool:
+    "Whether a file has the git id that `checksum` names, if it names one."
+    kind, _, id = checksum.partition(':')
+    return kind != 'git' or git_blob(path) == id
+
+
 def fetch(
-    remote: Remote,
+    remote: Remote,  # address and checksum
     folder: str | Path,  # where the file goes
-    tries: int = 5,
+    tries: int = 5,  # requests in a row that may bring nothing
     wait: float = 2.0,  # s between them
-    progress: bool = True,
+    progress: bool = True,  # show a bar
 ) -> Path:
     "One file, verified, continued where an earlier call broke off. Raises DownloadError."
     import logging
@@ -110,31 +116,24 @@ def fetch(
 
     pooch.get_logger().setLevel(logging.WARNING)
     name = Path(remote.to or remote.url.split('?')[0]).name
-    path, kind = Path(folder) / name, remote.checksum.split(':')[0]
+    path = Path(folder) / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    part, good = path.with_name(f'{name}.part'), lambda: kind != 'git' or git_blob(path) == remote.checksum[4:]
+    part = path.with_name(f'{name}.part')
+    md5 = remote.checksum if remote.checksum.startswith('md5:') else None
+    resuming = Resuming(part, tries, wait, progress)
     try:
-        if path.exists() and not good():
+        if path.exists() and not _pinned(path, remote.checksum):
             path.unlink()  # pooch looks at md5 itself
-        pooch.retrieve(
-            remote.url,
-            remote.checksum if kind == 'md5' else None,
-            fname=name,
-            path=path.parent,
-            downloader=Resuming(part, tries, wait, progress),
-        )
-        if not good():
+        pooch.retrieve(remote.url, md5, fname=name, path=path.parent, downloader=resuming)
+        if not _pinned(path, remote.checksum):
             path.unlink()
             raise ValueError(f'its content is not the pinned one ({remote.checksum})')
     except (requests.RequestException, OSError, ValueError) as e:
-        kept = (
-            f'{part.stat().st_size:,} bytes are kept and the same command goes on from there'
-            if part.exists()
-            else 'nothing is kept'
-        )
-        raise DownloadError(
-            f'{name} could not be fetched from {remote.url}: {e}; {kept}. By hand: put the file at {path}'
-        ) from e
+        kept = 'nothing is kept'
+        if part.exists():
+            kept = f'{part.stat().st_size:,} bytes are kept and the same command goes on from there'
+        by_hand = f'By hand: put the file at {path}'
+        raise DownloadError(f'{name} could not be fetched from {remote.url}: {e}; {kept}. {by_hand}') from e
     return path
 
 # %% ../nbs/05a_downloads.ipynb #aea0b1d5
@@ -142,9 +141,11 @@ class Chain:
     "Several files read as one, as far as `zipfile` needs it."
 
     def __init__(self, paths: Iterable):
-        self.files, self.at = [open(p, 'rb') for p in paths], 0
+        self.files = [open(p, 'rb') for p in paths]
+        self.at = 0
         sizes = [os.fstat(f.fileno()).st_size for f in self.files]
-        self.starts, self.size = [sum(sizes[:i]) for i in range(len(sizes))], sum(sizes)
+        self.starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        self.size = sum(sizes)
 
     def seekable(self):
         return True
@@ -157,30 +158,35 @@ class Chain:
         return self.at
 
     def close(self):
-        [f.close() for f in self.files]
+        for f in self.files:
+            f.close()
 
     def read(self, n=-1):
-        out, n = [], self.size - self.at if n is None or n < 0 else n
+        if n is None or n < 0:
+            n = self.size - self.at
+        blocks = []
         while n > 0 and self.at < self.size:
-            i = max(i for i, s in enumerate(self.starts) if s <= self.at)
+            i = max(i for i, start in enumerate(self.starts) if start <= self.at)
             self.files[i].seek(self.at - self.starts[i])
-            out.append(block := self.files[i].read(n))
+            block = self.files[i].read(n)
+            blocks.append(block)
             self.at += len(block)
             n -= len(block)
-        return b''.join(out)
+        return b''.join(blocks)
 
-
+# %% ../nbs/05a_downloads.ipynb #7d90c3ae
 def open_zip(path: Path) -> zipfile.ZipFile:
     "A zip, split (`.z01`, …, `.zip`) or not. Raises BadZipFile."
     parts = sorted(path.parent.glob(f'{path.stem}.z[0-9][0-9]'))
     if not parts:
         return zipfile.ZipFile(path)
-    z = zipfile.ZipFile(chain := Chain([*parts, path]))
+    chain = Chain([*parts, path])
+    z = zipfile.ZipFile(chain)
     chain.seek(-min(chain.size, 66_000), 2)
     end = chain.read()
-    shift = (
-        z.start_dir - struct.unpack('<L', end[(at := end.rfind(b'PK\5\6')) + 16 : at + 20])[0]
-    )  # what zipfile added to each offset
+    at = end.rfind(b'PK\5\6')  # the end record, which says where the directory begins
+    (written,) = struct.unpack('<L', end[at + 16 : at + 20])
+    shift = z.start_dir - written  # what zipfile added to each offset
     for i in z.infolist():
         i.header_offset += chain.starts[i.volume] - shift
         if hasattr(i, '_end_offset'):
@@ -189,7 +195,10 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 
 # %% ../nbs/05a_downloads.ipynb #e7701f5f
 def unpack(path: Path, folder: str | Path, progress: bool = True) -> int:  # files
-    "A zip (split or not) or tar.gz into `folder`; what lies there with the right size is not written again. Raises ValueError."
+    """A zip (split or not) or tar.gz into `folder`; what lies there with the right size is not written again.
+
+    Raises ValueError.
+    """
     folder = Path(folder)
     try:
         if tarfile.is_tarfile(path):
@@ -199,16 +208,15 @@ def unpack(path: Path, folder: str | Path, progress: bool = True) -> int:  # fil
         with open_zip(path) as z:
             members = [i for i in z.infolist() if not i.is_dir()]
             for i in tqdm(members, desc=f'unpacking {path.name}', unit='file', disable=not progress):
-                if not ((old := folder / i.filename).is_file() and old.stat().st_size == i.file_size):
+                old = folder / i.filename
+                if not (old.is_file() and old.stat().st_size == i.file_size):
                     z.extract(i, folder)
             return len(members)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as e:
-        split = (
-            f'; by hand: `zip -s 0 {path.name} --out whole.zip && unzip whole.zip -d {folder}`'
-            if list(path.parent.glob(f'{path.stem}.z01'))
-            else ''
-        )
-        raise ValueError(f'{path} cannot be unpacked ({e}); delete it and fetch it again{split}') from e
+        by_hand = ''
+        if path.with_suffix('.z01').exists():
+            by_hand = f'; by hand: `zip -s 0 {path.name} --out whole.zip && unzip whole.zip -d {folder}`'
+        raise ValueError(f'{path} cannot be unpacked ({e}); delete it and fetch it again{by_hand}') from e
 
 # %% ../nbs/05a_downloads.ipynb #32e2368d
 def there(source: Source, root: str | Path = '') -> Report | None:
@@ -219,6 +227,33 @@ def there(source: Source, root: str | Path = '') -> Report | None:
     return report if report.found == report.expected else None
 
 
+def _get_archives(source: Source, root: Path, stamp: Path, done: list, keep: bool, **how):
+    "Fetches and unpacks the archives whose addresses are not among `done`, and adds them to the stamp."
+    new = [r for r in source.remotes if not r.to and r.url not in done]
+    paths = [fetch(r, root / 'downloads', **how) for r in new]
+    for path in paths:
+        if not re.search(r'\.z\d\d$', path.name):
+            unpack(path, root / source.folders[0], how.get('progress', True))  # pieces go with their .zip
+    if paths:
+        with atomic_path(stamp) as tmp:
+            tmp.write_text(json.dumps(done + [r.url for r in new]))
+    if not keep:
+        for path in paths:
+            path.unlink()
+
+
+def _said(source: Source, root: Path) -> str:
+    "What is there now: the report of a set with sound, the counts of one without. Raises DatasetMissing."
+    if source.audio:
+        return str(load_dataset(source.name, root).report)
+    l = listed(source.name, root)
+    counts = Counter(c.split for c in l.clips)
+    n = ', '.join(f'{split} {n:,}' for split, n in counts.items())
+    lists = f'{n} clips are listed in {root / source.folders[0]}'
+    sound = f'The sound is not distributed; what belongs there: {source.layout}'
+    return '\n  '.join([f'{source.title}: {lists}. {sound}', *l.notes])
+
+# %% ../nbs/05a_downloads.ipynb #60c8f2d4
 def data_get(
     name: str,  # data set
     root: str | Path = '',  # folders of the data sets, as in `data_folders`; the first is filled
@@ -229,36 +264,20 @@ def data_get(
 ) -> str:  # what is there now
     "Fetches what may be fetched freely, verified and resumed. Raises DownloadError, or ValueError for an unknown name."
     source = source or source_of(name)
-    whole, root = there(source, root), data_folders(root)[0]
-    top, stamp = root / source.folders[0], root / f'downloads/{source.name}.json'
+    whole = there(source, root)
     if whole:
         return str(whole)
+    root = data_folders(root)[0]
+    top = root / source.folders[0]
+    stamp = root / f'downloads/{source.name}.json'  # addresses of the archives that were unpacked
     done = json.loads(stamp.read_text()) if stamp.exists() and locate(source, root) else []
-    say(
-        f'{source.title}: {len(source.remotes)} files ({source.size}) from {source.url} into {top}; licence: {source.licence}'
-    )
+    files = f'{len(source.remotes)} files ({source.size}) from {source.url}'
+    say(f'{source.title}: {files} into {top}; licence: {source.licence}')
     for r in source.remotes:
         if r.to:
             fetch(r, (top / r.to).parent, **how)
-    archives = [(r, fetch(r, root / 'downloads', **how)) for r in source.remotes if not r.to and r.url not in done]
-    for _, path in archives:
-        if not re.search(r'\.z\d\d$', path.name):
-            unpack(path, top, how.get('progress', True))  # pieces go with their .zip
-    if archives:
-        with atomic_path(stamp) as tmp:
-            tmp.write_text(json.dumps(done + [r.url for r, _ in archives]))
-    if not keep:
-        [path.unlink() for _, path in archives]
+    _get_archives(source, root, stamp, done, keep, **how)
     try:
-        if source.audio:
-            return str(load_dataset(source.name, root).report)
-        l = listed(source.name, root)
+        return _said(source, root)
     except DatasetMissing as e:
         raise DownloadError(f'everything was fetched, and yet: {e}') from e
-    n = ', '.join(f'{s} {n:,}' for s, n in Counter(c.split for c in l.clips).items())
-    return '\n  '.join(
-        [
-            f'{source.title}: {n} clips are listed in {top}. The sound is not distributed; what belongs there: {source.layout}',
-            *l.notes,
-        ]
-    )

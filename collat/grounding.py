@@ -40,7 +40,9 @@ def attended(
     ast: AST | YAMNet,
     spec: Tensor,  # (b t f)
 ) -> tuple:  # h_a (b m d), weights of each layer [(b h m m)], patches with positions (b m d), in the graph
-    "The audio encoder with its attention weights, and with gradients for all three; of YAMNet, which has none, its tokens. Raises ValueError on another encoder."
+    """The audio encoder with its attention weights, and with gradients for all three.
+
+    YAMNet has no attention: of it, its tokens. Raises ValueError on another encoder."""
     if isinstance(ast, YAMNet):
         h_a = ast(spec).detach().requires_grad_()
         return h_a, [], h_a
@@ -77,18 +79,22 @@ def rollout(self_attn: list, cross_attn: list) -> Tensor:  # [(b h m m)], [(b h 
 
 def relevance(self_attn: list, cross_attn: list, self_grad: list, cross_grad: list) -> Tensor:  # -> (b n m)
     "Gradient-weighted relevance (Chefer, Gur and Wolf, 2021)."
-    pos = lambda w, g: (w * g).clamp(min=0).mean(1)
+
+    def positive(w, g):
+        return (w * g).clamp(min=0).mean(1)
+
     b, *_, m = cross_attn[0].shape
     r = torch.eye(m, device=cross_attn[0].device).expand(b, m, m)
     for w, g in zip(self_attn, self_grad):
-        r = r + pos(w, g) @ r
-    return sum(pos(w, g) for w, g in zip(cross_attn, cross_grad)) @ r
+        r = r + positive(w, g) @ r
+    return sum(positive(w, g) for w, g in zip(cross_attn, cross_grad)) @ r
 
 
 def unit_range(x: Tensor) -> Tensor:  # (b ...)
     "Each sample moved and scaled to [0, 1]; a constant one becomes 0."
     flat = x.flatten(1)
-    lo, hi = flat.min(1).values, flat.max(1).values
+    lo = flat.min(1).values
+    hi = flat.max(1).values
     shape = (-1,) + (1,) * (x.ndim - 1)
     return (x - lo.view(shape)) / (hi - lo).clamp(min=1e-12).view(shape)
 
@@ -103,7 +109,8 @@ def at_frames(x: np.ndarray, at: np.ndarray, times: np.ndarray) -> np.ndarray:  
 
 def moments(spec: Tensor, x: Tensor) -> Tensor:  # (b t f), (... m) -> (... f' t')
     "Relevance of YAMNet's tokens: in order of time, one column every `MOMENT` frames."
-    at = np.array([3 * patch + 1 + 2 * k for patch in range(spec.shape[1] // PATCH_HOP - 1) for k in range(3)])
+    patches = np.arange(spec.shape[1] // PATCH_HOP - 1)
+    at = (3 * patches[:, None] + 1 + 2 * np.arange(3)).ravel()
     order = at.argsort()
     between = torch.from_numpy(at_frames(np.eye(len(at)), at[order], np.arange(1, at.max() + 1))).to(x)
     return rearrange(x, '... (t f) -> ... f t', f=2)[..., order] @ between
@@ -116,7 +123,7 @@ def to_grid(ast: AST | YAMNet, spec: Tensor, x: Tensor) -> Tensor:  # (b t f), (
     columns = (spec.shape[1] - ast.patch) // ast.stride + 1
     return rearrange(x[..., 2:], '... (f t) -> ... f t', t=columns)
 
-
+# %% ../nbs/26_grounding.ipynb #c884ab47
 def token_maps(model: CoLLAT, wav: Tensor) -> Tensor:  # (b s) -> (b n f' t')
     "Where each predicted token comes from, by attention rollout."
     model.eval()
@@ -144,16 +151,15 @@ def concept_maps(
         z = F.normalize(model.embed(h_at), dim=-1)
         grads = torch.autograd.grad((z * (z_t - z_mean)).sum(), [*own, *more['attn'], patches])
         with torch.no_grad():
-            own, cross, n = [x.detach() for x in own], [x.detach() for x in more['attn']], len(own)
-            maps = [
-                rollout(own, cross).mean(1),
-                relevance(own, cross, grads[:n], grads[n:-1]).mean(1),
-                (grads[-1] * patches).sum(-1),
-            ]
-            maps = [to_grid(model.audio, spec, x) for x in maps]
-            for k, x in zip(
-                METHODS, [*maps, unit_range(maps[0].sum(1)).unsqueeze(1) * unit_range(maps[2].sum(1)).unsqueeze(1)]
-            ):
+            n = len(own)
+            own = [x.detach() for x in own]
+            cross = [x.detach() for x in more['attn']]
+            looked = rollout(own, cross).mean(1)
+            relevant = relevance(own, cross, grads[:n], grads[n:-1]).mean(1)
+            gradient = (grads[-1] * patches).sum(-1)
+            maps = [to_grid(model.audio, spec, x) for x in (looked, relevant, gradient)]
+            both = unit_range(maps[0].sum(1)) * unit_range(maps[2].sum(1))
+            for k, x in zip(METHODS, [*maps, both[:, None]]):
                 out[k].append(x)
     return {k: torch.cat(v) for k, v in out.items()}
 
@@ -166,7 +172,9 @@ def frame_times(p: Profile, frames: int) -> np.ndarray:  # (frames,) s
 def map_frames(maps: Tensor, p: Profile, times: np.ndarray) -> np.ndarray:  # (b f' t') -> (b frames)
     "A map's sum over frequency, frame by frame."
     x = maps.sum(1).cpu().numpy()
-    frames = (np.arange(x.shape[1]) + 1) * MOMENT if p.backbone == 'yamnet' else np.arange(x.shape[1]) * p.stride + 8
+    frames = np.arange(x.shape[1]) * p.stride + 8
+    if p.backbone == 'yamnet':
+        frames = (np.arange(x.shape[1]) + 1) * MOMENT
     return at_frames(x, frames * p.hop_ms / 1000, times)
 
 
@@ -175,7 +183,7 @@ def loudness(model: CoLLAT, wav: Tensor, times: np.ndarray) -> np.ndarray:  # (b
     x = model.spectrogram(wav).mean(2).cpu().numpy()
     return at_frames(x, np.arange(x.shape[1]) * model.profile.hop_ms / 1000, times)
 
-
+# %% ../nbs/26_grounding.ipynb #abded5b2
 def sliding_scores(
     model: CoLLAT,
     wav: Tensor,  # (b s) clips of one length
@@ -186,11 +194,14 @@ def sliding_scores(
 ) -> np.ndarray:  # (b k frames) cosines
     "Global embedding of a sliding window against each prompt."
     rate = model.profile.sample_rate
-    cut = torch.stack([windows(w, seconds, hop, rate) for w in wav])
-    starts = [*range(0, wav.shape[1] - round(seconds * rate), round(hop * rate)), wav.shape[1] - round(seconds * rate)]
+    last = wav.shape[1] - round(seconds * rate)
+    starts = [*range(0, last, round(hop * rate)), last]
     at = np.array(starts) / rate + seconds / 2
-    z = rearrange(model.encode_audio(rearrange(cut, 'b w s -> (b w) s')), '(b w) d -> b w d', b=len(wav))
-    return np.stack([at_frames(x, at, times) for x in rearrange(z @ z_t.T, 'b w k -> b k w').cpu().numpy()])
+    cut = torch.stack([windows(w, seconds, hop, rate) for w in wav])
+    z = model.encode_audio(rearrange(cut, 'b w s -> (b w) s'))
+    z = rearrange(z, '(b w) d -> b w d', b=len(wav))
+    cosines = rearrange(z @ z_t.T, 'b w k -> b k w').cpu().numpy()
+    return np.stack([at_frames(x, at, times) for x in cosines])
 
 # %% ../nbs/26_grounding.ipynb #59ef6844
 def activity(scenes: Scenes, ids, times: np.ndarray) -> np.ndarray:  # (b k frames) bool
@@ -207,17 +218,19 @@ def pairs_of(y: np.ndarray) -> np.ndarray:  # (b k frames) -> (q 2) clip and cla
     n = y.sum(2)
     return np.argwhere((n > 0) & (n < y.shape[2]))
 
-
+# %% ../nbs/26_grounding.ipynb #2e65eb87
 def score_event(
-    s: np.ndarray, y: np.ndarray, sounding: np.ndarray
-) -> tuple:  # (frames,) each -> AP, hit, AP among sounding frames or NaN
+    s: np.ndarray,  # (frames,) the map
+    y: np.ndarray,  # (frames,) bool, the event
+    sounding: np.ndarray,  # (frames,) bool, any event
+) -> tuple:  # AP, hit, AP among sounding frames or NaN
     "One map against one event."
+    precision = average_precision_score(y, s)
+    hit = float(y[s >= s.max()].mean())
     on = y[sounding]
-    return (
-        average_precision_score(y, s),
-        float(y[s >= s.max()].mean()),
-        average_precision_score(on, s[sounding]) if on.any() and not on.all() else np.nan,
-    )
+    if on.all() or not on.any():
+        return precision, hit, np.nan
+    return precision, hit, average_precision_score(on, s[sounding])
 
 
 def score_maps(
@@ -226,7 +239,10 @@ def score_maps(
     pairs: np.ndarray,  # (q 2)
 ) -> pd.DataFrame:  # one row per event
     "Scores of all events."
-    rows = [(i, c, y[i].any(1).sum(), *score_event(x, y[i, c], y[i].any(0))) for (i, c), x in zip(pairs, s)]
+    rows = []
+    for (i, c), x in zip(pairs, s):
+        events = y[i].any(1).sum()
+        rows.append((i, c, events, *score_event(x, y[i, c], y[i].any(0))))
     return pd.DataFrame(rows, columns=['clip', 'concept', 'events', 'frame AP', 'pointing', 'sounding AP'])
 
 
@@ -246,19 +262,9 @@ def number_rows(d: pd.DataFrame, n_boot: int, **more) -> list:  # of dicts
                 continue
             args = x[metric].to_numpy(), x.concept.to_numpy()
             lo, hi = bootstrap_ci(concept_mean, *args, n_boot=n_boot, groups=x['clip'].to_numpy())
-            out.append(
-                dict(
-                    clips=clips,
-                    metric=metric,
-                    value=concept_mean(*args),
-                    lo=lo,
-                    hi=hi,
-                    n=len(x),
-                    concepts=int(x.concept.nunique()),
-                    scenes=int(x['clip'].nunique()),
-                    **more,
-                )
-            )
+            row = dict(clips=clips, metric=metric, value=concept_mean(*args), lo=lo, hi=hi)
+            row |= dict(n=len(x), concepts=int(x.concept.nunique()), scenes=int(x['clip'].nunique()))
+            out.append(row | more)
     return out
 
 # %% ../nbs/26_grounding.ipynb #96ae1119
@@ -267,23 +273,32 @@ def softmax_scores(model: CoLLAT, cosines: np.ndarray, axis: int = 1) -> np.ndar
     x = torch.as_tensor(cosines) * model.logit_scale.detach().cpu().exp().clamp(max=100)
     return x.softmax(axis).numpy()
 
-
+# %% ../nbs/26_grounding.ipynb #f8faa36e
 def detected(
-    s: np.ndarray, names: list, classes: list, threshold: float, seconds: float
-) -> pd.DataFrame:  # (b k frames) -> events
+    s: np.ndarray,  # (b k frames)
+    names: list,  # (b,) file names
+    classes: list,  # (k,)
+    threshold: float,
+    seconds: float,  # of a clip
+) -> pd.DataFrame:  # one row per event, as psds_eval reads them
     "Runs of frames at or above a threshold as events."
     on = np.pad(s >= threshold, ((0, 0), (0, 0), (1, 1))).astype(np.int8)
     i, c, start = np.nonzero(np.diff(on) == 1)
     end = np.nonzero(np.diff(on) == -1)[2]
     step = seconds / s.shape[2]
-    return pd.DataFrame(
-        dict(filename=[names[j] for j in i], onset=start * step, offset=end * step, event_label=[classes[j] for j in c])
-    )
+    files = [names[j] for j in i]
+    labels = [classes[j] for j in c]
+    return pd.DataFrame(dict(filename=files, onset=start * step, offset=end * step, event_label=labels))
 
 
 def event_f1(
-    s: np.ndarray, truth: pd.DataFrame, names: list, classes: list, seconds: float, threshold: float
-) -> float:  # s: (b k frames)
+    s: np.ndarray,  # (b k frames)
+    truth: pd.DataFrame,  # see `truth_table`
+    names: list,  # (b,) file names
+    classes: list,  # (k,)
+    seconds: float,  # of a clip
+    threshold: float,
+) -> float:
     "Macro F1 of detected events, by psds_eval's intersection criterion; over the classes that sound."
     from psds_eval import PSDSEval
 
@@ -291,12 +306,8 @@ def event_f1(
     d = detected(s[:, [classes.index(c) for c in heard]], names, heard, threshold, seconds)
     if not len(d):
         return 0.0
-    e = PSDSEval(
-        dtc_threshold=0.5,
-        gtc_threshold=0.5,
-        ground_truth=truth,
-        metadata=pd.DataFrame(dict(filename=names, duration=seconds)),
-    )
+    clips = pd.DataFrame(dict(filename=names, duration=seconds))
+    e = PSDSEval(dtc_threshold=0.5, gtc_threshold=0.5, ground_truth=truth, metadata=clips)
     with np.errstate(all='ignore'), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # 0/0 where a class has no hit
         per = e.compute_macro_f_score(d)[1]
@@ -305,19 +316,17 @@ def event_f1(
 # %% ../nbs/26_grounding.ipynb #50124da7
 def frame_map(s: np.ndarray, y: np.ndarray) -> float:  # (b k frames) each
     "Macro AP over all frames of all clips."
-    flat = lambda x: rearrange(x, 'b k t -> (b t) k')
-    return mean_average_precision(flat(s), flat(y).astype(int))
+    s, y = (rearrange(x, 'b k t -> (b t) k') for x in (s, y))
+    return mean_average_precision(s, y.astype(int))
 
 
 def truth_table(scenes: Scenes, ids) -> pd.DataFrame:
     "The events as psds_eval reads them."
-    return pd.DataFrame(
-        [
-            dict(filename=f'{i}.wav', onset=e.onset, offset=e.offset, event_label=e.label)
-            for i in ids
-            for e in scenes.events(i)
-        ]
-    )
+    rows = []
+    for i in ids:
+        for e in scenes.events(i):
+            rows.append(dict(filename=f'{i}.wav', onset=e.onset, offset=e.offset, event_label=e.label))
+    return pd.DataFrame(rows)
 
 # %% ../nbs/26_grounding.ipynb #7761c253
 FRAMES = 60
@@ -334,23 +343,35 @@ def prompts_of(model: CoLLAT, classes: list) -> Tensor:  # (k d)
     "One prompt per class, in the training template."
     return model.encode_text(class_prompts([label_to_words(c) for c in classes], model.profile.template))
 
-
+# %% ../nbs/26_grounding.ipynb #d45ab054
 def event_maps(
-    model: CoLLAT, wav: Tensor, z_t: Tensor, pairs: np.ndarray, times: np.ndarray
+    model: CoLLAT,
+    wav: Tensor,  # (b s)
+    z_t: Tensor,  # (k d) prompts
+    pairs: np.ndarray,  # (q 2) clip and class
+    times: np.ndarray,  # (frames,) s
 ) -> dict:  # method -> (q frames)
     "Maps of the named concepts of some clips."
     i, c = torch.as_tensor(pairs).T
-    return {k: map_frames(x, model.profile, times) for k, x in concept_maps(model, wav[i], z_t[c], z_t.mean(0)).items()}
+    maps = concept_maps(model, wav[i], z_t[c], z_t.mean(0))
+    return {k: map_frames(x, model.profile, times) for k, x in maps.items()}
 
 
 def detection_scores(
-    model: CoLLAT, wav: Tensor, z_t: Tensor, times: np.ndarray, method: str, top: int = 3, rest: float = 0.01
+    model: CoLLAT,
+    wav: Tensor,  # (b s)
+    z_t: Tensor,  # (k d) prompts
+    times: np.ndarray,  # (frames,) s
+    method: str,  # one of `METHODS`
+    top: int = 3,  # classes that get a map
+    rest: float = 0.01,  # share of the probability where there is no map
 ) -> np.ndarray:  # (b k frames)
     "Clip probabilities, spread over the frames by the maps of the likeliest classes."
     prob = softmax_scores(model, (model.encode_audio(wav) @ z_t.T).cpu().numpy())
     out = np.repeat(prob[:, :, None] * rest, len(times), 2)
     best = np.argsort(-prob, 1)[:, :top]
-    pairs = np.array([(i, c) for i, row in enumerate(best) for c in row])
+    clips = np.repeat(np.arange(len(best)), best.shape[1])
+    pairs = np.stack([clips, best.ravel()], 1)
     maps = event_maps(model, wav, z_t, pairs, times)[method]
     for (i, c), m in zip(pairs, unit_range(torch.as_tensor(maps)).numpy()):
         out[i, c] = prob[i, c] * (rest + m)
@@ -360,58 +381,73 @@ def detection_scores(
 WINDOWS_S = (0.4, 0.6, 1.0)
 
 
+def _means(d: pd.DataFrame) -> dict:  # metric -> mean over concepts
+    out = {}
+    for metric in ('frame AP', 'pointing', 'sounding AP'):
+        x = d.dropna(subset=[metric])
+        out[metric] = concept_mean(x[metric], x.concept)
+    return out
+
+
 def choose(model: CoLLAT, scenes: Scenes, n: int) -> tuple:  # best method, best window (s), table
     "Frame-level AP of every method and window on validation scenes."
-    (wav, y, times), z_t = load_scenes(scenes, n), prompts_of(model, scenes.classes)
+    wav, y, times = load_scenes(scenes, n)
+    z_t = prompts_of(model, scenes.classes)
     pairs = pairs_of(y)
     many = pairs[y[pairs[:, 0]].any(2).sum(1) > 1]
     maps = event_maps(model, wav, z_t, many, times)
     for w in WINDOWS_S:
         maps[w] = sliding_scores(model, wav, z_t, times, w)[many[:, 0], many[:, 1]]
-    scores = {k: score_maps(x, y, many) for k, x in maps.items()}
-    table = {
-        str(k): {
-            m: concept_mean(d[m].dropna(), d.concept[d[m].notna()]) for m in ('frame AP', 'pointing', 'sounding AP')
-        }
-        for k, d in scores.items()
-    }
-    best = lambda ks: max(ks, key=lambda k: table[str(k)]['frame AP'])
+    table = {str(k): _means(score_maps(x, y, many)) for k, x in maps.items()}
+
+    def best(candidates):
+        return max(candidates, key=lambda k: table[str(k)]['frame AP'])
+
     return best(METHODS), best(WINDOWS_S), table
 
 # %% ../nbs/26_grounding.ipynb #546e2d0f
 def event_scores(
-    model: CoLLAT, data: tuple, classes: list, method: str, window: float | None = None
-) -> dict:  # name -> DataFrame
+    model: CoLLAT,
+    data: tuple,  # see `load_scenes`
+    classes: list,  # (k,)
+    method: str,  # one of `METHODS`
+    window: float | None = None,  # s
+) -> dict:  # name -> DataFrame, see `score_maps`
     "Grounding, and where a window is given the comparisons, on the same events."
-    (wav, y, times), z_t = data, prompts_of(model, classes)
+    wav, y, times = data
+    z_t = prompts_of(model, classes)
     pairs = pairs_of(y)
     i, c = pairs.T
     out = {'grounding': event_maps(model, wav, z_t, pairs, times)[method]}
     if window:
-        out |= {
-            'sliding window': sliding_scores(model, wav, z_t, times, window)[i, c],
-            'loudness': loudness(model, wav, times)[i],
-            'chance': np.random.default_rng(0).random((len(pairs), len(times))),
-        }
+        out['sliding window'] = sliding_scores(model, wav, z_t, times, window)[i, c]
+        out['loudness'] = loudness(model, wav, times)[i]
+        out['chance'] = np.random.default_rng(0).random((len(pairs), len(times)))
     return {k: score_maps(x, y, pairs) for k, x in out.items()}
 
 # %% ../nbs/26_grounding.ipynb #9633b676
 def event_difference(a: pd.DataFrame, b: pd.DataFrame, n_boot: int) -> dict:  # metric -> difference with interval
     "Scores of one method minus another's on the same events."
-    return {
-        m: paired_bootstrap(concept_mean, a[m], b[m], a.concept, n_boot=n_boot, groups=a['clip'])
-        for m in ('frame AP', 'pointing')
-    }
+    out = {}
+    for m in ('frame AP', 'pointing'):
+        out[m] = paired_bootstrap(concept_mean, a[m], b[m], a.concept, n_boot=n_boot, groups=a['clip'])
+    return out
 
-
+# %% ../nbs/26_grounding.ipynb #7bd5bb4f
 VARIANTS = {'all losses': 'all_losses', 'without cross-token loss': '−_cross-token'}  # folders of notebook 30
 
 
 def variant_rows(
-    run: Path, p: Profile, data: tuple, classes: list, method: str
+    run: Path,
+    p: Profile,
+    data: tuple,  # see `load_scenes`
+    classes: list,
+    method: str,  # one of `METHODS`
 ) -> tuple:  # rows, reasons of the missing, first minus second variant
     "Comparison (b): variants of the ablation, trained equally long, on the same events."
-    rows, missing, scores = [], {}, []
+    rows = []
+    missing = {}
+    scores = []
     for name, folder in VARIANTS.items():
         at = run / 'ablations' / f'{p.ablation_steps}-steps' / f'{folder}-seed{p.seed}' / 'checkpoints/model'
         if not (at / 'model.safetensors').exists():
@@ -420,14 +456,20 @@ def variant_rows(
         d = event_scores(CoLLAT.from_pretrained(at), data, classes, method)['grounding']
         rows += number_rows(d, p.n_boot, method=f'grounding, {name}', steps=p.ablation_steps)
         scores.append(d)
-    return rows, missing, event_difference(*scores, p.n_boot) if len(scores) == 2 else {}
+    difference = event_difference(*scores, p.n_boot) if len(scores) == 2 else {}
+    return rows, missing, difference
 
 # %% ../nbs/26_grounding.ipynb #2fc2864c
 def all_detections(
-    model: CoLLAT, data: tuple, classes: list, method: str, window: float
+    model: CoLLAT,
+    data: tuple,  # see `load_scenes`
+    classes: list,
+    method: str,  # one of `METHODS`
+    window: float,  # s
 ) -> dict:  # name -> (b k frames)
     "Frame scores of grounding, of the sliding window, and of the clip's answer spread evenly."
-    (wav, _, times), z_t = data, prompts_of(model, classes)
+    wav, _, times = data
+    z_t = prompts_of(model, classes)
     clip = softmax_scores(model, (model.encode_audio(wav) @ z_t.T).cpu().numpy())
     return {
         'grounding': detection_scores(model, wav, z_t, times, method),
@@ -441,27 +483,33 @@ QUANTILES = (0.97, 0.98, 0.985, 0.99, 0.995)
 
 def detection_rows(model: CoLLAT, valid: Scenes, test: Scenes, n: int, method: str, window: float) -> list:  # of dicts
     "Frame mAP and event F1 on `test`, at the threshold that is best on `valid`."
-    p, out, best = test.profile, [], {}
+    best = {}
+    out = []
     for scenes, n in ((valid, n // 2), (test, n)):
         data = load_scenes(scenes, n)
-        names = [f'{i}.wav' for i in range(len(data[0]))]
-        f1 = lambda s, t: event_f1(s, truth_table(scenes, range(len(names))), names, scenes.classes, p.clip_seconds, t)
+        ids = range(len(data[0]))
+        names = [f'{i}.wav' for i in ids]
+
+        def f1(s, threshold):
+            truth = truth_table(scenes, ids)
+            return event_f1(s, truth, names, scenes.classes, test.profile.clip_seconds, threshold)
+
         for k, s in all_detections(model, data, scenes.classes, method, window).items():
             if scenes is valid:
                 best[k] = max(np.quantile(s, QUANTILES), key=lambda t: f1(s, t))
-            else:
-                out.append(
-                    dict(
-                        method=k,
-                        frame_map=frame_map(s, data[1]),
-                        event_f1=f1(s, best[k]),
-                        threshold=float(best[k]),
-                        scenes=len(names),
-                    )
-                )
+                continue
+            row = dict(method=k, frame_map=frame_map(s, data[1]), event_f1=f1(s, best[k]))
+            out.append(row | dict(threshold=float(best[k]), scenes=len(names)))
     return out
 
 # %% ../nbs/26_grounding.ipynb #6f1dffb9
+def _by_concept(d: pd.DataFrame, classes: list) -> dict:  # class -> its scores
+    out = {}
+    for c, x in d.groupby('concept'):
+        out[classes[c]] = dict(frame_ap=float(x['frame AP'].mean()), pointing=float(x.pointing.mean()), n=len(x))
+    return out
+
+
 def ground(model: CoLLAT, p: Profile, run: Path, purpose: str) -> tuple:  # results, test scenes
     "Everything that the report shows; choices on `valid`, numbers on `test`."
     valid = Scenes(run / 'data', 'valid', p)
@@ -469,87 +517,86 @@ def ground(model: CoLLAT, p: Profile, run: Path, purpose: str) -> tuple:  # resu
     scenes = Scenes(run / 'data', 'test', p, purpose=purpose)
     data = load_scenes(scenes, p.grounding_scenes)
     scores = event_scores(model, data, scenes.classes, method, window)
-    rows = [r for k, d in scores.items() for r in number_rows(d, p.n_boot, method=k, steps=p.steps)]
-    g, s = (scores[k] for k in ('grounding', 'sliding window'))
-    more, missing, between = variant_rows(run, p, data, scenes.classes, method)
-    per = {
-        k: {
-            scenes.classes[c]: dict(frame_ap=float(x['frame AP'].mean()), pointing=float(x.pointing.mean()), n=len(x))
-            for c, x in d.groupby('concept')
-        }
-        for k, d in (('grounding', g), ('sliding window', s))
-    }
-    return dict(
+    rows = []
+    for k, d in scores.items():
+        rows += number_rows(d, p.n_boot, method=k, steps=p.steps)
+    variants, missing, between = variant_rows(run, p, data, scenes.classes, method)
+    two = {k: scores[k] for k in ('grounding', 'sliding window')}
+    results = dict(
         method=method,
         window=window,
         valid=table,
-        rows=rows + more,
+        rows=rows + variants,
         missing=missing,
-        difference=event_difference(g, s, p.n_boot),
+        difference=event_difference(*two.values(), p.n_boot),
         variant_difference=between,
-        per_concept=per,
+        per_concept={k: _by_concept(d, scenes.classes) for k, d in two.items()},
         detection=detection_rows(model, valid, scenes, p.grounding_scenes, method, window),
         template=p.template,
         frames=FRAMES,
-    ), scenes
+    )
+    return results, scenes
 
 # %% ../nbs/26_grounding.ipynb #8f59d8dd
 def overlay(ax, spec: Tensor, grid: Tensor | None, p: Profile, title: str):  # (t f), (f' t') or None
     "A spectrogram, and a map over it."
     seconds = len(spec) * p.hop_ms / 1000
-    ax.imshow(spec.T.cpu(), origin='lower', aspect='auto', cmap='gray_r', extent=(0, seconds, 0, p.n_mels))
+    where = dict(origin='lower', aspect='auto', extent=(0, seconds, 0, p.n_mels))
+    ax.imshow(spec.T.cpu(), cmap='gray_r', **where)
     if grid is not None:
-        ax.imshow(
-            unit_range(grid[None].cpu())[0],
-            origin='lower',
-            aspect='auto',
-            cmap='viridis',
-            alpha=0.6,
-            interpolation='bilinear',
-            extent=(0, seconds, 0, p.n_mels),
-        )
+        ax.imshow(unit_range(grid[None].cpu())[0], cmap='viridis', alpha=0.6, interpolation='bilinear', **where)
     ax.set_title(title, fontsize=9)
     ax.set(xlim=(0, seconds), ylim=(0, p.n_mels))
 
 # %% ../nbs/26_grounding.ipynb #b10b1fd8
+def _telling_tokens(model: CoLLAT, wav: Tensor, names, n: int) -> list:  # of (word, cosine, number of the token)
+    "The surest tokens among those that read as words rather than as padding or template."
+    read = model.read_tokens(model.audio_tokens(wav[None])[0].detach(), 1, names=names)
+    filler = template_words(model.profile.template) | {''}
+    told = [(*best, i) for i, (best, *_) in enumerate(read) if best[0] not in filler]
+    return sorted(told, key=lambda t: -t[1])[:n]
+
+
+def _draw_events(ax, events, height: float, colours: dict, labelled: bool, title: str | None = None):
+    "Events as bars below each other; with a `title` only those that it names."
+    for n, e in enumerate(events):
+        if title is not None and f'“{e.label}”' not in title:
+            continue
+        y = height * (0.94 - 0.1 * n)
+        label = e.label if labelled else None
+        ax.plot([e.onset, e.offset], [y, y], color=colours[e.label], lw=4, solid_capstyle='butt', label=label)
+
+
 def draw_grounding(
-    model: CoLLAT, wav: Tensor, concepts: list, method: str, names=(), events=(), n_tokens: int = 3
-):  # (s,) -> Figure
-    "Sound, concept maps and token maps above each other; `events` (04_scenes) as bars where they are known."
+    model: CoLLAT,
+    wav: Tensor,  # (s,)
+    concepts: list,  # whose maps are drawn
+    method: str,  # one of `METHODS`
+    names=(),  # all classes
+    events=(),  # of notebook 04, where they are known
+    n_tokens: int = 3,  # tokens whose maps are drawn, at most
+):  # Figure
+    "Sound, concept maps and token maps above each other; `events` as bars."
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    p, spec = model.profile, model.spectrogram(wav[None])[0]
+    p = model.profile
+    spec = model.spectrogram(wav[None])[0]
     z_t = prompts_of(model, list(dict.fromkeys([*concepts, *names])))
     k = len(concepts)
     maps = concept_maps(model, wav.repeat(k, 1), z_t[:k], z_t.mean(0))[method]
-    tokens = [
-        (t[0], i)
-        for i, t in enumerate(model.read_tokens(model.audio_tokens(wav[None])[0].detach(), 1, names=names))
-        if t[0][0] not in template_words(p.template) | {''}
-    ]
-    tokens, rolls = sorted(tokens, key=lambda t: -t[0][1])[:n_tokens], token_maps(model, wav[None])[0]
-    rows = [
-        ('log-mel spectrogram' + (' and true events' if events else ''), None),
-        *((f'“{c}”, {method}', m) for c, m in zip(concepts, maps)),
-        *((f'token {i} reads “{w}” ({s:.2f}), rollout', rolls[i]) for (w, s), i in tokens),
-    ]
+    rolls = token_maps(model, wav[None])[0]
+    rows = [('log-mel spectrogram' + (' and true events' if events else ''), None)]
+    rows += [(f'“{c}”, {method}', m) for c, m in zip(concepts, maps)]
+    for word, cosine, i in _telling_tokens(model, wav, names, n_tokens):
+        rows.append((f'token {i} reads “{word}” ({cosine:.2f}), rollout', rolls[i]))
     fig, axes = plt.subplots(len(rows), 1, figsize=(6.5, 1.15 * len(rows) + 0.4), dpi=70, sharex=True, squeeze=False)
     colours = dict(zip(dict.fromkeys(e.label for e in events), sns.color_palette('colorblind')))
-    for j, (ax, (title, grid)) in enumerate(zip(axes[:, 0], rows)):
+    for ax, (title, grid) in zip(axes[:, 0], rows):
+        first = grid is None
         overlay(ax, spec, grid, p, title)
-        for n, e in enumerate(events):
-            if j and f'“{e.label}”' not in title:
-                continue
-            ax.plot(
-                [e.onset, e.offset],
-                [p.n_mels * (0.94 - 0.1 * n)] * 2,
-                color=colours[e.label],
-                lw=4,
-                solid_capstyle='butt',
-                label=e.label if not j else None,
-            )
-        if events and not j:
+        _draw_events(ax, events, p.n_mels, colours, labelled=first, title=None if first else title)
+        if events and first:
             ax.legend(fontsize=7, loc='lower right', framealpha=0.8)
         ax.set_ylabel('mel bin', fontsize=8)
         ax.tick_params(labelsize=7)
@@ -559,22 +606,33 @@ def draw_grounding(
 
 # %% ../nbs/26_grounding.ipynb #0a393a39
 def draw_figure1a(
-    model: CoLLAT, painter: Painter, wav: Tensor, concepts: list, method: str, names=(), events=()
-):  # (s,) -> Figure
+    model: CoLLAT,
+    painter: Painter,
+    wav: Tensor,  # (s,)
+    concepts: list,  # whose maps are drawn
+    method: str,  # one of `METHODS`
+    names=(),  # all classes
+    events=(),  # of notebook 04, where they are known
+):  # Figure
     "One sound as spectrogram, as concepts with their words and maps, and as a picture (Fig. 1a)."
     import matplotlib.pyplot as plt
 
-    p, spec, k = model.profile, model.spectrogram(wav[None])[0], len(concepts)
+    p = model.profile
+    spec = model.spectrogram(wav[None])[0]
+    k = len(concepts)
     z_t = prompts_of(model, list(dict.fromkeys([*concepts, *names])))
-    maps, heard = (
-        concept_maps(model, wav.repeat(k, 1), z_t[:k], z_t.mean(0))[method],
-        model.words(wav, 1, names).concepts,
-    )
-    said = lambda c: ', '.join(f'“{w}” {s:.2f}' for w, s in heard if w in name_words(c)) or 'no word of it'
-    fig, axes = plt.subplot_mosaic(
-        [[i, 'picture'] for i in range(k + 1)], figsize=(8.5, 1.3 * (k + 1) + 0.3), dpi=70, width_ratios=(1.9, 1)
-    )
-    for i, (title, grid) in enumerate([('heard', None), *((f'{c}: {said(c)}', m) for c, m in zip(concepts, maps))]):
+    maps = concept_maps(model, wav.repeat(k, 1), z_t[:k], z_t.mean(0))[method]
+    heard = model.words(wav, 1, names).concepts
+
+    def said(concept):
+        words = [f'“{w}” {s:.2f}' for w, s in heard if w in name_words(concept)]
+        return ', '.join(words) or 'no word of it'
+
+    rows = [('heard', None), *((f'{c}: {said(c)}', m) for c, m in zip(concepts, maps))]
+    mosaic = [[i, 'picture'] for i in range(len(rows))]
+    size = (8.5, 1.3 * len(rows) + 0.3)
+    fig, axes = plt.subplot_mosaic(mosaic, figsize=size, dpi=70, width_ratios=(1.9, 1))
+    for i, (title, grid) in enumerate(rows):
         overlay(axes[i], spec, grid, p, title)
         axes[i].set_ylabel('mel bin', fontsize=8)
         axes[i].tick_params(labelsize=7)
@@ -582,10 +640,8 @@ def draw_figure1a(
             if i and e.label == concepts[i - 1]:
                 axes[i].plot([e.onset, e.offset], [p.n_mels * 0.94] * 2, color='#d55e00', lw=4, solid_capstyle='butt')
     axes[k].set_xlabel('time, s', fontsize=8)
-    axes['picture'].imshow(
-        paint(painter, sound_states(model, wav), p.seed, p.diffusion_guidance, p.diffusion_sampling)[0],
-        interpolation='nearest',
-    )
+    picture = paint(painter, sound_states(model, wav), p.seed, p.diffusion_guidance, p.diffusion_sampling)[0]
+    axes['picture'].imshow(picture, interpolation='nearest')
     axes['picture'].set_title('painted', fontsize=9)
     axes['picture'].axis('off')
     fig.tight_layout()

@@ -48,12 +48,13 @@ def written_states(
     form: str = 'slots',  # or raw, as the profile says
     batch_size: int = 64,
 ) -> Tensor:  # (b, n + special, d), or (b n d) if raw, on the CPU
-    "Last states of written prompts at all positions, padding included. Raises ValueError for a prompt that does not fit."
+    """Last states of written prompts at all positions, padding included.
+    Raises ValueError for a prompt that does not fit."""
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    parts = [
-        text.encode_audio_tokens(text.targets(prompts[i : i + batch_size], n, form).h, form)[1]
-        for i in range(0, len(prompts), batch_size)
-    ]
+    parts = []
+    for i in range(0, len(prompts), batch_size):
+        h = text.targets(prompts[i : i + batch_size], n, form).h
+        parts.append(text.encode_audio_tokens(h, form)[1])
     return torch.cat(parts).cpu()
 
 
@@ -62,56 +63,57 @@ def sound_states(
     wavs,  # waveforms or file names, each at most one and a half training clips long
 ) -> Tensor:  # (b, n + special, d), or (b n d) if raw, on the CPU
     "Last states of the locked encoder for what is heard (§5.4). Raises ValueError for a sound longer than one window."
-    wavs, p = as_waveforms(wavs, model.profile.sample_rate), model.profile
+    p = model.profile
+    wavs = as_waveforms(wavs, p.sample_rate)
     longest = max(len(w) for w in wavs) / p.sample_rate
-    if longest > 1.5 * p.clip_seconds:
+    limit = 1.5 * p.clip_seconds
+    if longest > limit:
         raise ValueError(
-            f'a sound of {longest:.1f} s: at most {1.5 * p.clip_seconds:g} s make one picture; cut out the part that is meant'
+            f'a sound of {longest:.1f} s: at most {limit:g} s make one picture; cut out the part that is meant'
         )
     return torch.stack(model.token_features(wavs, 'states'))
 
 # %% ../nbs/24_image_generation.ipynb #40469c2b
 SD_FILES = ['model_index.json', '*/*.json', '*/*.txt', '*/*.safetensors']
-SD_SIZES = {
+SD_SIZES = {  # GB in fp16 and fp32, safety checker included
     'stable-diffusion-v1-5/stable-diffusion-v1-5': (2.7, 5.5),
     'CompVis/stable-diffusion-v1-4': (2.7, 5.5),
-}  # GB in fp16 and fp32, safety checker included
+}
 
 
 def pipeline_folder(
     source: str | Path,  # a folder saved by diffusers, or a Hugging Face id
     half: bool = True,  # take the fp16 files of a repository
 ) -> Path:
-    "Where a diffusers pipeline lies: the folder, the cache, or freshly downloaded. Raises FileNotFoundError or ConnectionError with instructions."
+    """Where a diffusers pipeline lies: the folder, the cache, or freshly downloaded.
+    Raises FileNotFoundError or ConnectionError with instructions."""
     folder = Path(source).expanduser()
     if (folder / 'model_index.json').exists():
         return folder
     if folder.exists() or str(source).count('/') != 1:
         raise FileNotFoundError(
-            f'{source}: no model_index.json there; a folder written by save_pretrained of a diffusers pipeline, or a Hugging Face id such as {next(iter(SD_SIZES))}, is accepted'
+            f'{source}: no model_index.json there; a folder written by save_pretrained of a diffusers pipeline, '
+            f'or a Hugging Face id such as {next(iter(SD_SIZES))}, is accepted'
         )
     from huggingface_hub import snapshot_download
 
     wanted = [f.replace('.safetensors', '.fp16.safetensors') for f in SD_FILES] if half else SD_FILES
-    size = (
-        f'about {SD_SIZES[str(source)][0 if half else 1]} GB'
-        if str(source) in SD_SIZES
-        else '2 to 6 GB for a Stable Diffusion 1.x'
-    )
     unwanted = None if half else ['*.fp16.*', '*non_ema*']
-    named = ' '.join(f"--{k}clude '{f}'" for k, fs in (('in', wanted), ('ex', unwanted or ())) for f in fs)
+    size = '2 to 6 GB for a Stable Diffusion 1.x'
+    if str(source) in SD_SIZES:
+        size = f'about {SD_SIZES[str(source)][0 if half else 1]} GB'
+    named = ' '.join([f"--include '{f}'" for f in wanted] + [f"--exclude '{f}'" for f in unwanted or ()])
     hand = f'By hand: on a machine with a network, `hf download {source} {named} --local-dir FOLDER`, then name FOLDER'
+    choice = dict(allow_patterns=wanted, ignore_patterns=unwanted)
     try:
-        return Path(
-            snapshot_download(str(source), allow_patterns=wanted, ignore_patterns=unwanted, local_files_only=True)
-        )
+        return Path(snapshot_download(str(source), **choice, local_files_only=True))
     except (OSError, ValueError):
         pass
     if _offline():
         raise ConnectionError(f'{source} ({size}) is not on this machine, and HF_HUB_OFFLINE is set. {hand}')
     print(f'downloading {source} from https://huggingface.co/{source}: {size}')
     try:
-        return Path(snapshot_download(str(source), allow_patterns=wanted, ignore_patterns=unwanted, etag_timeout=5))
+        return Path(snapshot_download(str(source), **choice, etag_timeout=5))
     except Exception as e:
         raise ConnectionError(
             f'cannot download {source} ({size}) from https://huggingface.co/{source}: {type(e).__name__}. {hand}'
@@ -126,7 +128,8 @@ def load_stable_diffusion(
     precision: str = 'fp32',  # fp16 | bf16 | fp32, of U-Net and VAE
     device: str | None = None,  # None = the GPU if there is one
 ):  # StableDiffusionPipeline
-    "Stable Diffusion 1.x as diffusers loads it. Raises ValueError for another kind of pipeline or precision, and as `pipeline_folder`."
+    """Stable Diffusion 1.x as diffusers loads it.
+    Raises ValueError for another kind of pipeline or precision, and as `pipeline_folder`."""
     if precision not in DTYPES:
         raise ValueError(f"precision '{precision}': {', '.join(DTYPES)} is accepted")
     from diffusers import StableDiffusionPipeline
@@ -135,12 +138,9 @@ def load_stable_diffusion(
     kind = json.loads((folder / 'model_index.json').read_text()).get('_class_name')
     if kind != 'StableDiffusionPipeline':
         raise ValueError(f'{source} holds a {kind}; a StableDiffusionPipeline (1.x) is accepted')
-    variant = (
-        'fp16'
-        if any(folder.glob('unet/*.fp16.safetensors'))
-        and (precision != 'fp32' or not (folder / 'unet/diffusion_pytorch_model.safetensors').exists())
-        else None
-    )
+    half = any(folder.glob('unet/*.fp16.safetensors'))
+    full = (folder / 'unet/diffusion_pytorch_model.safetensors').exists()
+    variant = 'fp16' if half and (precision != 'fp32' or not full) else None
     pipe = StableDiffusionPipeline.from_pretrained(
         folder, dtype=DTYPES[precision], variant=variant, local_files_only=True
     )
@@ -157,13 +157,14 @@ def check_tower(model: CoLLAT, text: LockedTextEncoder):
     ours = model.text
     if ours.d != text.d:
         raise ValueError(
-            f"the model's locked encoder {ours.name} is {ours.d} wide, this pipeline's is {text.d}; a model trained for the pipeline's own tower is accepted (profile `paper` for Stable Diffusion 1.x)"
+            f"the model's locked encoder {ours.name} is {ours.d} wide, this pipeline's is {text.d}; a model trained "
+            "for the pipeline's own tower is accepted (profile `paper` for Stable Diffusion 1.x)"
         )
-    if ours.table.shape != text.table.shape or not torch.allclose(
-        ours.table[:512].float().cpu(), text.table[:512].float().cpu(), atol=2e-3
-    ):
+    first = lambda tower: tower.table[:512].float().cpu()
+    if ours.table.shape != text.table.shape or not torch.allclose(first(ours), first(text), atol=2e-3):
         raise ValueError(
-            f"the model's locked encoder {ours.name} has other word embeddings than the text encoder of this pipeline: its tokens would mean something else there"
+            f"the model's locked encoder {ours.name} has other word embeddings than the text encoder of this "
+            'pipeline: its tokens would mean something else there'
         )
 
 
@@ -180,37 +181,30 @@ def draw(
     output: str = 'pil',  # or np: (b h w c) in 0..1
 ):  # b pictures
     "Pictures from token states (Fig. 5). Raises ValueError when states and seeds, or states and pipeline, do not fit."
-    text, b = pipeline_text(pipe), len(states)
+    text = pipeline_text(pipe)
+    b = len(states)
+    slots = text.n_ctx - text.n_special
     if states.ndim != 3 or states.shape[1:] != (text.n_ctx, text.d):
         raise ValueError(
-            f'states have shape {tuple(states.shape)}; (b, {text.n_ctx}, {text.d}) is accepted: n_tokens = {text.n_ctx - text.n_special} slots of this tower'
+            f'states have shape {tuple(states.shape)}; (b, {text.n_ctx}, {text.d}) is accepted: n_tokens = {slots} '
+            'slots of this tower'
         )
     seeds = [seeds] * b if isinstance(seeds, int) else list(seeds)
     if len(seeds) != b:
         raise ValueError(f'{len(seeds)} seeds for {b} pictures: one, or one for each is accepted')
     to = lambda x: x.to(pipe.unet.device, pipe.unet.dtype)
-    no, out = (
-        written_states(text, negative, text.n_ctx - text.n_special)
-        if isinstance(negative, str)
-        else negative.reshape(1, *states.shape[1:]),
-        [],
-    )
+    if isinstance(negative, str):
+        no = written_states(text, negative, slots)
+    else:
+        no = negative.reshape(1, *states.shape[1:])
+    how = dict(guidance_scale=guidance, num_inference_steps=steps, height=size, width=size, output_type=output)
     pipe.set_progress_bar_config(disable=not progress, desc='drawing', leave=False)
+    out = []
     for i in range(0, b, batch_size):
-        part = states[i : i + batch_size]
+        part = to(states[i : i + batch_size])
+        against = to(no.expand(len(part), -1, -1))
         g = [torch.Generator('cpu').manual_seed(s) for s in seeds[i : i + batch_size]]
-        out += list(
-            pipe(
-                prompt_embeds=to(part),
-                negative_prompt_embeds=to(no.expand(len(part), -1, -1)),
-                guidance_scale=guidance,
-                num_inference_steps=steps,
-                generator=g,
-                height=size,
-                width=size,
-                output_type=output,
-            ).images
-        )
+        out += list(pipe(prompt_embeds=part, negative_prompt_embeds=against, generator=g, **how).images)
     return np.stack(out) if output == 'np' else out
 
 # %% ../nbs/24_image_generation.ipynb #d60c5f9f
@@ -220,7 +214,8 @@ def imagine(
     wavs,  # waveforms or file names
     **kwargs,  # as `draw`
 ) -> list:  # of pictures
-    "Pictures of sounds. Not for pictures of people's faces (paper, section 6). Errors as `check_tower`, `sound_states` and `draw`."
+    """Pictures of sounds. Not for pictures of people's faces (paper, section 6).
+    Errors as `check_tower`, `sound_states` and `draw`."""
     check_tower(model, pipeline_text(pipe))
     return draw(pipe, sound_states(model, wavs), **kwargs)
 
@@ -265,8 +260,9 @@ def compose_picture(
 def write_caption(names, rng: np.random.Generator, glyph_of: dict = GLYPH_OF) -> str:
     "A caption that names some concepts, by one of their classes or by the glyph, in random order."
     words = [str(rng.choice(glyph_of[n])) if rng.random() < 0.9 else n for n in rng.permutation(list(names))]
-    form = 'paper' if rng.random() < 0.5 else rng.choice([*FORMS, 'picture'])
-    return ('a picture of {}' if form == 'picture' else TEMPLATES[str(form)]).replace('{}', join_labels(words))
+    form = 'paper' if rng.random() < 0.5 else str(rng.choice([*FORMS, 'picture']))
+    template = 'a picture of {}' if form == 'picture' else TEMPLATES[form]
+    return template.replace('{}', join_labels(words))
 
 # %% ../nbs/24_image_generation.ipynb #d2522e1c
 def held_out(names) -> bool:
@@ -278,16 +274,18 @@ def held_out(names) -> bool:
 def draw_set(rng: np.random.Generator, tests: bool = False, concepts=CONCEPTS) -> tuple:  # one to three concepts
     "A set for training, or with `tests` one of two or three that training never sees."
     while True:
-        names = tuple(
-            sorted(str(n) for n in rng.choice(concepts, int(rng.integers(2 if tests else 1, 4)), replace=False))
-        )
+        k = int(rng.integers(2 if tests else 1, 4))
+        names = tuple(sorted(str(n) for n in rng.choice(concepts, k, replace=False)))
         if held_out(names) == tests:
             return names
 
 
 def multi_hot_sets(sets, concepts=CONCEPTS) -> Tensor:  # (b k)
     "Sets of concepts as zeros and ones."
-    return torch.tensor([[float(c in s) for c in concepts] for s in sets])
+    rows = []
+    for s in sets:
+        rows.append([float(c in s) for c in concepts])
+    return torch.tensor(rows)
 
 # %% ../nbs/24_image_generation.ipynb #0188d91e
 class Painter(nn.Module):
@@ -339,7 +337,8 @@ def painter_loss(
     blur: float = 1.0,  # most noise on the context, in units of its standard deviation
 ) -> Tensor:  # scalar
     "Weighted error of the predicted clean picture."
-    b, s = len(x), painter.scheduler
+    b = len(x)
+    s = painter.scheduler
     t = torch.randint(s.config.num_train_timesteps, (b,), generator=g)
     a = s.alphas_cumprod[t]
     noise = torch.randn(x.shape, generator=g)
@@ -370,13 +369,13 @@ def fitting_caption(
 
 def caption_bank(text: LockedTextEncoder, p: Profile) -> dict:  # sets, captions, states (m, n + special, d)
     "Captions for training with their states, encoded once."
-    rng, glyph_of = np.random.default_rng([p.seed, 23]), glyphs_of(world_of(p))
+    rng = np.random.default_rng([p.seed, 23])
+    glyph_of = glyphs_of(world_of(p))
     sets = [draw_set(rng, concepts=sorted(glyph_of)) for _ in range(p.diffusion_captions)]
     captions = [fitting_caption(s, rng, text, p.n_tokens, glyph_of=glyph_of) for s in sets]
-    parts = [
-        written_states(text, captions[i : i + 64], p.n_tokens, p.form).half()
-        for i in tqdm(range(0, len(captions), 64), desc='captions', leave=False)
-    ]
+    parts = []
+    for i in tqdm(range(0, len(captions), 64), desc='captions', leave=False):
+        parts.append(written_states(text, captions[i : i + 64], p.n_tokens, p.form).half())
     return dict(sets=sets, captions=captions, states=torch.cat(parts))
 
 # %% ../nbs/24_image_generation.ipynb #a7cbe1d3
@@ -400,19 +399,19 @@ def painter_settings(text: LockedTextEncoder, p: Profile) -> dict:
 def fit_painter(painter: Painter, bank: dict, p: Profile, work: Path, settings: dict) -> list:  # loss of each step
     "Train to `diffusion_steps`, resuming from `work` when it was made with the same settings."
     opt = torch.optim.AdamW(painter.parameters(), p.diffusion_lr, betas=(0.9, 0.99), weight_decay=0.01)
-    start, losses = 0, []
+    start = 0
+    losses = []
     if work.exists() and (held := torch.load(work, weights_only=True))['settings'] == settings:
         painter.load_state_dict(held['painter'])
         opt.load_state_dict(held['opt'])
-        start, losses = held['step'], held['losses']
+        start = held['step']
+        losses = held['losses']
         print(f'painter: resumed at step {start} of {p.diffusion_steps}')
     painter.train()
-    for step in tqdm(
-        range(start, p.diffusion_steps), desc='painter', unit='step', initial=start, total=p.diffusion_steps
-    ):
-        opt.param_groups[0]['lr'] = p.diffusion_lr * lr_factor(
-            step, p.diffusion_steps, min(50, p.diffusion_steps // 10)
-        )
+    total = p.diffusion_steps
+    warmup = min(50, total // 10)
+    for step in tqdm(range(start, total), desc='painter', unit='step', initial=start, total=total):
+        opt.param_groups[0]['lr'] = p.diffusion_lr * lr_factor(step, total, warmup)
         x, c = painter_batch(bank, step, p.diffusion_batch, p.seed)
         with training_attention(x.device, painter.precision):
             loss = painter_loss(painter, x, c, torch.Generator().manual_seed(p.seed * 1_000_003 + step))
@@ -421,35 +420,33 @@ def fit_painter(painter: Painter, bank: dict, p: Profile, work: Path, settings: 
         nn.utils.clip_grad_norm_(painter.parameters(), 1.0)
         opt.step()
         losses.append(loss.item())
-        if (step + 1) % p.checkpoint_every == 0 and step + 1 < p.diffusion_steps:
+        if (step + 1) % p.checkpoint_every == 0 and step + 1 < total:
+            held = dict(settings=settings, step=step + 1, losses=losses)
+            held |= dict(painter=painter.state_dict(), opt=opt.state_dict())
             with atomic_path(work) as tmp:
-                torch.save(
-                    dict(
-                        settings=settings,
-                        step=step + 1,
-                        losses=losses,
-                        painter=painter.state_dict(),
-                        opt=opt.state_dict(),
-                    ),
-                    tmp,
-                )
+                torch.save(held, tmp)
     return losses
 
 # %% ../nbs/24_image_generation.ipynb #7a8189de
 def load_painter(folder: str | Path, text: LockedTextEncoder, precision: str = 'bf16') -> Painter:
-    "A painter that `train_painter` left in a folder. Raises FileNotFoundError when there is none, ValueError when it reads another text encoder."
+    """A painter that `train_painter` left in a folder.
+    Raises FileNotFoundError when there is none, ValueError when it reads another text encoder."""
     file = Path(folder) / 'model.safetensors'
     if not file.exists():
         raise FileNotFoundError(
-            f'{folder}: no painter there (config.json and model.safetensors); run make reproduce, or --stages image_generation'
+            f'{folder}: no painter there (config.json and model.safetensors); run make reproduce, '
+            'or --stages image_generation'
         )
-    settings, weights = json.loads((Path(folder) / 'config.json').read_text())['settings'], load_file(file)
+    settings = json.loads((Path(folder) / 'config.json').read_text())['settings']
+    weights = load_file(file)
     if settings['text'] != text.fingerprint()[:16]:
         raise ValueError(
-            f'{folder}: this painter learnt to read another text encoder than {text.name}; a painter from the run of the model is accepted'
+            f'{folder}: this painter learnt to read another text encoder than {text.name}; '
+            'a painter from the run of the model is accepted'
         )
     painter = Painter(text.d, settings['width'])
-    painter.empty, painter.precision = weights['empty'], best_precision(precision)
+    painter.empty = weights['empty']
+    painter.precision = best_precision(precision)
     painter.load_state_dict(weights)
     return painter.eval()
 
@@ -460,8 +457,10 @@ def train_painter(
     p: Profile,  # diffusion_… fields
 ) -> Painter:
     "The painter for a locked text encoder: trained once, then loaded from `folder`. It reads; it never hears."
-    folder, settings = Path(folder), painter_settings(text, p)
-    file, note = folder / 'model.safetensors', folder / 'config.json'
+    folder = Path(folder)
+    settings = painter_settings(text, p)
+    file = folder / 'model.safetensors'
+    note = folder / 'config.json'
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(p.seed)
         painter = Painter(text.d, p.diffusion_width)
@@ -473,12 +472,10 @@ def train_painter(
     losses = fit_painter(painter, caption_bank(text, p), p, folder / 'work.pt', settings)
     with atomic_path(file) as tmp:
         save_file({k: v.contiguous() for k, v in painter.state_dict().items()}, tmp)
+    seconds = round(time.time() - started, 1)
+    said = dict(settings=settings, losses=[round(l, 5) for l in losses], seconds=seconds)
     with atomic_path(note) as tmp:
-        tmp.write_text(
-            json.dumps(
-                dict(settings=settings, losses=[round(l, 5) for l in losses], seconds=round(time.time() - started, 1))
-            )
-        )
+        tmp.write_text(json.dumps(said))
     with atomic_path(folder / 'README.md') as tmp:
         tmp.write_text(PAINTER_CARD)
     (folder / 'work.pt').unlink(missing_ok=True)
@@ -487,10 +484,13 @@ def train_painter(
 
 PAINTER_CARD = """# A painter of glyphs
 
-A small text-to-image diffusion model on the token states of a locked text encoder, trained on OpenMoji glyphs (CC BY-SA 4.0) and their names; it never heard a sound.
-It shows that what a text encoder can drive, a sound can drive (CoLLAT, section 5.4). It draws the glyphs it was trained on and nothing else.
+A small text-to-image diffusion model on the token states of a locked text encoder,
+trained on OpenMoji glyphs (CC BY-SA 4.0) and their names; it never heard a sound.
+It shows that what a text encoder can drive, a sound can drive (CoLLAT, section 5.4).
+It draws the glyphs it was trained on and nothing else.
 
-Neither this model nor Stable Diffusion driven by the same tokens may be used to make pictures of people's faces from their voices (paper, section 6).
+Neither this model nor Stable Diffusion driven by the same tokens may be used
+to make pictures of people's faces from their voices (paper, section 6).
 """
 
 # %% ../nbs/24_image_generation.ipynb #3d58970a
@@ -508,19 +508,21 @@ def paint(
     b, n, d = states.shape
     if (n, d) != painter.empty.shape[1:]:
         raise ValueError(
-            f'states are {n} positions of width {d}; the painter learnt from {painter.empty.shape[1]} of width {painter.empty.shape[2]}'
+            f'states are {n} positions of width {d}; the painter learnt from {painter.empty.shape[1]} '
+            f'of width {painter.empty.shape[2]}'
         )
     seeds = list(range(seeds, seeds + b)) if isinstance(seeds, int) else list(seeds)
     if len(seeds) != b:
         raise ValueError(f'{len(seeds)} seeds for {b} pictures: the first, or one for each is accepted')
-    s, no, out = painter.scheduler, painter.empty if negative is None else negative, []
+    s = painter.scheduler
+    no = painter.empty if negative is None else negative
     if no.shape[-2:] != (n, d):
         raise ValueError(f'the states of the negative prompt have shape {tuple(no.shape)}; (1, {n}, {d}) is accepted')
+    out = []
     for i in tqdm(range(0, b, batch_size), desc='painting', leave=False, disable=b <= batch_size):
         c = states[i : i + batch_size]
-        x = torch.stack(
-            [torch.randn(3, SIZE, SIZE, generator=torch.Generator().manual_seed(k)) for k in seeds[i : i + batch_size]]
-        )
+        gs = [torch.Generator().manual_seed(k) for k in seeds[i : i + batch_size]]
+        x = torch.stack([torch.randn(3, SIZE, SIZE, generator=g) for g in gs])
         s.set_timesteps(steps)
         both = torch.cat([c, no.expand_as(c)]) if guidance != 1 else c
         for t in s.timesteps:
@@ -532,6 +534,16 @@ def paint(
     return torch.cat(out).numpy()
 
 # %% ../nbs/24_image_generation.ipynb #1cc5c427
+def _free_name(stem: str, taken: set) -> str:
+    "The name itself, or with -2, -3, … behind it when it is taken."
+    name = stem
+    i = 1
+    while name in taken:
+        i += 1
+        name = f'{stem}-{i}'
+    return name
+
+
 def imagine_files(
     model: CoLLAT,
     files: list,  # paths
@@ -540,10 +552,13 @@ def imagine_files(
     skipped: list,  # filled with (file, reason)
     progress: bool = True,  # bar on stderr
 ) -> Iterator:  # of dicts: file, image
-    "One PNG for each sound that can be read and is no longer than one picture's. Not for pictures of people's faces (paper, section 6). Errors as `check_tower`."
+    """One PNG for each sound that can be read and is no longer than one picture's.
+    Not for pictures of people's faces (paper, section 6). Errors as `check_tower`."""
     from PIL import Image
 
-    p, taken, own = model.profile, set(), isinstance(painter, Painter)
+    p = model.profile
+    taken = set()
+    own = isinstance(painter, Painter)
     if not own:
         check_tower(model, pipeline_text(painter))
     for f in tqdm(files, desc='imagine', unit='file', disable=not progress, file=sys.stderr):
@@ -552,12 +567,11 @@ def imagine_files(
         except ValueError as e:
             skipped.append((str(f), str(e) if str(f) in str(e) else f'{f}: {e}'))
             continue
-        picture = (
-            Image.fromarray(paint(painter, states, p.seed, p.diffusion_guidance, p.diffusion_sampling)[0])
-            if own
-            else draw(painter, states, seeds=p.seed, progress=False)[0]
-        )
-        name = next(n for j in range(len(taken) + 1) if (n := Path(f).stem + f'-{j + 1}' * (j > 0)) not in taken)
+        if own:
+            picture = Image.fromarray(paint(painter, states, p.seed, p.diffusion_guidance, p.diffusion_sampling)[0])
+        else:
+            picture = draw(painter, states, seeds=p.seed, progress=False)[0]
+        name = _free_name(Path(f).stem, taken)
         taken.add(name)
         with atomic_path(Path(out) / f'{name}.png') as tmp:
             picture.save(tmp, format='PNG')
@@ -573,10 +587,8 @@ class Reader(nn.Module):
         from timm.layers import ConvNormAct
 
         w = [3, width, 2 * width, 4 * width, 4 * width]
-        self.blocks, self.head = (
-            nn.Sequential(*(ConvNormAct(a, b, 3, stride=2) for a, b in zip(w, w[1:]))),
-            nn.Linear(9 * 4 * width, len(self.concepts)),
-        )
+        self.blocks = nn.Sequential(*(ConvNormAct(a, b, 3, stride=2) for a, b in zip(w, w[1:])))
+        self.head = nn.Linear(9 * 4 * width, len(self.concepts))
 
     def forward(self, x: Tensor) -> Tensor:  # (b c h w) in -1..1 -> (b k)
         return self.head(self.blocks(x).flatten(1))
@@ -585,14 +597,13 @@ class Reader(nn.Module):
 def worn(x: Tensor, g: torch.Generator) -> Tensor:  # (b c h w)
     "Pictures under noise and softening of random strength, so that the reader does not insist on clean lines."
     soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), value=1.0), 3, 1)
-    mix, level = torch.rand(len(x), 1, 1, 1, generator=g), 0.3 * torch.rand(len(x), 1, 1, 1, generator=g)
+    mix = torch.rand(len(x), 1, 1, 1, generator=g)
+    level = 0.3 * torch.rand(len(x), 1, 1, 1, generator=g)
     return x + mix * (soft - x) + level * torch.randn(x.shape, generator=g)
 
 
-def reader_batch(
-    rng: np.random.Generator, batch: int, tests: bool = False, concepts=CONCEPTS
-) -> tuple:  # (b c h w), (b k)
-    "Composed pictures and the concepts in them."
+def reader_batch(rng: np.random.Generator, batch: int, tests: bool = False, concepts=CONCEPTS) -> tuple:
+    "Composed pictures (b c h w) and the concepts in them (b k)."
     sets = [draw_set(rng, tests, concepts) for _ in range(batch)]
     x = np.stack([compose_picture(s, rng) for s in sets])
     return torch.from_numpy(x).permute(0, 3, 1, 2).float() / 127.5 - 1, multi_hot_sets(sets, concepts)
@@ -600,11 +611,11 @@ def reader_batch(
 # %% ../nbs/24_image_generation.ipynb #2a577d24
 def train_reader(folder: str | Path, steps: int, seed: int = 0, batch: int = 64, concepts=CONCEPTS) -> Reader:
     "The classifier of composed pictures: trained once, then loaded from `folder`."
-    folder, settings = (
-        Path(folder),
-        dict(steps=steps, seed=seed, batch=batch, concepts=zlib.crc32(' '.join(concepts).encode()), version=1),
-    )
-    file, note = folder / 'model.safetensors', folder / 'config.json'
+    folder = Path(folder)
+    known = zlib.crc32(' '.join(concepts).encode())
+    settings = dict(steps=steps, seed=seed, batch=batch, concepts=known, version=1)
+    file = folder / 'model.safetensors'
+    note = folder / 'config.json'
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         reader = Reader(concepts=concepts)
@@ -613,7 +624,8 @@ def train_reader(folder: str | Path, steps: int, seed: int = 0, batch: int = 64,
         return reader.eval()
     opt = torch.optim.AdamW(reader.parameters(), 3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(opt, 3e-3, total_steps=steps)
-    rng, g = np.random.default_rng([seed, 25]), torch.Generator().manual_seed(seed + 1)
+    rng = np.random.default_rng([seed, 25])
+    g = torch.Generator().manual_seed(seed + 1)
     for _ in tqdm(range(steps), desc='reader', unit='step'):
         x, y = reader_batch(rng, batch, concepts=concepts)
         loss = F.binary_cross_entropy_with_logits(reader(worn(x, g)), y)
@@ -638,25 +650,26 @@ def concepts_in(reader: Reader, pictures: np.ndarray) -> np.ndarray:  # (b h w c
 def reader_check(reader: Reader, n: int = 500, seed: int = 1) -> dict:
     "Recall, precision and whole-picture accuracy on sets of concepts that it never saw together, clean and worn."
     x, y = reader_batch(np.random.default_rng([seed, 26]), n, True, reader.concepts)
+    views = dict(clean=x, worn=worn(x, torch.Generator().manual_seed(seed)))
     out = dict(n=n)
-    for name, pictures in (('clean', x), ('worn', worn(x, torch.Generator().manual_seed(seed)))):
+    for name, pictures in views.items():
         with torch.no_grad():
             found = reader(pictures) > 0
         hit = (found & y.bool()).sum()
-        out[name] = dict(
-            recall=float(hit / y.sum()),
-            precision=float(hit / found.sum().clamp(min=1)),
-            exact=float((found == y.bool()).all(1).float().mean()),
-        )
+        recall = float(hit / y.sum())
+        precision = float(hit / found.sum().clamp(min=1))
+        exact = float((found == y.bool()).all(1).float().mean())
+        out[name] = dict(recall=recall, precision=precision, exact=exact)
     return out
 
 # %% ../nbs/24_image_generation.ipynb #7964d472
-def image_scenes(
-    scenes: Scenes, n: int, look: int = 200_000
-) -> dict:  # scene -> its concepts, as many of each number of events
-    "The first scenes that can be painted: `n` in all, a third with each of one, two and three events where the classes allow it. Raises ValueError when `look` scenes do not hold so many."
-    ks = [k for k in (1, 2, 3) if k <= len({PICTURED[c] for c in scenes.classes if c in PICTURED})]
-    room, out = {k: n // len(ks) + (k <= n % len(ks)) for k in ks}, {}
+def image_scenes(scenes: Scenes, n: int, look: int = 200_000) -> dict:  # scene -> its concepts
+    """The first scenes that can be painted: `n` in all, a third with each of one, two and three events where the
+    classes allow it. Raises ValueError when `look` scenes do not hold so many."""
+    drawn = {PICTURED[c] for c in scenes.classes if c in PICTURED}
+    ks = [k for k in (1, 2, 3) if k <= len(drawn)]
+    room = {k: n // len(ks) + (k <= n % len(ks)) for k in ks}
+    out = {}
     for i in range(look):
         if not any(room.values()):
             return out
@@ -688,24 +701,43 @@ def coverage_rows(
     **more,  # what every row shall carry: source, split, …
 ) -> list:  # of rows: concepts (0 = all), value, lo, hi, invented, n
     "Mean coverage with interval over scenes, and invented concepts, by number of concepts."
-    counts, rows = np.array([len(s) for s in sets]), []
-    share, invented = shares(found, sets, known), (found & ~multi_hot_sets(sets, known).bool().numpy()).sum(1)
+    counts = np.array([len(s) for s in sets])
+    share = shares(found, sets, known)
+    invented = (found & ~multi_hot_sets(sets, known).bool().numpy()).sum(1)
+    rows = []
     for k in (0, *sorted(set(counts))):
         at = (counts == k) if k else counts > 0
         lo, hi = bootstrap_ci(np.mean, share[at], n_boot=n_boot) if at.sum() > 1 else (None, None)
-        rows.append(
-            dict(
-                more,
-                concepts=int(k),
-                metric='coverage',
-                value=float(share[at].mean()),
-                lo=lo,
-                hi=hi,
-                invented=float(invented[at].mean()),
-                all_found=float((share[at] == 1).mean()),
-                n=int(at.sum()),
-            )
-        )
+        row = dict(more, concepts=int(k), metric='coverage', value=float(share[at].mean()), lo=lo, hi=hi)
+        row['invented'] = float(invented[at].mean())
+        row['all_found'] = float((share[at] == 1).mean())
+        row['n'] = int(at.sum())
+        rows.append(row)
+    return rows
+
+# %% ../nbs/24_image_generation.ipynb #5c1e7a90
+def _picture_rows(
+    found: dict,  # source -> (b k) bool, from `concepts_in`; the first source is held against other scenes
+    sets: list,  # (b,) concepts of each scene
+    known: tuple,  # the k concepts
+    p: Profile,
+    split: str,
+) -> list:
+    "Rows of every source, of the first one with its clips shuffled, and by whether a set was painted in training."
+    rows = []
+    for source, f in found.items():
+        rows += coverage_rows(f, sets, p.n_boot, known, source=source, split=split)
+    first = next(iter(found))
+    order = np.random.default_rng([p.seed, 27]).permutation(len(sets))
+    wrong = found[first][np.roll(order, 1)]  # nobody's own picture
+    asked = [sets[i] for i in order]
+    rows += coverage_rows(wrong, asked, p.n_boot, known, source=f'{first}, clips shuffled', split=split)
+    several = np.array([len(s) > 1 for s in sets])
+    kept = np.array([held_out(s) for s in sets])
+    for painted, at in ((False, kept), (True, several & ~kept)):
+        asked = [s for s, a in zip(sets, at) if a]
+        for source, f in found.items() if asked else ():
+            rows += coverage_rows(f[at], asked, p.n_boot, known, source=source, split=split, painted=painted)[:1]
     return rows
 
 # %% ../nbs/24_image_generation.ipynb #3f6518c8
@@ -716,56 +748,28 @@ def evaluate_pictures(
     scenes: Scenes,
     p: Profile,
     n: int,  # scenes
-) -> tuple:  # rows, pictures {name: (b h w c)}, scene -> concepts, name -> its coverage minus the last source's on scenes of several concepts
-    "Coverage of every model's pictures, of those from the written labels, and of the first model's held against other scenes; for sets of several concepts also by whether they were painted in training."
+) -> tuple:  # rows, pictures {name: (b h w c)}, scene -> concepts, name -> difference
+    """Coverage of every model's pictures, of those from the written labels, and of the first model's held against other
+    scenes; for sets of several concepts also by whether they were painted in training.
+    A difference is a coverage minus the last source's, on scenes of several concepts."""
     shown = image_scenes(scenes, n)
     sets = list(shown.values())
-    text, wavs = next(iter(sources.values())).text, [scenes.waveform(i) for i in shown]
+    first = next(iter(sources.values()))
+    wavs = [scenes.waveform(i) for i in shown]
     states = {name: sound_states(m, wavs) for name, m in sources.items()}
-    make = prompt_maker(next(iter(sources.values())))  # as in training: what does not fit is dropped
-    states['written labels'] = written_states(
-        text, [make(sorted(scenes.labels(i)))[0] for i in shown], p.n_tokens, p.form
-    )
+    make = prompt_maker(first)  # as in training: what does not fit is dropped
+    prompts = [make(sorted(scenes.labels(i)))[0] for i in shown]
+    states['written labels'] = written_states(first.text, prompts, p.n_tokens, p.form)
     pictures = {k: paint(painter, s, p.seed, p.diffusion_guidance, p.diffusion_sampling) for k, s in states.items()}
     found = {k: concepts_in(reader, x) for k, x in pictures.items()}
-    rows = [
-        r
-        for k, f in found.items()
-        for r in coverage_rows(f, sets, p.n_boot, reader.concepts, source=k, split=scenes.split)
-    ]
-    order, first = np.random.default_rng([p.seed, 27]).permutation(len(sets)), next(iter(sources))
-    rows += coverage_rows(
-        found[first][np.roll(order, 1)],
-        [sets[i] for i in order],
-        p.n_boot,
-        reader.concepts,
-        source=f'{first}, clips shuffled',
-        split=scenes.split,
-    )  # nobody's own picture
-    several, kept = np.array([len(s) > 1 for s in sets]), np.array([held_out(s) for s in sets])
-    for painted, at in ((False, kept), (True, several & ~kept)):
-        if at.any():
-            rows += [
-                r
-                for k, f in found.items()
-                for r in coverage_rows(
-                    f[at],
-                    [s for s, a in zip(sets, at) if a],
-                    p.n_boot,
-                    reader.concepts,
-                    source=k,
-                    split=scenes.split,
-                    painted=painted,
-                )[:1]
-            ]
-    share = lambda k: shares(found[k], sets, reader.concepts)[several]
+    rows = _picture_rows(found, sets, reader.concepts, p, scenes.split)
+    several = np.array([len(s) > 1 for s in sets])
     *others, last = sources
-    return (
-        rows,
-        pictures,
-        shown,
-        {k: paired_bootstrap(np.mean, share(k), share(last), n_boot=p.n_boot) for k in others if several.any()},
-    )
+    difference = {}
+    if several.any():
+        share = {k: shares(found[k], sets, reader.concepts)[several] for k in sources}
+        difference = {k: paired_bootstrap(np.mean, share[k], share[last], n_boot=p.n_boot) for k in others}
+    return rows, pictures, shown, difference
 
 # %% ../nbs/24_image_generation.ipynb #abbad01b
 def figure5(pictures: dict, shown: dict, columns: int = 8):  # a matplotlib figure
@@ -774,17 +778,14 @@ def figure5(pictures: dict, shown: dict, columns: int = 8):  # a matplotlib figu
 
     import matplotlib.pyplot as plt
 
-    order = [
-        i
-        for k in (2, 3, 1)
-        for i in [j for j, s in enumerate(shown.values()) if len(s) == k][
-            : columns - columns // 2 if k == 2 else columns // 2
-        ]
-    ][:columns]
     names = list(shown.values())
-    fig, axes = plt.subplots(
-        len(pictures), len(order), figsize=(1.05 * len(order) + 1.2, 1.1 * len(pictures) + 0.5), dpi=60, squeeze=False
-    )
+    order = []
+    for k in (2, 3, 1):
+        room = columns - columns // 2 if k == 2 else columns // 2
+        order += [i for i, s in enumerate(names) if len(s) == k][:room]
+    order = order[:columns]
+    size = (1.05 * len(order) + 1.2, 1.1 * len(pictures) + 0.5)
+    fig, axes = plt.subplots(len(pictures), len(order), figsize=size, dpi=60, squeeze=False)
     for row, (source, x) in zip(axes, pictures.items()):
         for ax, i in zip(row, order):
             ax.imshow(x[i], interpolation='nearest')

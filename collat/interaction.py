@@ -36,7 +36,9 @@ class Attention(nn.Module):
         if width % heads:
             raise ValueError(f'width {width} is not divisible by {heads} heads')
         self.heads = heads
-        self.q, self.kv, self.out = nn.Linear(width, width), nn.Linear(d_kv, 2 * width), nn.Linear(width, width)
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(d_kv, 2 * width)
+        self.out = nn.Linear(width, width)
 
     def forward(
         self,
@@ -51,12 +53,13 @@ class Attention(nn.Module):
             w = (q @ k.mT * q.shape[-1] ** -0.5).float().softmax(-1)
             o = w.to(v.dtype) @ v
         else:
-            w, o = None, F.scaled_dot_product_attention(q, k, v)
+            w = None
+            o = F.scaled_dot_product_attention(q, k, v)
         return self.out(rearrange(o, 'b h n c -> b n (h c)')), w
 
 # %% ../nbs/09_interaction.ipynb #ea2cc357
 class InteractionBlock(nn.Module):
-    "One step of denoising: the predicted tokens look at the tokens of the other modality, at each other, and through an MLP."
+    "One step of denoising: predicted tokens look at those of the other modality, at each other, and through an MLP."
 
     def __init__(
         self,
@@ -68,9 +71,11 @@ class InteractionBlock(nn.Module):
     ):
         super().__init__()
         hidden = int(width * mlp_ratio)
-        self.norm1, self.cross = nn.LayerNorm(width), Attention(width, d_kv, heads)
+        self.norm1 = nn.LayerNorm(width)
+        self.cross = Attention(width, d_kv, heads)
         if self_attn:
-            self.norm2, self.among = nn.LayerNorm(width), Attention(width, width, heads)
+            self.norm2 = nn.LayerNorm(width)
+            self.among = Attention(width, width, heads)
         self.self_attn = self_attn
         self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
@@ -103,7 +108,7 @@ class TokenInteraction(nn.Module):
         mlp_ratio: float = 4.0,  # hidden width of the MLP over `width`
         self_attn: bool = True,  # whether predicted tokens also see each other
         start: str = 'fixed',  # 'fixed', 'resample' (new ones for each training sample) or 'learned'
-        start_scale: float = 1.0,  # size of the start vectors, the unit of what is predicted: the mean absolute static embedding
+        start_scale: float = 1.0,  # size of the start vectors, unit of what is predicted: the mean absolute embedding
         seed: int = 0,  # of the start vectors
     ):
         super().__init__()
@@ -111,7 +116,11 @@ class TokenInteraction(nn.Module):
             raise ValueError(f"start {start!r}: accepted are 'fixed', 'resample' and 'learned'")
         if not start_scale > 0:
             raise ValueError(f'start_scale {start_scale}: must be positive')
-        self.n, self.d, self.start_kind, self.start_scale, width = n, d, start, float(start_scale), width or d
+        width = width or d
+        self.n = n
+        self.d = d
+        self.start_kind = start
+        self.start_scale = float(start_scale)
         s = start_vectors(n, d, seed, start_scale)
         if start == 'learned':
             self.start = nn.Parameter(s)
@@ -119,9 +128,8 @@ class TokenInteraction(nn.Module):
             self.register_buffer('start', s)
         self.norm_in = nn.LayerNorm(d_audio)
         self.widen = nn.Linear(d, width) if width != d else nn.Identity()
-        self.blocks = nn.ModuleList(
-            [InteractionBlock(width, d_audio, heads, mlp_ratio, self_attn) for _ in range(depth)]
-        )
+        blocks = [InteractionBlock(width, d_audio, heads, mlp_ratio, self_attn) for _ in range(depth)]
+        self.blocks = nn.ModuleList(blocks)
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, d))
         nn.init.normal_(self.head[1].weight, std=0.1 * width**-0.5)
         nn.init.zeros_(self.head[1].bias)
@@ -156,7 +164,8 @@ def forward(
         raise ValueError(f'tokens of shape {tuple(h_a.shape)}, expected (b, m, {d_audio})')
     tokens = self.norm_in(h_a)
     x = self.widen(self.start_for(len(h_a), seeds) / self.start_scale)
-    attn, states = [], []
+    attn = []
+    states = []
     for block in self.blocks:
         x, w = block(x, tokens, return_attn)
         attn.append(w)
@@ -178,9 +187,8 @@ def token_distance(
 ) -> Tensor:  # (l,) mean absolute difference over all tokens that count
     "How far each block's prediction still is from the true tokens, by one given assignment."
     if blocks.ndim != 4 or blocks.shape[1:] != h_t.shape:
-        raise ValueError(
-            f'blocks {tuple(blocks.shape)} and tokens {tuple(h_t.shape)}: expected (l, b, n, d) and (b, n, d)'
-        )
+        shapes = f'blocks {tuple(blocks.shape)} and tokens {tuple(h_t.shape)}'
+        raise ValueError(f'{shapes}: expected (l, b, n, d) and (b, n, d)')
     if match is not None:
         blocks = blocks.gather(2, repeat(match, 'b n -> l b n d', l=len(blocks), d=h_t.shape[-1]))
     dist = (blocks - h_t).abs().mean(-1)

@@ -17,6 +17,7 @@ import math
 import time
 import zlib
 from dataclasses import dataclass, replace
+from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,8 @@ class Features:
 
     def batch(self, rows) -> tuple:  # (b m d) float32; (b m) True where padding, None when there is none
         "Rows side by side, the shorter ones padded."
-        seqs, n = [self.tokens(i) for i in rows], torch.as_tensor(self.lengths[rows])
+        seqs = [self.tokens(i) for i in rows]
+        n = torch.as_tensor(self.lengths[rows])
         mask = None if (n == n[0]).all() else torch.arange(int(n.max())) >= n[:, None]
         return nn.utils.rnn.pad_sequence(seqs, batch_first=True), mask
 
@@ -80,9 +82,8 @@ def as_features(x) -> Features:  # (b d), (b m d), or a list of (m d)
         return x
     seqs = [np.atleast_2d(np.asarray(t)) for t in x]
     if not seqs or any(s.ndim != 2 or s.shape[1] != seqs[0].shape[1] or not len(s) for s in seqs):
-        raise ValueError(
-            f'features of shapes {sorted({np.shape(t) for t in x})[:3]}; (b, d), (b, m, d), or a list of (m, d) with one d is accepted'
-        )
+        shapes = sorted({np.shape(t) for t in x})[:3]
+        raise ValueError(f'features of shapes {shapes}; (b, d), (b, m, d), or a list of (m, d) with one d is accepted')
     n = np.array([len(s) for s in seqs])
     return Features([np.concatenate(seqs)], n, np.zeros(len(n), int), n.cumsum() - n, np.arange(len(n)))
 
@@ -91,15 +92,14 @@ def join_features(parts: list) -> Features:
     "Several sets as one, in their order; `index` stays that of each part. Raises ValueError when widths differ."
     if len({f.width for f in parts}) != 1:
         raise ValueError(f'widths {[f.width for f in parts]}; features of one encoder are accepted')
+
+    def joined(name):
+        return np.concatenate([getattr(f, name) for f in parts])
+
+    shards = list(chain.from_iterable(f.shards for f in parts))
     first = np.cumsum([0] + [len(f.shards) for f in parts])
-    cat = lambda name: np.concatenate([getattr(f, name) for f in parts])
-    return Features(
-        [s for f in parts for s in f.shards],
-        cat('lengths'),
-        np.concatenate([f.shard + a for f, a in zip(parts, first)]),
-        cat('start'),
-        cat('index'),
-    )
+    shard = np.concatenate([f.shard + a for f, a in zip(parts, first)])
+    return Features(shards, joined('lengths'), shard, joined('start'), joined('index'))
 
 # %% ../nbs/21_linear_probe.ipynb #ba3f02d2
 def take(f: Features, rows) -> Features:
@@ -113,7 +113,8 @@ def open_part(path: Path):  # (array (T, d), description), or None when it is ab
     if not (path.exists() and about.exists()):
         return None
     try:
-        info, x = json.loads(about.read_text()), np.load(path, mmap_mode='r')
+        info = json.loads(about.read_text())
+        x = np.load(path, mmap_mode='r')
         if len(x) == sum(info['lengths']) and zlib.crc32(x) == info['crc']:
             return x, info
     except (ValueError, KeyError, OSError, EOFError):
@@ -126,9 +127,8 @@ def write_part(path: Path, seqs: list, index: list):
     "Write one part, its description last. Raises ValueError when half precision cannot hold the features."
     x = torch.cat(seqs).half().numpy() if seqs else np.zeros((0, 0), np.float16)
     if not np.isfinite(x).all():
-        raise ValueError(
-            f'{path}: features up to {max(float(s.abs().max()) for s in seqs):.3g}; finite values below 65504 are accepted'
-        )
+        largest = max(float(s.abs().max()) for s in seqs)
+        raise ValueError(f'{path}: features up to {largest:.3g}; finite values below 65504 are accepted')
     with atomic_path(path) as tmp:
         with tmp.open('wb') as f:
             np.save(f, x)
@@ -146,7 +146,9 @@ def extract(
     kind: str = 'audio',  # see `token_features`
     part: int = 256,  # clips in one file
 ) -> Features:
-    "Tokens of every readable clip through the frozen model; what already lies on disk is not computed again. Raises ValueError when no clip is readable."
+    """Tokens of every readable clip through the frozen model; what already lies on disk is not computed again.
+
+    Raises ValueError when no clip is readable."""
     key = dict(checkpoint=checkpoint, kind=kind, data=data, n=n, part=part)
     where = Path(folder) / f'{checkpoint}-{kind}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}'
     with atomic_path(where / 'key.json') as tmp:
@@ -154,69 +156,80 @@ def extract(
     parts = []
     for j, at in enumerate(tqdm(range(0, n, part), desc=f'features of {n} clips', unit='part')):
         path = where / f'{j:05d}.npy'
-        if not (found := open_part(path)):
+        found = open_part(path)
+        if found is None:
             got = list(read(range(at, min(at + part, n))))
-            write_part(
-                path, model.token_features([w for _, w in got], kind=kind) if got else [], [int(i) for i, _ in got]
-            )
+            seqs = model.token_features([w for _, w in got], kind=kind) if got else []
+            write_part(path, seqs, [int(i) for i, _ in got])
             found = open_part(path)
         parts.append(found)
-    parts = [p for p in parts if p[1]['lengths']]
+    parts = [(x, info) for x, info in parts if info['lengths']]
     if not parts:
         raise ValueError(f'{data}: none of the {n} clips could be read')
-    n_tok = [np.array(p['lengths']) for _, p in parts]
+    lengths = [np.array(info['lengths']) for _, info in parts]
     return Features(
-        [x for x, _ in parts],
-        np.concatenate(n_tok),
-        np.repeat(np.arange(len(parts)), list(map(len, n_tok))),
-        np.concatenate([l.cumsum() - l for l in n_tok]),
-        np.concatenate([p['index'] for _, p in parts]),
+        shards=[x for x, _ in parts],
+        lengths=np.concatenate(lengths),
+        shard=np.repeat(np.arange(len(parts)), [len(l) for l in lengths]),
+        start=np.concatenate([l.cumsum() - l for l in lengths]),
+        index=np.concatenate([info['index'] for _, info in parts]),
     )
 
 # %% ../nbs/21_linear_probe.ipynb #e13a90f4
+def _top1(scores, y) -> float:
+    return accuracy(scores, np.asarray(y).argmax(1))
+
+
 def tasks(y, multilabel: bool | None) -> list:  # of (metric name, function of (scores, y), rows (b,) bool)
-    "What is measured: top-1 (False), mAP (True), or by the number of labels of each clip (None). Raises ValueError on clips that do not fit."
+    """What is measured: top-1 (False), mAP (True), or by the number of labels of each clip (None).
+
+    Raises ValueError on clips that do not fit."""
     y = np.asarray(y)
-    one, every = y.sum(1) == 1, np.ones(len(y), bool)
+    one = y.sum(1) == 1
+    every = np.ones(len(y), bool)
     if not np.isin(y, (0, 1)).all():
         raise ValueError(f'labels hold {np.setdiff1d(y, [0, 1])[:3].tolist()}; 0 and 1 are accepted')
     if multilabel is False and not one.all():
         raise ValueError(
-            f'{(~one).sum()} of {len(y)} clips have none or several labels; exactly one is accepted with multilabel=False'
+            f'{(~one).sum()} of {len(y)} clips have none or several labels; '
+            'exactly one is accepted with multilabel=False'
         )
-    top1 = ('top-1', lambda s, y: accuracy(s, np.asarray(y).argmax(1)))
-    maps = [('mAP', mean_average_precision), ('clip-wise mAP', clipwise_map)]
     if multilabel is False:
-        return [(*top1, every)]
-    found = [] if multilabel else [(*top1, one)]
-    return [t for t in found + [(*m, every if multilabel else ~one) for m in maps] if t[2].any()]
+        return [('top-1', _top1, every)]
+    several = every if multilabel else ~one
+    found = [('mAP', mean_average_precision, several), ('clip-wise mAP', clipwise_map, several)]
+    if not multilabel:
+        found.insert(0, ('top-1', _top1, one))
+    return [t for t in found if t[2].any()]
 
 
 def selection_score(scores, y, multilabel: bool | None) -> float:
     "What choices are made by: the mean of top-1 and mAP, whichever apply."
-    scores, y = np.asarray(scores), np.asarray(y)
-    return float(
-        np.mean([f(scores[rows], y[rows]) for name, f, rows in tasks(y, multilabel) if name != 'clip-wise mAP'])
-    )
+    scores = np.asarray(scores)
+    y = np.asarray(y)
+    values = [f(scores[rows], y[rows]) for name, f, rows in tasks(y, multilabel) if name != 'clip-wise mAP']
+    return float(np.mean(values))
 
 # %% ../nbs/21_linear_probe.ipynb #675280e9
 def pooled(features: Features, how: str = 'mean') -> Tensor:  # (b d) or (b 2d)
     "One vector per clip: mean, or mean+std, over its tokens. Raises ValueError on another name."
     if how not in ('mean', 'mean+std'):
         raise ValueError(f"pooling '{how}': mean or mean+std is accepted")
-    rows = (features.tokens(i) for i in range(len(features)))
-    return torch.stack(
-        [torch.cat([t.mean(0), t.std(0, unbiased=False)]) if how == 'mean+std' else t.mean(0) for t in rows]
-    )
+    out = []
+    for i in range(len(features)):
+        t = features.tokens(i)
+        out.append(t.mean(0) if how == 'mean' else torch.cat([t.mean(0), t.std(0, unbiased=False)]))
+    return torch.stack(out)
 
 
 def standardiser(x: Tensor):  # (b d) -> function of (b d)
     "Zero mean and unit variance on `x`, the same shift and scale elsewhere; columns that are constant stay so."
-    mean, std = x.mean(0), x.std(0, unbiased=False)
+    mean = x.mean(0)
+    std = x.std(0, unbiased=False)
     std = torch.where(std > 1e-6, std, 1.0)
     return lambda z: (z - mean) / std
 
-
+# %% ../nbs/21_linear_probe.ipynb #60a542c5
 def probe_loss(scores: Tensor, y: Tensor, loss: str) -> Tensor:
     "softmax: cross-entropy towards equal shares of the labels present | sigmoid: sum of one-versus-rest losses."
     if loss == 'softmax':
@@ -225,9 +238,13 @@ def probe_loss(scores: Tensor, y: Tensor, loss: str) -> Tensor:
 
 
 def fit_line(
-    x: Tensor, y: Tensor, loss: str, l2: float, start: Tensor | None = None
-) -> Tensor:  # (b d), (b k) -> (d+1 k)
-    "Weights, and a row of biases, that minimise the equation above; L-BFGS from `start`."
+    x: Tensor,  # (b d)
+    y: Tensor,  # (b k)
+    loss: str,  # see `probe_loss`
+    l2: float,  # λ
+    start: Tensor | None = None,  # (d+1 k), zeros unless given
+) -> Tensor:  # (d+1 k) weights, and a row of biases
+    "The minimum of the equation above, by L-BFGS from `start`."
     w = (torch.zeros(x.shape[1] + 1, y.shape[1]) if start is None else start.clone()).to(x).requires_grad_()
     opt = torch.optim.LBFGS([w], max_iter=200, history_size=20, tolerance_grad=1e-5, line_search_fn='strong_wolfe')
 
@@ -241,14 +258,15 @@ def fit_line(
     return w.detach()
 
 # %% ../nbs/21_linear_probe.ipynb #9fc8a1d8
-POOLS, L2 = ('mean', 'mean+std'), (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
+POOLS = 'mean', 'mean+std'
+L2 = 1.0, 0.3, 0.1, 0.03, 0.01, 0.003
 
 
 def line_probe(
     features: Features,
     y: Tensor,  # (b k), NaN outside train and valid
-    train,
-    valid,  # rows
+    train,  # rows to fit on
+    valid,  # rows to choose on
     multilabel: bool | None,  # see `tasks`
     refit: bool,  # fit the chosen once more on train and valid
     pools=POOLS,  # candidates
@@ -289,24 +307,36 @@ class DecoderProbe(nn.Module):
     def forward(self, tokens: Tensor, padding: Tensor | None = None) -> Tensor:  # (b m d), (b m) -> (b k)
         "Scores of the classes."
         query = repeat(self.query, 'q d -> b q d', b=len(tokens))
-        return self.head(self.decoder(query, (tokens - self.mean) / self.std, memory_key_padding_mask=padding)[:, 0])
+        x = (tokens - self.mean) / self.std
+        return self.head(self.decoder(query, x, memory_key_padding_mask=padding)[:, 0])
+
+
+def _scores(net: DecoderProbe, features: Features, rows) -> Tensor:  # (b k), on the device of the probe
+    device = net.query.device
+    x, mask = features.batch(rows)
+    return net(x.to(device), None if mask is None else mask.to(device))
 
 
 @torch.no_grad()
 def decoder_scores(net: DecoderProbe, features: Features, rows, batch: int = 256) -> Tensor:  # (b k)
     "Scores of the given rows."
     net.eval()
-    device, out = net.query.device, []
-    for ids in np.array_split(rows, math.ceil(len(rows) / batch)):
-        x, mask = features.batch(ids)
-        out.append(net(x.to(device), mask if mask is None else mask.to(device)).cpu())
-    return torch.cat(out)
+    parts = np.array_split(rows, math.ceil(len(rows) / batch))
+    return torch.cat([_scores(net, features, ids).cpu() for ids in parts])
 
 # %% ../nbs/21_linear_probe.ipynb #4679c225
+def _token_scale(features: Features, rows) -> tuple:  # (d,) mean, (d,) standard deviation
+    "Of the tokens of some clips, padding left out; columns that are constant are not scaled."
+    tokens = features.batch(rows)[0].flatten(0, 1)
+    tokens = tokens[tokens.abs().sum(1) > 0]
+    std = tokens.std(0, unbiased=False)
+    return tokens.mean(0), torch.where(std > 1e-6, std, 1.0)
+
+
 def train_decoder(
     features: Features,
-    y: Tensor,
-    train,  # (b k); rows
+    y: Tensor,  # (b k)
+    train,  # rows to fit on
     steps: int,
     seed: int,
     look,  # after every twelfth of the steps: (net, step) -> True to stop
@@ -315,33 +345,31 @@ def train_decoder(
     lr: float = 1e-3,
 ) -> DecoderProbe:
     "AdamW, warm-up and cosine over `steps`; same seed, same weights."
-    device = best_device()
     rng = np.random.default_rng(seed)
-    some, _ = features.batch(np.sort(rng.permutation(train)[:500]))
-    flat = some.flatten(0, 1)
-    flat = flat[flat.abs().sum(1) > 0]
-    std = flat.std(0, unbiased=False)
+    mean, std = _token_scale(features, np.sort(rng.permutation(train)[:500]))
+
+    def rate(step):  # share of the learning rate
+        return min(1, (step + 1) / (0.1 * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        net = DecoderProbe(features.width, y.shape[1], flat.mean(0), torch.where(std > 1e-6, std, 1.0)).to(device)
+        net = DecoderProbe(features.width, y.shape[1], mean, std).to(best_device())
         opt = torch.optim.AdamW(net.parameters(), lr, weight_decay=0.05)
-        rate = torch.optim.lr_scheduler.LambdaLR(
-            opt, lambda s: min(1, (s + 1) / (0.1 * steps)) * 0.5 * (1 + math.cos(math.pi * s / steps))
-        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(opt, rate)
         order = np.empty(0, int)
         for step in tqdm(range(1, steps + 1), desc='decoder', unit='step', leave=False):
             if len(order) < batch:
                 order = np.concatenate([order, rng.permutation(train)])
-            ids, order = order[:batch], order[batch:]
-            x, mask = features.batch(ids)
-            loss = probe_loss(
-                net.train()(x.to(device), mask if mask is None else mask.to(device)), y[ids].to(device), 'softmax'
-            )
+            ids = order[:batch]
+            order = order[batch:]
+            scores = _scores(net.train(), features, ids)
+            loss = probe_loss(scores, y[ids].to(scores.device), 'softmax')
             opt.zero_grad()
             loss.backward()
             opt.step()
-            rate.step()
-            if step == until or until is None and step % max(1, steps // 12) == 0 and look(net, step):
+            schedule.step()
+            looks = until is None and step % max(1, steps // 12) == 0
+            if step == until or (looks and look(net, step)):
                 break
     return net
 
@@ -349,21 +377,23 @@ def train_decoder(
 def decoder_probe(
     features: Features,
     y: Tensor,  # (b k), NaN outside train and valid
-    train,
-    valid,  # rows
-    multilabel: bool | None,
+    train,  # rows to fit on
+    valid,  # rows to choose on
+    multilabel: bool | None,  # see `tasks`
     refit: bool,  # as `line_probe`
     steps: int = 300,  # at least; 8 epochs if that is more
     seed: int = 0,
 ) -> tuple:  # scores (b k) of every row, what was chosen
     "The decoder at its best look on the validation rows, applied to all rows."
-    steps, batch = max(steps, 8 * len(train) // 128), int(np.clip(len(train) // 32, 8, 128))
+    steps = max(steps, 8 * len(train) // 128)
+    batch = int(np.clip(len(train) // 32, 8, 128))
     best = dict(score=-1.0, step=0, state=None, bad=0)
 
     def look(net, step):
         score = selection_score(decoder_scores(net, features, valid), y[valid], multilabel)
         if score > best['score']:
-            best.update(score=score, step=step, state={k: v.clone() for k, v in net.state_dict().items()}, bad=0)
+            state = {k: v.clone() for k, v in net.state_dict().items()}
+            best.update(score=score, step=step, state=state, bad=0)
         else:
             best['bad'] += 1
         return best['bad'] >= 4
@@ -373,12 +403,12 @@ def decoder_probe(
         net = train_decoder(features, y, np.concatenate([train, valid]), steps, seed, look, batch, until=best['step'])
     else:
         net.load_state_dict(best['state'])
-    return decoder_scores(net, features, np.arange(len(features))), dict(
-        loss='softmax', step=best['step'], of=steps, valid=round(best['score'], 4)
-    )
+    scores = decoder_scores(net, features, np.arange(len(features)))
+    return scores, dict(loss='softmax', step=best['step'], of=steps, valid=round(best['score'], 4))
 
 # %% ../nbs/21_linear_probe.ipynb #179fe2ed
-TRAIN, VALID = ('train', 'dev', 'balanced', 'unbalanced'), ('valid', 'val', 'validation')  # as the data sets call them
+TRAIN = 'train', 'dev', 'balanced', 'unbalanced'  # as the data sets call them
+VALID = 'valid', 'val', 'validation'
 
 
 def cut_valid(rows, folds, seed: int) -> tuple:  # train rows, valid rows
@@ -388,31 +418,31 @@ def cut_valid(rows, folds, seed: int) -> tuple:  # train rows, valid rows
     if mine is not None and len(set(mine)) > 1:
         held = mine == mine.min()
     else:
-        held = np.isin(
-            np.arange(len(rows)), np.random.default_rng(seed).permutation(len(rows))[: max(1, len(rows) // 5)]
-        )
+        drawn = np.random.default_rng(seed).permutation(len(rows))[: max(1, len(rows) // 5)]
+        held = np.isin(np.arange(len(rows)), drawn)
     return rows[~held], rows[held]
 
-
+# %% ../nbs/21_linear_probe.ipynb #2692d61d
 def plan_folds(folds) -> list:  # of (test name, train rows, valid rows, test rows, refit)
     "Each fold is tested once, the next one chooses. Raises ValueError for less than three folds."
     folds = np.asarray(folds)
     names = sorted(set(folds.tolist()))
     if len(names) < 3:
         raise ValueError(f'folds {names}; three or more are needed: one to test, one to choose, the others to train')
-    rows = lambda keep: np.flatnonzero(np.isin(folds, keep))
-    return [
-        (f, rows([n for n in names if n not in (f, v)]), rows([v]), rows([f]), True)
-        for f, v in zip(names, names[1:] + names[:1])
-    ]
+    plans = []
+    for test, valid in zip(names, names[1:] + names[:1]):
+        train = [n for n in names if n not in (test, valid)]
+        rows = [np.flatnonzero(np.isin(folds, part)) for part in (train, valid, test)]
+        plans.append((test, *rows, True))
+    return plans
 
 
 def plan_splits(splits, folds=None, seed: int = 0) -> list:  # as `plan_folds`; all test splits in one
     "One fit for all test splits. Raises ValueError without training or test rows."
     splits = np.asarray(splits)
-    train, valid, test = (
-        np.flatnonzero(np.isin(splits, n, invert=n == TRAIN + VALID)) for n in (TRAIN, VALID, TRAIN + VALID)
-    )
+    train = np.flatnonzero(np.isin(splits, TRAIN))
+    valid = np.flatnonzero(np.isin(splits, VALID))
+    test = np.flatnonzero(~np.isin(splits, TRAIN + VALID))
     if not len(train) or not len(test):
         raise ValueError(
             f'splits {sorted(set(splits.tolist()))}; train, perhaps valid, and at least one other are needed'
@@ -428,9 +458,15 @@ def fold_mean(metric: str, f, scores, y, groups, n_boot: int, **more) -> dict:  
     values = [float(f(*p)) for p in parts]
     lo = hi = None  # a fold of one clip has no interval
     if min(len(p[0]) for p in parts) > 1:
-        boot = np.mean([resampled_values(f, p, resample_counts(len(p[0]), n_boot, i)) for i, p in enumerate(parts)], 0)
-        lo, hi = map(float, np.quantile(place(boot, np.mean(values)), [0.025, 0.975]))
+        draws = [resampled_values(f, p, resample_counts(len(p[0]), n_boot, i)) for i, p in enumerate(parts)]
+        boot = place(np.mean(draws, 0), np.mean(values))
+        lo, hi = map(float, np.quantile(boot, [0.025, 0.975]))
     return dict(metric=metric, value=float(np.mean(values)), lo=lo, hi=hi, n=len(scores), per_fold=values, **more)
+
+# %% ../nbs/21_linear_probe.ipynb #9ae3e52b
+def _target(metric: str, f, y) -> tuple:  # function, target
+    "Top-1 is measured on class numbers, everything else on (b k) labels."
+    return (accuracy, y.argmax(1)) if metric == 'top-1' else (f, y)
 
 
 def probe_rows(scores, y, names, folds, multilabel: bool | None, n_boot: int, **more) -> list:
@@ -438,21 +474,32 @@ def probe_rows(scores, y, names, folds, multilabel: bool | None, n_boot: int, **
     rows = []
     for split in dict.fromkeys(names):
         mine = names == split
-        s, t = scores[mine], y[mine]
-        for metric, f, fit in tasks(t, multilabel):
-            target, g = (t[fit].argmax(1), accuracy) if metric == 'top-1' else (t[fit], f)
-            about = dict(split=split, classes=y.shape[1]) | more
+        about = dict(split=split, classes=y.shape[1]) | more
+        for metric, f, fit in tasks(y[mine], multilabel):
+            f, target = _target(metric, f, y[mine][fit])
+            s = scores[mine][fit]
             if folds is None:
-                rows.append(number(metric, g, s[fit], target, n_boot, folds='no folds', **about))
+                rows.append(number(metric, f, s, target, n_boot, folds='no folds', **about))
                 continue
             k = folds[mine][fit]
-            rows += [
-                fold_mean(metric, g, s[fit], target, k, n_boot, folds=f'mean over {len(set(k))} folds', **about),
-                number(metric, g, s[fit], target, n_boot, folds=f'{len(set(k))} folds pooled', **about),
-            ]
+            n = len(set(k))
+            rows.append(fold_mean(metric, f, s, target, k, n_boot, folds=f'mean over {n} folds', **about))
+            rows.append(number(metric, f, s, target, n_boot, folds=f'{n} folds pooled', **about))
     return rows
 
 # %% ../nbs/21_linear_probe.ipynb #bc163078
+def _check_probe(features: Features, y: Tensor, folds, splits, kind: str):
+    if kind not in ('linear', 'decoder'):
+        raise ValueError(f"kind '{kind}': linear or decoder is accepted")
+    if splits is None and folds is None:
+        raise ValueError('neither folds nor splits; one of them says what is tested')
+    given = dict(features=features, y=y, folds=folds, splits=splits)
+    lengths = {k: len(v) for k, v in given.items() if v is not None}
+    bad = {k: n for k, n in lengths.items() if n != len(y)}
+    if bad:
+        raise ValueError(f'{len(y)} rows of labels, but {bad}; equal lengths are accepted')
+
+
 def probe(
     features,  # `Features`, or (b d), or (b m d)
     y,  # (b k) of 0 and 1, or (b,) class numbers
@@ -465,22 +512,16 @@ def probe(
     **more,  # of `line_probe` or `decoder_probe`
 ) -> dict:  # rows; predictions (b k), NaN where a clip was not tested; chosen, for each fit
     "Train, choose and test a probe. Raises ValueError on unknown kinds, lengths that differ, and as the plans do."
-    features, y = as_features(features), torch.as_tensor(np.asarray(y), dtype=torch.float32)
+    features = as_features(features)
+    y = torch.as_tensor(np.asarray(y), dtype=torch.float32)
     if y.ndim == 1:
         y = F.one_hot(y.long()).float()
-    if kind not in ('linear', 'decoder'):
-        raise ValueError(f"kind '{kind}': linear or decoder is accepted")
-    if splits is None and folds is None:
-        raise ValueError('neither folds nor splits; one of them says what is tested')
-    if bad := {
-        k: len(v)
-        for k, v in dict(features=features, y=y, folds=folds, splits=splits).items()
-        if v is not None and len(v) != len(y)
-    }:
-        raise ValueError(f'{len(y)} rows of labels, but {bad}; equal lengths are accepted')
+    _check_probe(features, y, folds, splits, kind)
     tasks(y, multilabel)
-    predictions, chosen = torch.full_like(y, torch.nan), []
-    for name, train, valid, test, refit in plan_folds(folds) if splits is None else plan_splits(splits, folds, seed):
+    plans = plan_folds(folds) if splits is None else plan_splits(splits, folds, seed)
+    predictions = torch.full_like(y, torch.nan)
+    chosen = []
+    for name, train, valid, test, refit in plans:
         known = torch.full_like(y, torch.nan)
         fit = np.concatenate([train, valid])
         known[fit] = y[fit]
@@ -489,17 +530,10 @@ def probe(
         predictions[test] = scores[test]
         chosen.append(dict(fold=name, train=len(train), valid_clips=len(valid), refit=refit) | how)
     done = ~predictions[:, 0].isnan().numpy()
-    names = np.asarray(splits)[done] if splits is not None else np.full(done.sum(), 'all')
-    rows = probe_rows(
-        predictions.numpy()[done],
-        y.numpy()[done],
-        names,
-        np.asarray(folds)[done] if splits is None else None,
-        multilabel,
-        n_boot,
-        probe=kind,
-        seed=seed,
-    )
+    scores = predictions.numpy()[done]
+    names = np.full(len(scores), 'all') if splits is None else np.asarray(splits)[done]
+    folds = np.asarray(folds)[done] if splits is None else None
+    rows = probe_rows(scores, y.numpy()[done], names, folds, multilabel, n_boot, probe=kind, seed=seed)
     return dict(rows=rows, predictions=predictions, chosen=chosen)
 
 # %% ../nbs/21_linear_probe.ipynb #d85c888e
@@ -516,26 +550,18 @@ def scene_features(
 ) -> tuple:  # Features, y (b k), the scenes
     "Cached features and labels of a split. Errors as `Scenes`."
     scenes = Scenes(root, split, profile, n=n, purpose=purpose)
-    p, settings = profile, json.loads((Path(root) / f'{split}.json').read_text())['settings']
-    data = json.dumps(
-        [
-            split,
-            settings,
-            p.clip_seconds,
-            p.max_events,
-            p.single_share,
-            p.speed_change,
-            p.n_mels,
-            p.window,
-            p.norm_mean,
-            p.norm_std,
-        ],
-        sort_keys=True,
-    )
-    f = extract(model, lambda ids: ((i, scenes.waveform(i)) for i in ids), len(scenes), folder, checkpoint, data, kind)
+    p = profile
+    settings = json.loads((Path(root) / f'{split}.json').read_text())['settings']
+    heard = [p.clip_seconds, p.max_events, p.single_share, p.speed_change, p.n_mels, p.window, p.norm_mean, p.norm_std]
+    data = json.dumps([split, settings, *heard], sort_keys=True)
+
+    def read(ids):
+        return ((i, scenes.waveform(i)) for i in ids)
+
+    f = extract(model, read, len(scenes), folder, checkpoint, data, kind)
     return f, multi_hot([scenes.labels(i) for i in range(len(scenes))], scenes.classes), scenes
 
-
+# %% ../nbs/21_linear_probe.ipynb #377484f7
 def phrase_folds(scenes: Scenes, n: int = 5) -> tuple:  # rows of the one-event clips, their folds
     "Folds in which a tested phrase was never trained on."
     rows = np.array([i for i in range(len(scenes)) if len(scenes.events(i)) == 1])
@@ -545,20 +571,20 @@ def phrase_folds(scenes: Scenes, n: int = 5) -> tuple:  # rows of the one-event 
 # %% ../nbs/21_linear_probe.ipynb #9628e641
 def decoder_minus_line(results: dict, y, splits, multilabel: bool | None, n_boot: int) -> list:  # of dicts
     "Paired differences on the same clips."
-    y, rows = np.asarray(y), []
+    y = np.asarray(y)
+    rows = []
     for split in dict.fromkeys(splits):
         mine = np.asarray(splits) == split
         a, b = (results[k]['predictions'].numpy()[mine] for k in ('decoder', 'linear'))
         for metric, f, fit in tasks(y[mine], multilabel):
-            target, g = (y[mine][fit].argmax(1), accuracy) if metric == 'top-1' else (y[mine][fit], f)
-            if not np.isnan(a).any():
-                rows.append(
-                    dict(split=split, metric=metric, n=int(fit.sum()))
-                    | paired_bootstrap(g, a[fit], b[fit], target, n_boot=n_boot)
-                )
+            if np.isnan(a).any():
+                continue
+            f, target = _target(metric, f, y[mine][fit])
+            found = paired_bootstrap(f, a[fit], b[fit], target, n_boot=n_boot)
+            rows.append(dict(split=split, metric=metric, n=int(fit.sum())) | found)
     return rows
 
-
+# %% ../nbs/21_linear_probe.ipynb #9e8c9b3a
 def probe_unseen(
     model,
     profile: Profile,
@@ -574,19 +600,37 @@ def probe_unseen(
     "Both probes on classes the encoder never heard, among themselves."
     f, y, scenes = scene_features(model, profile, root, split, folder, checkpoint, purpose=purpose)
     rows, folds = phrase_folds(scenes)
-    about = dict(
-        split=split, features='audio', labels=label_hash(scenes.classes), protocol='one-event clips in folds of phrases'
-    )
-    more = dict(linear={}, decoder=dict(steps=steps))
-    return [
-        r | about
-        for kind in more
-        for r in probe(
-            take(f, rows), y[rows], folds, kind=kind, multilabel=False, seed=seed, n_boot=n_boot, **more[kind]
-        )['rows']
-    ]
+    one = take(f, rows)
+    about = dict(split=split, features='audio', labels=label_hash(scenes.classes))
+    about['protocol'] = 'one-event clips in folds of phrases'
+    out = []
+    for kind, more in dict(linear={}, decoder=dict(steps=steps)).items():
+        found = probe(one, y[rows], folds, kind=kind, multilabel=False, seed=seed, n_boot=n_boot, **more)
+        out += [r | about for r in found['rows']]
+    return out
 
 # %% ../nbs/21_linear_probe.ipynb #38d32870
+def _installed(splits, load) -> tuple:  # split -> what `load` makes of it, split -> why it is missing
+    "The splits whose sound is installed."
+    found = {}
+    missing = {}
+    for split in splits:
+        try:
+            found[split] = load(split)
+        except FileNotFoundError as e:
+            missing[split] = str(e)
+    return found, missing
+
+
+def _all_rows(fits) -> list:
+    return list(chain.from_iterable(fit['rows'] for fit in fits))
+
+
+def _point(row: dict) -> dict:
+    "What the figure needs of a row."
+    return {k: row[k] for k in ('split', 'probe', 'metric', 'value', 'train', 'n')}
+
+# %% ../nbs/21_linear_probe.ipynb #c7b605c4
 def evaluate_probe(
     model,  # CoLLAT or a baseline
     profile: Profile,
@@ -603,91 +647,87 @@ def evaluate_probe(
     compare: bool = True,  # also the decoder minus the line
 ) -> dict:  # rows, curve, difference, chosen, missing
     "The probe of the embedded default; splits whose sound is not installed say so."
-    parts, missing, n_boot = {}, {}, profile.n_boot
-    for split in ('train', 'valid', *tests):
-        try:
-            parts[split] = scene_features(
-                model,
-                profile,
-                root,
-                split,
-                folder,
-                checkpoint,
-                min(n_train, profile.n_train) if split == 'train' else None,
-                None if split in ('train', 'valid') else purpose,
-            )
-        except FileNotFoundError as e:
-            missing[split] = str(e)
-    fs, ys, scenes = zip(*parts.values())
-    f, y = join_features(fs), torch.cat(ys)
-    splits = np.repeat(list(parts), [len(x) for x in fs])
-    size = len(fs[0])
-    about = dict(
-        features='audio', labels=label_hash(scenes[0].classes), protocol='scenes: train on train, choose on valid'
-    )
 
-    def run(kind, n, n_boot):
-        keep = np.concatenate([np.sort(np.random.default_rng(seed).permutation(size)[:n]), np.arange(size, len(f))])
-        out = probe(
-            take(f, keep),
-            y[keep],
-            splits=splits[keep],
-            kind=kind,
-            seed=seed,
-            n_boot=n_boot,
-            **(dict(steps=steps) if kind == 'decoder' else {}),
-        )
+    def load(split):
+        n = min(n_train, profile.n_train) if split == 'train' else None
+        said = None if split in ('train', 'valid') else purpose
+        return scene_features(model, profile, root, split, folder, checkpoint, n, said)
+
+    parts, missing = _installed(('train', 'valid', *tests), load)
+    features, labels, scenes = zip(*parts.values())
+    f = join_features(features)
+    y = torch.cat(labels)
+    splits = np.repeat(list(parts), [len(x) for x in features])
+    size = len(features[0])
+    about = dict(features='audio', labels=label_hash(scenes[0].classes))
+    about['protocol'] = 'scenes: train on train, choose on valid'
+
+    def run(kind, n, n_boot=profile.n_boot):
+        some = np.sort(np.random.default_rng(seed).permutation(size)[:n])
+        keep = np.concatenate([some, np.arange(size, len(f))])
+        more = dict(steps=steps) if kind == 'decoder' else {}
+        out = probe(take(f, keep), y[keep], splits=splits[keep], kind=kind, seed=seed, n_boot=n_boot, **more)
         return out | dict(rows=[r | about | dict(train=n) for r in out['rows']])
 
-    full = {k: run(k, size, n_boot) for k in kinds}
-    small = [r for share in curve for k in kinds for r in run(k, max(8, int(share * size)), 2)['rows']]
-    rows = [r for k in kinds for r in full[k]['rows']]
-    tail = {k: dict(predictions=full[k]['predictions'][size + len(fs[1]) :]) for k in kinds}
-    after = slice(size + len(fs[1]), None)
-    return dict(
-        rows=rows,
-        curve=[{k: r[k] for k in ('split', 'probe', 'metric', 'value', 'train', 'n')} for r in small + rows],
-        difference=decoder_minus_line(tail, y[after], splits[after], None, n_boot)
-        if compare and len(kinds) == 2
-        else [],
-        chosen={k: full[k]['chosen'] for k in kinds},
-        missing=missing,
-    )
+    full = {k: run(k, size) for k in kinds}
+    few = [run(k, max(8, int(share * size)), n_boot=2) for share, k in product(curve, kinds)]
+    rows = _all_rows(full.values())
+    points = [_point(r) for r in _all_rows(few) + rows]
+    difference = []
+    if compare and len(kinds) == 2:
+        after = slice(size + len(features[1]), None)
+        tail = {k: dict(predictions=full[k]['predictions'][after]) for k in kinds}
+        difference = decoder_minus_line(tail, y[after], splits[after], None, profile.n_boot)
+    chosen = {k: full[k]['chosen'] for k in kinds}
+    return dict(rows=rows, curve=points, difference=difference, chosen=chosen, missing=missing)
 
 # %% ../nbs/21_linear_probe.ipynb #21def266
+def _stamp(clip: Clip) -> list:
+    "What changes when the sound of a clip does."
+    path = Path(clip.path)
+    if not path.exists():
+        return [str(clip.path)]
+    stat = path.stat()
+    return [str(clip.path), clip.start, clip.seconds, stat.st_size, stat.st_mtime_ns]
+
+
 def manifest_features(
-    model, manifest: Manifest, folder: str | Path, checkpoint: str, kind: str = 'audio'
+    model,  # has `token_features`
+    manifest: Manifest,
+    folder: str | Path,
+    checkpoint: str,  # as `extract`
+    kind: str = 'audio',
 ) -> tuple:  # Features, y (b k), readable clips, names of the others
     "Cached features of the readable clips. Files that change on disk are extracted again."
-    p, clips = model.profile, manifest.clips
-    stamp = lambda c: (
-        [str(c.path), c.start, c.seconds, (s := Path(c.path).stat()).st_size, s.st_mtime_ns]
-        if Path(c.path).exists()
-        else [str(c.path)]
-    )
-    data = f'{manifest.name} ' + hashlib.sha256(json.dumps([stamp(c) for c in clips]).encode()).hexdigest()
+    clips = manifest.clips
+    rate = model.profile.sample_rate
+    stamps = json.dumps([_stamp(c) for c in clips])
+    data = f'{manifest.name} ' + hashlib.sha256(stamps.encode()).hexdigest()
 
     def read(ids):
-        for i, wav in read_clips(clips[ids.start : ids.stop], p.sample_rate, min_seconds=1 / p.sample_rate):
-            yield ids.start + i, at_least(wav, p.sample_rate)
+        for i, wav in read_clips(clips[ids.start : ids.stop], rate, min_seconds=1 / rate):
+            yield ids.start + i, at_least(wav, rate)
 
     f = extract(model, read, len(clips), folder, checkpoint, data, kind)
     kept = [clips[i] for i in f.index]
     bad = sorted(set(range(len(clips))) - set(f.index.tolist()))
     return f, multi_hot([c.labels for c in kept], manifest.classes), kept, [str(clips[i].path) for i in bad]
 
-
+# %% ../nbs/21_linear_probe.ipynb #13c5be25
 def manifest_plans(clips: list) -> dict:  # name -> (rows, arguments of `probe`)
     "The official rules of a set: folds, splits, or both. Raises ValueError when it has neither."
-    folds, splits = np.array([c.fold for c in clips]), np.array([c.split for c in clips])
-    plans, known = {}, set(splits.tolist())
+    folds = np.array([c.fold for c in clips])
+    splits = np.array([c.split for c in clips])
+    known = set(splits.tolist())
+    plans = {}
     if len(set(folds) - {0}) >= 3:
         plans['folds'] = np.flatnonzero(folds > 0), dict(folds=folds[folds > 0])
     if known & set(TRAIN) and known - set(TRAIN + VALID):
         plans['splits'] = np.arange(len(clips)), dict(splits=splits, folds=folds)
     if not plans:
         raise ValueError(
-            f'splits {sorted(known)} and folds {sorted(set(folds.tolist()))}; a training and a test split (column `split`), or three folds (column `fold`), are needed'
+            f'splits {sorted(known)} and folds {sorted(set(folds.tolist()))}; '
+            'a training and a test split (column `split`), or three folds (column `fold`), are needed'
         )
     return plans
 
@@ -704,28 +744,20 @@ def evaluate_manifest(
 ) -> dict:  # rows, chosen, skipped
     "The probes of a data set by its official rule. Errors as `extract` and `manifest_plans`."
     f, y, clips, skipped = manifest_features(model, manifest, folder, checkpoint)
-    rows, chosen = [], {}
+    about = dict(data=manifest.name, features='audio', labels=label_hash(manifest.classes))
+    rows = []
+    chosen = {}
     for rule, (at, plan) in manifest_plans(clips).items():
         for kind in kinds:
-            got = probe(
-                take(f, at),
-                y[at],
-                kind=kind,
-                multilabel=manifest.multilabel,
-                seed=seed,
-                n_boot=n_boot,
-                **plan,
-                **(more if kind == 'decoder' else {}),
-            )
-            about = dict(
-                data=manifest.name, features='audio', labels=label_hash(manifest.classes), protocol=f'official {rule}'
-            )
-            rows += [r | about for r in got['rows']]
+            args = plan | (more if kind == 'decoder' else {})
+            got = probe(take(f, at), y[at], kind=kind, multilabel=manifest.multilabel, seed=seed, n_boot=n_boot, **args)
+            rows += [r | about | dict(protocol=f'official {rule}') for r in got['rows']]
             chosen[f'{rule} {kind}'] = got['chosen']
     return dict(rows=rows, chosen=chosen, skipped=skipped)
 
 # %% ../nbs/21_linear_probe.ipynb #6db95c36
 def feature_folder(checkpoint: str | Path) -> Path:
+    "Where the features of a checkpoint are kept."
     return Path(checkpoint) / 'features' if Path(checkpoint).is_dir() else Path('runs/features') / str(checkpoint)
 
 
@@ -740,75 +772,76 @@ def evaluate_data(
     root: str | Path = '',  # folders of the data sets, as in `data_folders`
     n_boot: int = 1000,
 ) -> dict:  # rows, chosen, skipped, and what stands beside the numbers
-    "Both probes of a data set by its official rule; features are kept beside the checkpoint. Errors as `load_dataset` and `evaluate_manifest`."
-    started, model, m = (
-        time.time(),
-        load_any(checkpoint),
-        load_dataset(
-            data, root, None if str(data).lower().endswith('.csv') else PROBE_SPLITS.get(source_of(data).name)
-        ),
-    )
+    """Both probes of a data set by its official rule; features are kept beside the checkpoint.
+
+    Errors as `load_dataset` and `evaluate_manifest`."""
+    started = time.time()
+    model = load_any(checkpoint)
+    own_table = str(data).lower().endswith('.csv')
+    m = load_dataset(data, root, None if own_table else PROBE_SPLITS.get(source_of(data).name))
     if not m.classes:
         raise ValueError(f'{data}: no labels; a probe needs them')
-    result = (
-        evaluate_manifest(model, m, feature_folder(checkpoint), checkpoint_id(checkpoint), n_boot=n_boot)
-        | dict(checkpoint=checkpoint_id(checkpoint))
-        | m.stamp()
-    )
+    weights = checkpoint_id(checkpoint)
+    result = evaluate_manifest(model, m, feature_folder(checkpoint), weights, n_boot=n_boot)
+    result |= dict(checkpoint=weights) | m.stamp()
     if out:
         write_results(out, result, model.profile, started)
     return result
 
 # %% ../nbs/21_linear_probe.ipynb #bb908002
+def _zero_shot_rows(model, data: Path, purpose: str, n_boot: int) -> list:
+    "Zero-shot rows of a model on the splits whose sound is installed."
+    rows = []
+    for split in ('test', 'unseen', 'other'):
+        try:
+            e = embed_split(model, data, split, purpose)
+        except FileNotFoundError:
+            continue
+        found = score_split(model, e, model.profile.template, n_boot=n_boot)
+        rows += [r | dict(probe='zero-shot') for r in found]
+    return rows
+
+
 def probe_others(run: str | Path, p: Profile) -> list:  # of rows with `model`; `probe` is zero-shot, linear or decoder
     "Table 2 for the methods that notebook 13 has trained; empty when there are none."
-    rows, data = [], Path(run) / 'data'
+    data = Path(run) / 'data'
+    features = Path(run) / 'features'
+    size = dict(n_train=p.compare_scenes, steps=p.probe_steps)
+    rows = []
     for name, folder in trained_methods(run).items():
         if '-frozen' in name:
             continue
-        model, purpose = load_baseline(folder), f'21_linear_probe: {name}'
-        out = evaluate_probe(
-            model,
-            p,
-            data,
-            Path(run) / 'features',
-            f'{name}-{checkpoint_id(folder)}',
-            purpose,
-            p.compare_scenes,
-            p.probe_steps,
-            curve=(),
-            compare=False,
-        )['rows']
-        for split in ('test', 'unseen', 'other') if model.encode_text is not None else ():
-            try:
-                e = embed_split(model, data, split, purpose)
-            except FileNotFoundError:
-                continue
-            out += [r | dict(probe='zero-shot') for r in score_split(model, e, model.profile.template, n_boot=p.n_boot)]
-        rows += [r | dict(model=name, checkpoint=checkpoint_id(folder), seed=model.profile.seed) for r in out]
+        model = load_baseline(folder)
+        weights = checkpoint_id(folder)
+        purpose = f'21_linear_probe: {name}'
+        found = evaluate_probe(model, p, data, features, f'{name}-{weights}', purpose, **size, curve=(), compare=False)
+        out = found['rows']
+        if model.encode_text is not None:
+            out += _zero_shot_rows(model, data, purpose, p.n_boot)
+        rows += [r | dict(model=name, checkpoint=weights, seed=model.profile.seed) for r in out]
     return rows
 
 # %% ../nbs/21_linear_probe.ipynb #781c9cea
 def plot_curve(
-    curve: list, zero: dict, axes
-):  # rows with split, probe, metric, value, train; (split, metric) -> value; two axes
+    curve: list,  # of rows with split, probe, metric, value, train
+    zero: dict,  # (split, metric) -> zero-shot value
+    axes,  # two
+):
     "Top-1 and mAP against the number of labelled training scenes, with zero-shot as a dashed line."
     import pandas as pd
+    import seaborn as sns
 
-    table, colors = pd.DataFrame(curve), sns.color_palette('colorblind')
+    table = pd.DataFrame(curve)
+    named = dict(test='in-domain', other='other recordings')
+    colors = dict(zip(named, sns.color_palette('colorblind')))
+    style = dict(linear=dict(marker='o', ls='-'), decoder=dict(marker='s', ls=':'))
     for ax, metric in zip(axes, ('top-1', 'mAP')):
         for (split, kind), part in table[table.metric == metric].groupby(['split', 'probe'], sort=False):
-            color = colors[('test', 'other').index(split)]
-            ax.plot(
-                part.train.sort_values(),
-                part.sort_values('train').value,
-                color=color,
-                marker='o' if kind == 'linear' else 's',
-                ls='-' if kind == 'linear' else ':',
-                label=f'{dict(test="in-domain", other="other recordings")[split]}, {kind}',
-            )
+            part = part.sort_values('train')
+            label = f'{named[split]}, {kind}'
+            ax.plot(part.train, part.value, color=colors[split], label=label, **style[kind])
             if kind == 'linear' and (split, metric) in zero:
-                ax.axhline(zero[split, metric], color=color, ls='--', lw=1)
+                ax.axhline(zero[split, metric], color=colors[split], ls='--', lw=1)
         ax.set(xscale='log', xlabel='labelled training scenes', ylabel=metric, ylim=(0, 1))
         ax.minorticks_off()
         sns.despine(ax=ax)

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from einops import einsum, rearrange, reduce
-from fastcore.basics import patch
+from fastcore.basics import patch, store_attr
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
@@ -29,7 +29,8 @@ def pairwise_distance(
     "Closeness in g (§3.2), without a (b, n, n, d) tensor. Raises ValueError on another kind or unequal shapes."
     if h_at.ndim != 3 or h_at.shape != h_t.shape:
         raise ValueError(f'h_at {tuple(h_at.shape)} and h_t {tuple(h_t.shape)} should have one shape (b, n, d)')
-    h_at, h_t = _at_least_float(h_at), _at_least_float(h_t)
+    h_at = _at_least_float(h_at)
+    h_t = _at_least_float(h_t)
     with torch.autocast(h_t.device.type, enabled=False):
         if kind == 'l1':
             return torch.cdist(h_t, h_at, p=1.0)
@@ -60,7 +61,8 @@ def greedy_match(
     D: Tensor,  # (b, n, n) distance of text token (row) and prediction (column)
     mask: Tensor = None,  # (b, n) bool, True = the text token chooses; others get what is left, in ascending order
 ) -> Tensor:  # (b, n) long, `perm[b, i]` = prediction for text token i
-    "Right-most text token first, nearest unused prediction, ties to the lowest index (§3.2). Raises ValueError on wrong shapes."
+    """Right-most text token first, nearest unused prediction, ties to the lowest index (§3.2).
+    Raises ValueError on wrong shapes."""
     D = _rows(_at_least_float(D), mask)
     b, n, _ = D.shape
     if mask is None:
@@ -69,13 +71,16 @@ def greedy_match(
         i = torch.arange(n, device=D.device)
         order = torch.where(mask, n - 1 - i, n + i).argsort(1)
         D = D.take_along_dim(order[..., None], 1)
-    used, steps = D.new_zeros(b, n), []
+    used = D.new_zeros(b, n)
+    steps = []
     for d in rearrange(D, 'b n m -> n b m').contiguous():
         j = (d + used).argmin(-1, keepdim=True)
         used.scatter_(1, j, torch.inf)
         steps.append(j)
     perm = torch.cat(steps, 1)
-    return perm.flip(1) if mask is None else torch.empty_like(perm).scatter_(1, order, perm)
+    if mask is None:
+        return perm.flip(1)
+    return torch.empty_like(perm).scatter_(1, order, perm)
 
 # %% ../nbs/10_losses.ipynb #3094da05
 def reorder(
@@ -91,12 +96,13 @@ def hungarian_match(
     D: Tensor,  # (b, n, n) distance of text token (row) and prediction (column)
     mask: Tensor = None,  # (b, n) bool, True = the text token counts; others get what is left
 ) -> Tensor:  # (b, n) long
-    "Smallest sum of distances over matched tokens (§3.2, future work), by scipy per sample. Raises ValueError on wrong shapes."
+    """Smallest sum of distances over matched tokens (§3.2, future work), by scipy per sample.
+    Raises ValueError on wrong shapes."""
     cost = _rows(_at_least_float(D), mask).clamp(-1e30, 1e30).double().cpu().numpy()
-    perm = [torch.as_tensor(linear_sum_assignment(c)[1]) for c in cost]
-    return (
-        torch.stack(perm).long().to(D.device) if perm else torch.empty(D.shape[:2], dtype=torch.long, device=D.device)
-    )
+    perm = torch.empty(D.shape[:2], dtype=torch.long)
+    for row, c in zip(perm, cost):
+        row.copy_(torch.as_tensor(linear_sum_assignment(c)[1]))
+    return perm.to(D.device)
 
 # %% ../nbs/10_losses.ipynb #e1448ddd
 @torch.no_grad()
@@ -106,7 +112,8 @@ def sinkhorn_match(
     eps: float = 0.01,  # entropy weight, in units of the sample's mean distance
     n_iter: int = 50,  # sweeps over rows and columns
 ) -> Tensor:  # (b, n) long
-    "Entropic optimal transport in the log domain, rounded greedily to a permutation. Raises ValueError on wrong shapes."
+    """Entropic optimal transport in the log domain, rounded greedily to a permutation.
+    Raises ValueError on wrong shapes."""
     D = _rows(_at_least_float(D), mask).clamp(-1e30, 1e30)
     mean = reduce(D.abs(), 'b i j -> b 1 1', 'mean').clamp(min=torch.finfo(D.dtype).tiny)
     logP = -D / (eps * mean)
@@ -160,9 +167,10 @@ def _batch_mean(per, weight, group=None):
         raise ValueError(f'weight should be {tuple(per.shape)}, got {tuple(weight.shape)}')
     weight = weight.to(per.dtype)
     total = weight.sum()
-    if (r := _world(group)) > 1:
+    world = _world(group)
+    if world > 1:
         dist.all_reduce(total, group=group)
-        total = total / r
+        total = total / world
     return (per * weight).sum() / total.clamp(min=torch.finfo(per.dtype).tiny)
 
 # %% ../nbs/10_losses.ipynb #dccb78ba
@@ -205,7 +213,9 @@ def uni_token_loss(
     group=None,  # process group, the default one if None
 ) -> Tensor:  # scalar
     "Eq. 3. Raises ValueError on another norm or unequal shapes."
-    return _token_l1(h_at.detach() if stop_grad else h_at, h_at_noisy, None, norm, scale, weight, group)
+    if stop_grad:
+        h_at = h_at.detach()
+    return _token_l1(h_at, h_at_noisy, None, norm, scale, weight, group)
 
 # %% ../nbs/10_losses.ipynb #2e571d36
 class _Gather(torch.autograd.Function):
@@ -213,7 +223,8 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, group):
-        ctx.group, ctx.b = group, len(x)
+        ctx.group = group
+        ctx.b = len(x)
         parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(_world(group))]
         dist.all_gather(parts, x.contiguous(), group=group)
         return torch.cat(parts)
@@ -259,7 +270,8 @@ def _text_ids(text_ids, targets, b, device, group):
     if text_ids is not None and (text_ids.shape != (b,) or text_ids.is_floating_point()):
         raise ValueError(f'text_ids should be integer ({b},), got {text_ids.dtype} {tuple(text_ids.shape)}')
     if targets == 'diagonal':
-        return torch.arange(b, device=device) + b * (dist.get_rank(group) if _world(group) > 1 else 0)
+        rank = dist.get_rank(group) if _world(group) > 1 else 0
+        return torch.arange(b, device=device) + b * rank
     if text_ids is None:
         raise ValueError("targets='same_text' needs text_ids, one integer for each text (or targets='diagonal')")
     return text_ids
@@ -286,7 +298,8 @@ def global_contrastive_loss(
     weight: Tensor = None,  # (b,) weight of each sample; 0 = filler, also as a negative
     group=None,  # process group, the default one if None; equal b on every rank
 ) -> Tensor:  # scalar; its mean over ranks is the loss of the whole batch
-    "Eq. 2 with its minus sign, over all ranks in (b, B) memory. Raises ValueError on wrong shapes, targets, unequal batches."
+    """Eq. 2 with its minus sign, over all ranks in (b, B) memory.
+    Raises ValueError on wrong shapes, targets, unequal batches."""
     b = len(z_a)
     if z_a.ndim != 2 or z_a.shape != z_t.shape:
         raise ValueError(f'z_a {tuple(z_a.shape)}, z_t {tuple(z_t.shape)} should both be (b, d)')
@@ -294,10 +307,12 @@ def global_contrastive_loss(
     if _world(group) > 1:
         _check_equal(b, z_a.device, group)
     with torch.autocast(z_a.device.type, enabled=False):
-        z_a, z_t = (F.normalize(_at_least_float(z), dim=-1) for z in (z_a, z_t))
+        z_a = F.normalize(_at_least_float(z_a), dim=-1)
+        z_t = F.normalize(_at_least_float(z_t), dim=-1)
         Z_a, Z_t = gather(torch.cat([z_a, z_t], 1), group).chunk(2, 1)
         valid = None if weight is None else gather(weight > 0, group)
-        q, per = shared_targets(ids, gather(ids, group), valid).to(z_a.dtype), 0.0
+        q = shared_targets(ids, gather(ids, group), valid).to(z_a.dtype)
+        per = 0.0
         for x, Y in ((z_a, Z_t), (z_t, Z_a)):
             S = logit_scale * einsum(x, Y, 'i d, j d -> i j')
             if valid is not None:
@@ -310,7 +325,8 @@ def _distance_log(h_at, h_t, perm, kind, scale, weight):
     "Matched distances by kind of token, in units of scale; NaN where there is none."
     if kind is None:
         return {}
-    d = reduce((_at_least_float(reorder(h_at, perm)) - _at_least_float(h_t)).abs(), 'b n d -> b n', 'mean') / scale
+    d = (_at_least_float(reorder(h_at, perm)) - _at_least_float(h_t)).abs()
+    d = reduce(d, 'b n d -> b n', 'mean') / scale
     out = {}
     for name, code in dict(label=LABEL, template=TEMPLATE, padding=PAD).items():
         m = kind == code
@@ -320,6 +336,14 @@ def _distance_log(h_at, h_t, perm, kind, scale, weight):
     return out
 
 # %% ../nbs/10_losses.ipynb #220bc4ce
+_options = dict(
+    closeness=('l1', 'l2', 'cosine'),
+    norm=('scaled', 'mean', 'sum'),
+    counts=('all', 'words', 'label'),
+    targets=('same_text', 'diagonal'),
+)
+
+
 class CoLLATLoss(nn.Module):
     "Eq. 4. Raises ValueError on unknown options, or on inputs that a term with λ > 0 lacks."
 
@@ -330,7 +354,7 @@ class CoLLATLoss(nn.Module):
         closeness: str = 'l1',  # distance inside g: 'l1', 'l2' or 'cosine'
         norm: str = 'scaled',  # of both token losses: 'scaled', 'mean' or 'sum'
         embed_scale: float = 1.0,  # mean absolute static embedding of the locked encoder
-        counts: str = 'all',  # text tokens that choose in g and count in Eq. 1: 'all' (as printed), 'words' (no padding), 'label'
+        counts: str = 'all',  # text tokens that count in g and Eq. 1: 'all' as printed, 'words' (no padding), 'label'
         targets: str = 'same_text',  # of Eq. 2: 'same_text' or 'diagonal'
         stop_grad: bool = False,  # Eq. 3: no gradient through the clean view
         group=None,  # process group, the default one if None
@@ -340,17 +364,14 @@ class CoLLATLoss(nn.Module):
             raise ValueError(f'lambdas should be three numbers ≥ 0, got {lambdas}')
         if not embed_scale > 0:
             raise ValueError(f'embed_scale should be > 0, got {embed_scale}')
-        for name, value, known in (
-            ('closeness', closeness, ('l1', 'l2', 'cosine')),
-            ('norm', norm, ('scaled', 'mean', 'sum')),
-            ('counts', counts, ('all', 'words', 'label')),
-            ('targets', targets, ('same_text', 'diagonal')),
-        ):
-            if value not in known:
-                raise ValueError(f'{name} {value!r} is not one of: {", ".join(known)}')
-        self.matcher, self.closeness, self.norm, self.embed_scale = match(matcher), closeness, norm, float(embed_scale)
-        self.lambdas, self.counts, self.targets, self.stop_grad = tuple(lambdas), counts, targets, stop_grad
-        self.group = group
+        given = dict(closeness=closeness, norm=norm, counts=counts, targets=targets)
+        for name, value in given.items():
+            if value not in _options[name]:
+                raise ValueError(f'{name} {value!r} is not one of: {", ".join(_options[name])}')
+        store_attr('closeness,norm,counts,targets,stop_grad,group')
+        self.lambdas = tuple(lambdas)
+        self.matcher = match(matcher)
+        self.embed_scale = float(embed_scale)
 
 # %% ../nbs/10_losses.ipynb #0caa590d
 @patch
@@ -365,7 +386,11 @@ def align(
         raise ValueError(f"counts='{self.counts}' needs kind (b, n)")
     if kind is not None and kind.shape != h_t.shape[:2]:
         raise ValueError(f'kind should be {tuple(h_t.shape[:2])}, got {tuple(kind.shape)}')
-    mask = dict(all=lambda: None, words=lambda: kind != PAD, label=lambda: kind == LABEL)[self.counts]()
+    mask = None
+    if self.counts == 'words':
+        mask = kind != PAD
+    elif self.counts == 'label':
+        mask = kind == LABEL
     with torch.no_grad():
         return self.matcher(pairwise_distance(h_at, h_t, self.closeness), mask), mask
 
@@ -388,16 +413,13 @@ def terms(
 ) -> dict:  # name -> scalar, those with λ > 0
     "The terms of Eq. 4 without their weights, with gradient. Raises ValueError where a term with λ > 0 lacks an input."
     l1, l2, l3 = self.lambdas
-    for lam, name, x in (
-        (l1, 'h_t', h_t),
-        (l2, 'z_a', z_a),
-        (l2, 'z_t', z_t),
-        (l2, 'logit_scale', logit_scale),
-        (l3, 'h_at_noisy', h_at_noisy),
-    ):
-        if lam > 0 and x is None:
+    given = dict(h_t=h_t, z_a=z_a, z_t=z_t, logit_scale=logit_scale, h_at_noisy=h_at_noisy)
+    needed_by = dict(h_t=l1, z_a=l2, z_t=l2, logit_scale=l2, h_at_noisy=l3)
+    for name, lam in needed_by.items():
+        if lam > 0 and given[name] is None:
             raise ValueError(f'lambdas={self.lambdas} needs {name}')
-    opts, out = dict(norm=self.norm, scale=self.embed_scale, weight=weight, group=self.group), {}
+    opts = dict(norm=self.norm, scale=self.embed_scale, weight=weight, group=self.group)
+    out = {}
     if l1 > 0:
         out['cross_token'] = cross_token_loss(h_at, h_t, *match, **opts)
     if l2 > 0:

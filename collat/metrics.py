@@ -26,9 +26,8 @@ def as_array(
     if not x.size:
         raise ValueError(f'{name} is empty, shape {x.shape}')
     if x.dtype.kind == 'f' and not np.isfinite(x).all():
-        raise ValueError(
-            f'{name} holds {np.count_nonzero(~np.isfinite(x))} values that are not finite; finite numbers are accepted'
-        )
+        n = np.count_nonzero(~np.isfinite(x))
+        raise ValueError(f'{name} holds {n} values that are not finite; finite numbers are accepted')
     return x
 
 
@@ -37,30 +36,36 @@ def check_scores(
     labels,  # (b, k) 0 or 1
 ) -> tuple[np.ndarray, np.ndarray]:  # (b, k) float, (b, k) bool
     "Both as arrays. Raises ValueError on shapes that differ, labels other than 0 and 1, and as `as_array`."
-    scores, labels = as_array(scores), as_array(labels, 'labels')
+    scores = as_array(scores)
+    labels = as_array(labels, 'labels')
     if scores.ndim != 2 or scores.shape != labels.shape:
         raise ValueError(
             f'scores have shape {scores.shape} and labels {labels.shape}; two arrays of one shape (b, k) are accepted'
         )
     if not ((labels == 0) | (labels == 1)).all():
         raise ValueError(f'labels hold {np.setdiff1d(labels, [0, 1])[:3].tolist()}; 0 and 1 are accepted')
-    return scores if scores.dtype.kind == 'f' else scores.astype(float), labels.astype(bool)
+    if scores.dtype.kind != 'f':
+        scores = scores.astype(float)
+    return scores, labels.astype(bool)
 
 # %% ../nbs/03_metrics.ipynb #fb532009
 def hits(
     scores,  # (b, k)
     target,  # (b,) class index
 ) -> np.ndarray:  # (b,) bool
-    "Whether each clip's class scores strictly highest. Raises ValueError on targets that are not indices of the k ≥ 2 classes."
-    scores, target = as_array(scores), as_array(target, 'target')
+    """Whether each clip's class scores strictly highest.
+
+    Raises ValueError on targets that are not indices of the k ≥ 2 classes.
+    """
+    scores = as_array(scores)
+    target = as_array(target, 'target')
     if scores.ndim != 2 or target.shape != scores.shape[:1] or scores.shape[1] < 2:
         raise ValueError(
             f'scores have shape {scores.shape} and target {target.shape}; (b, k) with k ≥ 2 and (b,) are accepted'
         )
     if target.dtype.kind not in 'iu' or target.min() < 0 or target.max() >= scores.shape[1]:
-        raise ValueError(
-            f'target is {target.dtype} from {target.min()} to {target.max()}; integers from 0 to {scores.shape[1] - 1} are accepted'
-        )
+        found = f'{target.dtype} from {target.min()} to {target.max()}'
+        raise ValueError(f'target is {found}; integers from 0 to {scores.shape[1] - 1} are accepted')
     own = np.take_along_axis(scores, target[:, None], 1)
     return (scores >= own).sum(1) == 1
 
@@ -80,16 +85,17 @@ def resampled_ap(
 ) -> np.ndarray:  # (r,), NaN where a resample has no positive
     "Average precision of every resample, equal to scikit-learn's on the repeated clips."
     order = np.argsort(-scores, kind='stable')
-    s, rows = scores[order], np.flatnonzero(labels[order])
+    s = scores[order]
+    rows = np.flatnonzero(labels[order])  # places of the positives
     if not len(rows):
         return np.full(counts.shape[1], np.nan)
     last = np.flatnonzero(np.r_[s[1:] != s[:-1], True])  # last place of every group of equal scores
     end = last[np.searchsorted(last, rows)]  # … of the groups that hold positives
     end, first = np.unique(end, return_index=True)
     c = counts[order[: end[-1] + 1]]
-    n = np.add.reduceat(c, np.r_[0, end[:-1] + 1], axis=0).cumsum(0)
+    n = np.add.reduceat(c, np.r_[0, end[:-1] + 1], axis=0).cumsum(0)  # N_r at those groups
     new = np.add.reduceat(c[rows], first, axis=0)
-    tp = new.cumsum(0)
+    tp = new.cumsum(0)  # T_r
     with np.errstate(invalid='ignore'):
         return (new * tp / np.maximum(n, 1)).sum(0) / tp[-1]
 
@@ -113,7 +119,8 @@ def mean_average_precision(
     ap = class_ap(scores, labels)
     if np.isnan(ap).all():
         raise ValueError(f'none of the {len(ap)} classes has a positive clip; at least one is needed')
-    return (float(np.nanmean(ap)), int(np.isnan(ap).sum())) if return_left_out else float(np.nanmean(ap))
+    value = float(np.nanmean(ap))
+    return (value, int(np.isnan(ap).sum())) if return_left_out else value
 
 
 def clipwise_map(
@@ -121,7 +128,10 @@ def clipwise_map(
     labels,  # (b, k) 0 or 1
     return_left_out: bool = False,  # also return how many clips had no label
 ) -> float | tuple[float, int]:
-    "Mean over clips of the average precision over classes; clips without labels are left out. Errors as `mean_average_precision`."
+    """Mean over clips of the average precision over classes; clips without labels are left out.
+
+    Errors as `mean_average_precision`.
+    """
     scores, labels = check_scores(scores, labels)
     return mean_average_precision(scores.T, labels.T, return_left_out)
 
@@ -139,7 +149,8 @@ def check_retrieval(sim, relevant, k: int = 1):
     if k < 1:
         raise ValueError(f'k is {k}; 1 or more is accepted')
     sim, relevant = check_scores(sim, relevant)
-    if n := (~relevant.any(1)).sum():
+    n = (~relevant.any(1)).sum()
+    if n:
         raise ValueError(f'{n} of {len(sim)} queries have no relevant item; at least one each is needed')
     return sim, relevant
 
@@ -171,11 +182,15 @@ def query_ap(
     relevant,  # (q, g) 0 or 1
     k: int = 10,  # places that are looked at
 ) -> np.ndarray:  # (q,)
-    "AP@k of each query: hit index over rank, summed over the hits in the first k, over the number of relevant items. Errors as `check_retrieval`."
+    """AP@k of each query: hit index over rank, summed over the hits in the first k, over the number of relevant items.
+
+    Errors as `check_retrieval`.
+    """
     sim, relevant = check_retrieval(sim, relevant, k)
     order = np.lexsort((relevant, -sim), axis=1)[:, :k]  # among equals, relevant items come last
     hit = np.take_along_axis(relevant, order, 1)
-    return (hit * hit.cumsum(1) / np.arange(1, hit.shape[1] + 1)).sum(1) / relevant.sum(1)
+    rank = np.arange(1, hit.shape[1] + 1)
+    return (hit * hit.cumsum(1) / rank).sum(1) / relevant.sum(1)
 
 
 def average_precision_at_k(sim, relevant, k: int = 10) -> float:  # (q, g), (q, g)
@@ -193,11 +208,11 @@ def resample_counts(
     member = np.arange(b) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     if len(member) != b:
         raise ValueError(f'groups has {len(member)} entries; one for each of {b} rows is accepted')
-    if (g := member.max() + 1) < 2:
+    g = member.max() + 1
+    if g < 2:
         raise ValueError(f'{g} clip given; an interval over clips needs two or more')
-    return np.ascontiguousarray(
-        np.random.default_rng(seed).multinomial(g, np.full(g, 1 / g), size=n_boot).T.astype(np.int32)[member]
-    )
+    drawn = np.random.default_rng(seed).multinomial(g, np.full(g, 1 / g), size=n_boot)  # (r, g)
+    return np.ascontiguousarray(drawn.T.astype(np.int32)[member])
 
 
 def resampled_mean(values, counts):
@@ -216,16 +231,27 @@ def resampled_map(scores, labels, counts):
         return np.nansum(ap, 0) / (~np.isnan(ap)).sum(0)
 
 # %% ../nbs/03_metrics.ipynb #1f9d4ada
+def _resampled_accuracy(scores, target, counts):
+    return resampled_mean(hits(scores, target), counts)
+
+
+def _resampled_clipwise_map(scores, labels, counts):
+    return resampled_mean(class_ap(scores.T, labels.T), counts)
+
+
 RESAMPLED = {  # metrics that need no loop over resamples
-    np.mean: lambda values, counts: resampled_mean(as_array(values, 'values'), counts),
-    accuracy: lambda scores, target, counts: resampled_mean(hits(scores, target), counts),
-    clipwise_map: lambda scores, labels, counts: resampled_mean(
-        class_ap(as_array(scores).T, as_array(labels).T), counts
-    ),
+    np.mean: resampled_mean,
+    accuracy: _resampled_accuracy,
+    clipwise_map: _resampled_clipwise_map,
     mean_average_precision: resampled_map,
 }
 
 
+def _repeat(arrays, count) -> list:  # count: (b,) how often each row
+    rows = np.repeat(np.arange(len(count)), count)
+    return [a[rows] for a in arrays]
+
+# %% ../nbs/03_metrics.ipynb #4be9c0a7
 def resampled_values(metric: Callable, arrays, counts) -> np.ndarray:  # (r,)
     "`metric` on every resample. Raises ValueError when the arrays' lengths differ or a resample has no value."
     arrays = [as_array(a, 'array') for a in arrays]
@@ -234,26 +260,31 @@ def resampled_values(metric: Callable, arrays, counts) -> np.ndarray:  # (r,)
     if metric in RESAMPLED:
         values = RESAMPLED[metric](*arrays, counts=counts)
     else:
-        values = np.array([metric(*(a[np.repeat(np.arange(len(c)), c)] for a in arrays)) for c in counts.T])
-    if np.isnan(values).any():
-        raise ValueError(
-            f'{np.isnan(values).sum()} of {len(values)} resamples have no value; are there too few positives?'
-        )
+        values = np.array([metric(*_repeat(arrays, count)) for count in counts.T])
+    none = np.isnan(values).sum()
+    if none:
+        raise ValueError(f'{none} of {len(values)} resamples have no value; are there too few positives?')
     return values
 
 
 def place(values, point, method: str = 'centred'):
-    "Resampled values, moved so that their mean is `point` if `centred`. Raises ValueError on another method than `percentile`."
+    """Resampled values, moved so that their mean is `point` if `centred`; as they are if `percentile`.
+
+    Raises ValueError on another method.
+    """
     if method not in ('centred', 'percentile'):
         raise ValueError(f"method is {method!r}; 'centred' and 'percentile' are accepted")
     if np.ptp(values) <= 1e-12 * max(1, abs(point)):
         return np.full_like(values, point)  # rounding alone
     shift = values.mean() - point
-    return values - shift if method == 'centred' and abs(shift) > 3 * values.std() / len(values) ** 0.5 else values
+    by_chance = 3 * values.std() / len(values) ** 0.5  # three standard errors of the resamples' mean
+    if method == 'centred' and abs(shift) > by_chance:
+        return values - shift
+    return values
 
 # %% ../nbs/03_metrics.ipynb #faa9c0fa
 def bootstrap_ci(
-    metric: Callable,  # of `arrays`, giving a float; `np.mean` with one value per clip for everything that is a mean over clips
+    metric: Callable,  # of `arrays`, giving a float; for a mean over clips `np.mean` with one value per clip
     *arrays,  # (b, …) each
     n_boot: int = 1000,  # resamples
     seed: int = 0,
@@ -264,15 +295,17 @@ def bootstrap_ci(
     "Bootstrap interval over clips. Errors as `resample_counts`, `resampled_values`, `place`."
     if not 0 < level < 1:
         raise ValueError(f'level is {level}; a number between 0 and 1 is accepted')
-    values = resampled_values(metric, arrays, resample_counts(len(arrays[0]), n_boot, seed, groups))
-    lo, hi = np.quantile(place(values, metric(*map(as_array, arrays)), method), [(1 - level) / 2, (1 + level) / 2])
+    counts = resample_counts(len(arrays[0]), n_boot, seed, groups)
+    values = resampled_values(metric, arrays, counts)
+    point = metric(*map(as_array, arrays))
+    lo, hi = np.quantile(place(values, point, method), [(1 - level) / 2, (1 + level) / 2])
     return float(lo), float(hi)
 
 # %% ../nbs/03_metrics.ipynb #a629c613
 def paired_bootstrap(
     metric: Callable,  # as in `bootstrap_ci`
-    a,
-    b,  # (b, …) what the two methods gave on the same clips
+    a,  # (b, …) what one method gave
+    b,  # (b, …) what the other gave on the same clips
     *shared,  # (b, …) truth
     n_boot: int = 1000,
     seed: int = 0,
@@ -288,10 +321,7 @@ def paired_bootstrap(
         raise ValueError(f'a has shape {a.shape} and b {b.shape}; the same clips and classes are accepted')
     counts = resample_counts(len(a), n_boot, seed, groups)
     difference = float(metric(a, *shared) - metric(b, *shared))
-    values = place(
-        resampled_values(metric, (a, *shared), counts) - resampled_values(metric, (b, *shared), counts),
-        difference,
-        method,
-    )
+    values = resampled_values(metric, (a, *shared), counts) - resampled_values(metric, (b, *shared), counts)
+    values = place(values, difference, method)
     lo, hi = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return dict(difference=difference, lo=float(lo), hi=float(hi), share_above=float((values > 0).mean()))

@@ -18,7 +18,10 @@ from .config import nearest_name
 def label_to_words(
     label: str,  # as the data set spells it, e.g. `Keyboard_(musical)`
 ) -> str:  # `Keyboard (musical)`
-    "Underscores to spaces, parentheses and case kept. Raises TypeError when it is not a string, ValueError when no word is left."
+    """Underscores to spaces, parentheses and case kept.
+
+    Raises TypeError when it is not a string, ValueError when no word is left.
+    """
     if not isinstance(label, str):
         raise TypeError(f'label {label!r} is a {type(label).__name__}; a string is accepted')
     words = re.sub(r'[_\s]+', ' ', label).strip()
@@ -31,7 +34,8 @@ def as_list(labels) -> list:
     "`labels` as a list. A bare string raises TypeError (a comma may be part of a name), an empty list ValueError."
     if isinstance(labels, str):
         raise TypeError(f'{labels!r} is one string; a list of labels is accepted, since names may hold commas')
-    if not (labels := list(labels)):
+    labels = list(labels)
+    if not labels:
         raise ValueError('no labels were given; at least one is needed')
     return labels
 
@@ -50,8 +54,8 @@ TEMPLATES = dict(
     msclap='this is the sound of {}',
     wavcaps='{} can be heard',
     bare='{}',
-    concat='{}',
-)  # labels joined by ", " only
+    concat='{}',  # labels joined by ", " only
+)
 
 
 def prompt(
@@ -60,11 +64,11 @@ def prompt(
 ) -> str:
     "The prompt of one clip. Raises ValueError on an unknown template, and as `label_to_words` and `as_list`."
     if template not in TEMPLATES:
-        raise ValueError(
-            f'template {template!r} is unknown; known are {", ".join(TEMPLATES)}.{nearest_name(template, TEMPLATES)}'
-        )
+        nearest = nearest_name(template, TEMPLATES)
+        raise ValueError(f'template {template!r} is unknown; known are {", ".join(TEMPLATES)}.{nearest}')
     words = [label_to_words(l) for l in as_list(labels)]
-    return TEMPLATES[template].replace('{}', ', '.join(words) if template == 'concat' else join_labels(words))
+    joined = ', '.join(words) if template == 'concat' else join_labels(words)
+    return TEMPLATES[template].replace('{}', joined)
 
 # %% ../nbs/02_prompts.ipynb #2e2b124b
 def fit_prompt(
@@ -77,7 +81,8 @@ def fit_prompt(
     labels = as_list(labels)
     for kept in range(len(labels), 0, -1):
         text = prompt(labels[:kept], template)
-        if (n := count_tokens(text)) <= max_tokens:
+        n = count_tokens(text)
+        if n <= max_tokens:
             return text, len(labels) - kept
     raise ValueError(
         f'{text!r} takes {n} tokens and {max_tokens} are allowed; choose a shorter template or more text tokens'
@@ -89,8 +94,8 @@ def class_prompts(
     template: str = 'paper',  # a name of `TEMPLATES`
 ) -> list[str]:  # (k,)
     "One prompt per class. Raises ValueError when two classes give the same prompt."
-    labels, seen = as_list(labels), {}
-    for label in labels:
+    seen = {}  # prompt -> label
+    for label in as_list(labels):
         text = prompt([label], template)
         if text in seen:
             raise ValueError(f'classes {seen[text]!r} and {label!r} give the same prompt {text!r}')
@@ -100,7 +105,8 @@ def class_prompts(
 # %% ../nbs/02_prompts.ipynb #a1ab3ab7
 def label_hash(labels: Sequence[str]) -> str:  # 12 hex digits
     "Short sha256 of a label list, sensitive to order and spelling; printed beside results."
-    return hashlib.sha256(json.dumps(as_list(labels), ensure_ascii=False).encode()).hexdigest()[:12]
+    text = json.dumps(as_list(labels), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def protocol(
@@ -108,9 +114,5 @@ def protocol(
     template: str = 'paper',  # a name of `TEMPLATES`
 ) -> dict:
     "What has to stand beside a number that these prompts gave. Errors as `class_prompts`."
-    return dict(
-        protocol=template,
-        template=TEMPLATES.get(template),
-        classes=len(class_prompts(labels, template)),
-        label_hash=label_hash(labels),
-    )
+    classes = len(class_prompts(labels, template))
+    return dict(protocol=template, template=TEMPLATES.get(template), classes=classes, label_hash=label_hash(labels))

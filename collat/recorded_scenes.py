@@ -158,7 +158,7 @@ def main_table(profile: Profile, run_dir: str | Path) -> dict:  # rows, probe, s
     if profile.data != 'esc50':
         raise ValueError(f"data='{profile.data}': the table is about scenes from recordings; data=esc50 is accepted")
     steps, batch = profile.ablation_steps, profile.ablation_batch or profile.batch
-    p, run = dataclasses.replace(profile, steps=steps, batch=batch, warmup=steps // 6), Path(run_dir)
+    p, run = dataclasses.replace(profile, audio_stages='', steps=steps, batch=batch, warmup=steps // 6), Path(run_dir)
     ears = ears_of(p)
     tokens = heard_once(ears, Scenes(run / 'data', 'train', p), run / 'tokens')
     heard = [hear_split(ears, run / 'data', split, noise) for split in ('test', 'unseen') for noise in noise_levels(p)]
@@ -203,6 +203,8 @@ def readme_recorded(results: dict) -> str:  # Markdown
 # %% ../nbs/33_recorded_scenes.ipynb #efa4be7e
 def plot_methods(results: dict):
     "One panel for each column of the table, a dot for each seed. Returns the figure."
+    import seaborn as sns
+    from matplotlib import pyplot as plt
 
     rows = pd.DataFrame([*results['rows'], *results['probe']])
     names = rows.method.drop_duplicates().tolist()

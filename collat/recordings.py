@@ -7,7 +7,6 @@ __all__ = ['GROUPS', 'ESC50', 'ESC10', 'DESCRIBED', 'LISTS', 'COLUMNS', 'class_s
            'recordings', 'WholeClips']
 
 # %% ../nbs/03a_recordings.ipynb #21636369
-from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,7 +30,7 @@ _GROUPS = {
     'city': 'helicopter, chainsaw, siren, car horn, engine, train, church bells, airplane, fireworks, hand saw',
 }
 GROUPS = {group: tuple(names.split(', ')) for group, names in _GROUPS.items()}
-ESC50 = tuple(name for names in GROUPS.values() for name in names)
+ESC50 = sum(GROUPS.values(), ())
 _TEN = 'dog, rooster, rain, sea waves, crackling fire, crying baby, sneezing, clock tick, helicopter, chainsaw'
 ESC10 = tuple(_TEN.split(', '))
 
@@ -78,10 +77,16 @@ hand saw: a hand saw cutting wood, the rasp of a saw
 """
 
 # %% ../nbs/03a_recordings.ipynb #b8edf696
-DESCRIBED = {
-    name.strip(): tuple(sounds.strip().split(', '))
-    for name, sounds in (item.split(':') for item in _DESCRIBED.split(';'))
-}
+def _read_described(text: str) -> dict:
+    "Class name -> its descriptions, from items `name: one, other;`."
+    described = {}
+    for item in text.split(';'):
+        name, sounds = item.split(':')
+        described[name.strip()] = tuple(sounds.strip().split(', '))
+    return described
+
+
+DESCRIBED = _read_described(_DESCRIBED)
 
 # %% ../nbs/03a_recordings.ipynb #94b2b8fd
 def class_split(
@@ -89,10 +94,17 @@ def class_split(
 ) -> dict:  # train, unseen, valid_unseen: class names in ESC-50's order
     "35 classes to train on, ten that are new in the test, five that are new in validation."
     rng = np.random.default_rng([50, number])
-    drawn = [rng.permutation(names)[:3].tolist() for names in GROUPS.values()]
-    unseen, valid = {n for three in drawn for n in three[:2]}, {three[2] for three in drawn}
-    kinds = dict(train=set(ESC50) - unseen - valid, unseen=unseen, valid_unseen=valid)
-    return {kind: [n for n in ESC50 if n in names] for kind, names in kinds.items()}
+    unseen = set()
+    valid = set()
+    for names in GROUPS.values():
+        first, second, third = rng.permutation(names)[:3].tolist()
+        unseen |= {first, second}
+        valid.add(third)
+    return dict(
+        train=[n for n in ESC50 if n not in unseen | valid],
+        unseen=[n for n in ESC50 if n in unseen],
+        valid_unseen=[n for n in ESC50 if n in valid],
+    )
 
 # %% ../nbs/03a_recordings.ipynb #035efa25
 def folds_of(split: str, test_fold: int) -> tuple:
@@ -100,8 +112,9 @@ def folds_of(split: str, test_fold: int) -> tuple:
     if test_fold not in range(1, 6):
         raise ValueError(f'test_fold={test_fold}: ESC-50 has folds 1 to 5')
     valid = test_fold % 5 + 1
-    folds = dict(train=tuple(f for f in range(1, 6) if f not in (test_fold, valid)), valid=(valid,), test=(test_fold,))
-    folds |= dict(unseen=tuple(range(1, 6)), valid_unseen=tuple(range(1, 6)))
+    every = (1, 2, 3, 4, 5)
+    train = tuple(f for f in every if f not in (test_fold, valid))
+    folds = dict(train=train, valid=(valid,), test=(test_fold,), unseen=every, valid_unseen=every)
     if split not in folds:
         raise ValueError(f"split '{split}' of ESC-50 is not one of {', '.join(folds)}")
     return folds[split]
@@ -145,15 +158,18 @@ def recordings(
     profile: Profile,  # its data_root, test_fold, class_split and n_classes
 ) -> dict:  # class name -> list of Recording
     "The recordings of a split, by class. Raises ValueError where a class has fewer than the others."
-    names = class_split(profile.class_split)[split if split.endswith('unseen') else 'train']
-    if profile.n_classes and not split.endswith('unseen'):
-        names = names[: profile.n_classes]
+    classes = class_split(profile.class_split)
+    if split.endswith('unseen'):
+        names = classes[split]
+    else:
+        names = classes['train'][: profile.n_classes or None]
     folds = folds_of(split, profile.test_fold)
     out = {n: [] for n in names}
     for clip in esc50_clips(profile.data_root):
         if clip.label in out and clip.fold in folds:
             out[clip.label].append(clip)
-    if len(counts := Counter(map(len, out.values()))) > 1 or 0 in counts:
+    counts = set(map(len, out.values()))
+    if len(counts) > 1 or 0 in counts:
         few = min(out, key=lambda n: len(out[n]))
         found = f"'{few}' has {len(out[few])} clips in fold {', '.join(map(str, folds))}"
         raise ValueError(f"ESC-50 isn't whole: {found}; {8 * len(folds)} belong there")
@@ -168,7 +184,8 @@ class WholeClips:
         clips,  # of Recording
         profile: Profile,  # its sample rate and clip length
     ):
-        self.clips, self.profile = tuple(clips), profile
+        self.clips = tuple(clips)
+        self.profile = profile
         self.size = round(profile.clip_seconds * profile.sample_rate)
 
     def __len__(self):
@@ -176,11 +193,10 @@ class WholeClips:
 
     def __getitem__(self, i: int) -> tuple:
         "Sound cut or padded to the clip length. Raises AudioError where the file can't be read."
-        p, clip = self.profile, self.clips[i]
-        wav = torch.as_tensor(load_audio(clip.path, p.sample_rate))[: self.size]
+        clip = self.clips[i]
+        wav = load_audio(clip.path, self.profile.sample_rate)[: self.size]
         return torch.nn.functional.pad(wav, (0, self.size - len(wav))), [clip.label]
 
     def facts(self) -> list:
         "What the clips are, wherever their folder lies."
-        size = lambda path: path.stat().st_size if path.exists() else 0
-        return [[c.path.name, c.label, size(c.path)] for c in self.clips]
+        return [[c.path.name, c.label, c.path.stat().st_size if c.path.exists() else 0] for c in self.clips]

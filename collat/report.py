@@ -74,13 +74,17 @@ GROUP_TITLES = dict(
 )  # groups of notebook 30 beside the first two
 
 # %% ../nbs/50_report.ipynb #449e60b6
+def _shown(v) -> str:
+    if v is None:
+        return ''
+    return f'{v:.3f}' if isinstance(v, float) else str(v)
+
+
 def markdown_table(rows: list, columns: list) -> str:  # rows of values, as text
     "A Markdown table; numbers are shown with three decimals, None as an empty cell."
-    show = lambda v: '' if v is None else f'{v:.3f}' if isinstance(v, float) else str(v)
-    return '\n'.join(
-        ['| ' + ' | '.join(columns) + ' |', '|' + '---|' * len(columns)]
-        + ['| ' + ' | '.join(map(show, r)) + ' |' for r in rows]
-    )
+    lines = ['| ' + ' | '.join(columns) + ' |', '|' + '---|' * len(columns)]
+    lines += ['| ' + ' | '.join(map(_shown, r)) + ' |' for r in rows]
+    return '\n'.join(lines)
 
 
 def with_interval(r: dict) -> str:
@@ -96,48 +100,39 @@ def interval_of(d: dict) -> str:
 SPLIT_NAMES = dict(test='in-domain', unseen='unseen classes', other='other recordings', recorded='recorded animals')
 
 
+def _mean_snr(rows: list, noise: float) -> float:  # dB
+    v = [r['snr_db'] for r in rows if r['noise'] == noise]
+    return sum(v) / len(v)
+
+
 def zero_shot_table(
-    zs: dict, p: dict, data: list
-) -> str:  # `zs`: results of notebook 20; `p`: its profile; `data`: the splits, from notebook 04
+    zs: dict,  # results of notebook 20
+    p: dict,  # its profile
+    data: list,  # the splits, from notebook 04
+) -> str:
     "The main rows of the zero-shot evaluation, clean and noisy."
     rows = [r for r in zs['rows'] if r['protocol'] == p['template'] and r['metric'] != 'clip-wise mAP']
     by = {(r['split'], r['metric'], r['noise']): r for r in rows}
     levels = sorted({n for *_, n in by} - {0.0})
-    snr = {n: [r['snr_db'] for r in rows if r['noise'] == n] for n in levels}
-    share = {
-        (d['split'], d['multi']): (d['events'] - d['single']) / d['multi'] / d['classes']
-        for d in data
-        if d.get('multi')
-    }  # of positives: what a random order scores (notebook 03)
-    heads = [f'noise {n:g} (SNR {sum(v) / len(v):.0f} dB)' for n, v in snr.items()]
-    out = [
-        [
-            SPLIT_NAMES[s],
-            'one event' if m == 'top-1' else 'scenes of 2-3',
-            m,
-            with_interval(r),
-            *(with_interval(by[s, m, n]) for n in levels),
-            r['n'],
-            r['classes'],
-            1 / r['classes'] if m == 'top-1' else share.get((s, r['n'])),
-        ]
-        for (s, m, n), r in by.items()
-        if n == 0
-    ]
-    rec, blank = zs['recorded'], [None] * len(levels)
-    out.append(
-        [
-            SPLIT_NAMES['recorded'],
-            'whole clips',
-            rec['metric'],
-            f'{rec["value"]:.2f}',
-            *blank,
-            rec['n'],
-            rec['classes'],
-            1 / rec['classes'],
-        ]
-    )
-    out += [[SPLIT_NAMES[s], None, None, why, *blank, None, None, None] for s, why in zs['missing'].items()]
+    share = {}  # of positives: what a random order scores (notebook 03)
+    for d in data:
+        if d.get('multi'):
+            share[d['split'], d['multi']] = (d['events'] - d['single']) / d['multi'] / d['classes']
+    out = []
+    for (s, m, n), r in by.items():
+        if n == 0:
+            clips = 'one event' if m == 'top-1' else 'scenes of 2-3'
+            chance = 1 / r['classes'] if m == 'top-1' else share.get((s, r['n']))
+            values = [with_interval(r), *(with_interval(by[s, m, level]) for level in levels)]
+            out.append([SPLIT_NAMES[s], clips, m, *values, r['n'], r['classes'], chance])
+    rec = zs['recorded']
+    blank = [None] * len(levels)
+    value = f'{rec["value"]:.2f}'
+    counts = [rec['n'], rec['classes'], 1 / rec['classes']]
+    out.append([SPLIT_NAMES['recorded'], 'whole clips', rec['metric'], value, *blank, *counts])
+    for s, why in zs['missing'].items():
+        out.append([SPLIT_NAMES[s], None, None, why, *blank, None, None, None])
+    heads = [f'noise {n:g} (SNR {_mean_snr(rows, n):.0f} dB)' for n in levels]
     return markdown_table(out, ['sound', 'clips', 'metric', 'clean', *heads, 'N', 'classes', 'chance'])
 
 # %% ../nbs/50_report.ipynb #6b316928
@@ -210,19 +205,15 @@ def findings(rows: list, steps: int) -> str:
 # %% ../nbs/50_report.ipynb #20384fe6
 def seeds_table(main: list) -> str:  # `main`: rows of the main model under several seeds
     "Mean and range over training seeds of each number of the main row."
-    keys = list(dict.fromkeys((r['split'], r['metric'], r['noise']) for r in main if r['metric'] != 'clip-wise mAP'))
-    rows = [
-        [
-            SPLIT_NAMES[s],
-            m,
-            f'noise {n:g}' if n else 'clean',
-            mean_spread([r for r in main if (r['split'], r['metric'], r['noise']) == (s, m, n)], 'value'),
-        ]
-        for s, m, n in keys
-    ]
-    return markdown_table(
-        rows, ['sound', 'metric', 'view', f'mean (range) over {len({r["seed"] for r in main})} seeds']
-    )
+    by = {}  # (split, metric, noise) -> rows of the seeds
+    for r in main:
+        if r['metric'] != 'clip-wise mAP':
+            by.setdefault((r['split'], r['metric'], r['noise']), []).append(r)
+    body = []
+    for (s, m, n), rows in by.items():
+        body.append([SPLIT_NAMES[s], m, f'noise {n:g}' if n else 'clean', mean_spread(rows, 'value')])
+    seeds = len({r['seed'] for r in main})
+    return markdown_table(body, ['sound', 'metric', 'view', f'mean (range) over {seeds} seeds'])
 
 # %% ../nbs/50_report.ipynb #c3772df1
 def grounding_table(g: dict) -> str:  # `g`: results of notebook 26
@@ -230,42 +221,43 @@ def grounding_table(g: dict) -> str:  # `g`: results of notebook 26
     names = list(dict.fromkeys((r['method'], r['steps']) for r in g['rows']))
     columns = list(dict.fromkeys((r['clips'], r['metric']) for r in g['rows']))
     at = {(r['method'], r['steps'], r['clips'], r['metric']): r for r in g['rows']}
-    n = lambda c: next(f'N = {r["n"]}' for r in g['rows'] if (r['clips'], r['metric']) == c)
-    body = [[m, s, *(with_interval(at[m, s, *c]) if (m, s, *c) in at else None for c in columns)] for m, s in names]
-    body += [[f'grounding, {m}', None, why, *[None] * (len(columns) - 1)] for m, why in g['missing'].items()]
-    return markdown_table(body, ['method', 'training steps', *(f'{c[0]}, {c[1]}, {n(c)}' for c in columns)])
+    body = []
+    for m, s in names:
+        found = [at.get((m, s, *c)) for c in columns]
+        body.append([m, s, *(with_interval(r) if r else None for r in found)])
+    for m, why in g['missing'].items():
+        body.append([f'grounding, {m}', None, why, *[None] * (len(columns) - 1)])
+    heads = []
+    for clips, metric in columns:
+        first = next(filter(is_row(clips=clips, metric=metric), g['rows']))
+        heads.append(f'{clips}, {metric}, N = {first["n"]}')
+    return markdown_table(body, ['method', 'training steps', *heads])
 
 
 def words_table(w: dict) -> str:  # `w`: results of notebook 27
     "How often a class stands among the ten nearest words, under several readings."
-    rows = [
-        [
-            SPLIT_NAMES.get(r['split'], r['split']),
-            r['reading'],
-            'one event' if r['clips'] == 'single' else 'scenes',
-            with_interval(r),
-            r['all_words'],
-            r['another_clip'],
-            r['readable'],
-            r['n'],
-        ]
-        for r in w['rows']
-    ]
-    return markdown_table(
-        rows, ['sound', 'reading', 'clips', 'a word of the class', 'all its words', "another clip's", 'readable', 'N']
-    )
+    rows = []
+    for r in w['rows']:
+        clips = 'one event' if r['clips'] == 'single' else 'scenes'
+        rates = [with_interval(r), r['all_words'], r['another_clip'], r['readable']]
+        rows.append([SPLIT_NAMES.get(r['split'], r['split']), r['reading'], clips, *rates, r['n']])
+    heads = ['sound', 'reading', 'clips', 'a word of the class', 'all its words', "another clip's", 'readable', 'N']
+    return markdown_table(rows, heads)
 
 # %% ../nbs/50_report.ipynb #539137cb
 def words_parts(w: dict) -> list:  # `w`: results of notebook 27; parts of the page
     "Audio as words: how often they are right, which concepts are heard, and what a composed prompt does."
     missing = ''.join(f' {k}: {v}.' for k, v in w['missing'].items())
     cases = 'committed' if w['committed_cases'] else 'generated'
-    names = [(c, m) for c in ('single', 'scenes') for m in ('precision', 'recall', 'words')]
-    heads = [f'{dict(single="one event").get(c, c)}, {m}' for c, m in names]
-    concepts = [[SPLIT_NAMES.get(r['split'], r['split']), *(r[f'{c} {m}'] for c, m in names)] for r in w['concepts']]
-    composed = [
-        [r['kind'], r['task'], with_interval(r), r['control'], r['before'], r['after'], r['n']] for r in w['compose']
-    ]
+    measures = ('precision', 'recall', 'words')
+    keys = [f'single {m}' for m in measures] + [f'scenes {m}' for m in measures]
+    heads = [k.replace('single ', 'one event, ').replace('scenes ', 'scenes, ') for k in keys]
+    concepts = []
+    for r in w['concepts']:
+        concepts.append([SPLIT_NAMES.get(r['split'], r['split']), *(r[k] for k in keys)])
+    composed = []
+    for r in w['compose']:
+        composed.append([r['kind'], r['task'], with_interval(r), r['control'], r['before'], r['after'], r['n']])
     return [
         '## Audio as words',
         'Share of clips whose class has a word among the ten nearest of some predicted token (scenes: share of their '
@@ -317,22 +309,20 @@ def method(name: str, titles: dict) -> str:  # titles: folder name -> title of t
     "How a row is called: `clap-frozen-seed1` is CLAP, text frozen."
     base = name.split('-seed')[0]
     root = base.removesuffix('-frozen')
-    return 'CoLLAT' if base == 'collat-equal' else titles.get(root, root) + (', text frozen' if root != base else '')
+    if base == 'collat-equal':
+        return 'CoLLAT'
+    return titles.get(root, root) + (', text frozen' if root != base else '')
 
 
 def by_method(rows: list, titles: dict, cells: list) -> list:  # `cells`: one test per column; returns table rows
     "One row per method, seeds gathered; a cell is the mean and range of the rows that pass its test."
-    names = dict.fromkeys(method(r['model'], titles) for r in rows)
-    return [
-        [
-            n,
-            *(
-                mean_spread([r for r in rows if method(r['model'], titles) == n and test(r)], 'value') or None
-                for test in cells
-            ),
-        ]
-        for n in names
-    ]
+    of = {}  # method -> its rows
+    for r in rows:
+        of.setdefault(method(r['model'], titles), []).append(r)
+    table = []
+    for name, own in of.items():
+        table.append([name, *(mean_spread(list(filter(test, own)), 'value') or None for test in cells)])
+    return table
 
 
 def is_row(**want):
@@ -348,14 +338,14 @@ def with_n(name: str, rows: list, test) -> str:
 def methods_table(others: list, titles: dict) -> str:  # `others`: of notebook 21
     "Table 2 for the methods on one budget: zero-shot, line, decoder."
     sounds = [('test', 'top-1'), ('test', 'mAP'), ('other', 'top-1'), ('unseen', 'top-1')]
-    cells = [
-        (s, m, k) for s, m in sounds for k in (('zero-shot', 'linear', 'decoder') if s != 'unseen' else ('zero-shot',))
-    ]
-    tests = [is_row(split=s, metric=m, probe=k) for s, m, k in cells]
-    return markdown_table(
-        by_method(others, titles, tests),
-        ['method', *(with_n(f'{SPLIT_NAMES[s]}, {m}, {k}', others, t) for (s, m, k), t in zip(cells, tests))],
-    )
+    tests = []
+    heads = []
+    for s, m in sounds:
+        for k in ('zero-shot', 'linear', 'decoder') if s != 'unseen' else ('zero-shot',):
+            test = is_row(split=s, metric=m, probe=k)
+            tests.append(test)
+            heads.append(with_n(f'{SPLIT_NAMES[s]}, {m}, {k}', others, test))
+    return markdown_table(by_method(others, titles, tests), ['method', *heads])
 
 
 def retrieval_table(rows: list, got: dict, titles: dict) -> str:  # `rows` of notebook 22, `got`: its other results
@@ -374,127 +364,71 @@ def retrieval_table(rows: list, got: dict, titles: dict) -> str:  # `rows` of no
     tests = [is_row(split='test', direction=d, metric=m, protocol=p) for d, m, p in cells]
     body = by_method(rows, titles, tests)
     bounds = [*[images.get('ceiling')] * 2, *(heart[d][m] for d, m, p in cells[2:6]), None]
-    paper = {
-        n + ('' if n in ('Wav2CLIP', 'CoLLAT') else ', text frozen'): v for n, v in PAPER_RETRIEVAL.items()
-    }  # the paper froze every text tower here
     body.append(['perfect knowledge of the sounds', *bounds])
-    return markdown_table(
-        [[*r, *paper.get(r[0], (None,) * 4)] for r in body],
-        [
-            'method',
-            *(with_n(f'{d} {m}, {p}', rows, t) for (d, m, p), t in zip(cells, tests)),
-            *(f'paper {x}' for x in ('VGGSound A→I', 'I→A', 'AudioCaps A→T', 'T→A')),
-        ],
-    )
+    paper = {}  # the paper froze every text tower here
+    for name, v in PAPER_RETRIEVAL.items():
+        paper[name if name in ('Wav2CLIP', 'CoLLAT') else f'{name}, text frozen'] = v
+    body = [[*r, *paper.get(r[0], (None,) * 4)] for r in body]
+    ours = [with_n(f'{d} {m}, {p}', rows, t) for (d, m, p), t in zip(cells, tests)]
+    theirs = ['paper VGGSound A→I', 'paper I→A', 'paper AudioCaps A→T', 'paper T→A']
+    return markdown_table(body, ['method', *ours, *theirs])
 
 # %% ../nbs/50_report.ipynb #d5600044
 def captioning_table(cap: dict, titles: dict) -> str:  # `cap`: results of notebook 23
     "Table 4: what was measured here, and the paper's rows (columns corrected) beneath."
     columns = list(dict.fromkeys(r['metric'] for r in cap['rows']))
     beam = next(r['decoding'] for r in cap['rows'] if r['decoding'].startswith('beam'))
-    named = [
-        r
-        | dict(
-            model=f'{"CoLLAT of the run" if r["decoding"] in ("greedy", beam) else r["decoding"]}, {r["decoding"]}'
-            if r['decoding'] in ('greedy', beam)
-            else r['decoding']
-        )
-        for r in cap['rows']
-        if r['value'] is not None
-    ]
-    rest = [
-        r | dict(model=method(r['model'], titles) + ', one budget')
-        for r in cap['others']
-        if r['decoding'] == beam and r['value'] is not None
-    ]
-    body = by_method(named + rest, {}, [is_row(metric=c) for c in columns])
-    human = [
-        r | dict(model='human captions, AudioCaps, measured')
-        for r in cap['audiocaps_human'] or []
-        if r['value'] is not None
-    ]
-    paper = [[f'paper, AudioCaps: {n}', *(v.get(c) for c in columns)] for n, v in cap['paper']['corrected'].items()]
-    return markdown_table(
-        body + by_method(human, {}, [is_row(metric=c) for c in columns]) + paper, ['captions by', *columns]
-    )
+    tests = [is_row(metric=c) for c in columns]
+    measured = lambda rows: [r for r in rows if r['value'] is not None]
+    named = []
+    for r in measured(cap['rows']):
+        how = r['decoding']
+        named.append(r | dict(model=f'CoLLAT of the run, {how}' if how in ('greedy', beam) else how))
+    for r in measured(cap['others']):
+        if r['decoding'] == beam:
+            named.append(r | dict(model=method(r['model'], titles) + ', one budget'))
+    human = [r | dict(model='human captions, AudioCaps, measured') for r in measured(cap['audiocaps_human'] or [])]
+    body = by_method(named, {}, tests) + by_method(human, {}, tests)
+    for name, v in cap['paper']['corrected'].items():
+        body.append([f'paper, AudioCaps: {name}', *(v.get(c) for c in columns)])
+    return markdown_table(body, ['captions by', *columns])
 
 
 def retention_table(rows: list, titles: dict) -> str:  # `rows`: of notebook 25
     "The text axis of Fig. 1b: MRR of another caption of the same scene or clip."
     sources = list(dict.fromkeys(r['source'] for r in rows))
     tests = [is_row(source=s, metric='MRR') for s in sources]
-    return markdown_table(
-        by_method(rows, titles, tests), ['text tower', *(with_n(s, rows, t) for s, t in zip(sources, tests))]
-    )
+    heads = [with_n(s, rows, t) for s, t in zip(sources, tests)]
+    return markdown_table(by_method(rows, titles, tests), ['text tower', *heads])
 
 
 def datasets_table(rows: list) -> str:  # `rows`: of notebook 05
     "Table 1: the paper's count, the official one, and the clips that lie here."
-    return markdown_table(
-        [
-            [
-                r['data'],
-                r['metric'],
-                r['paper_instances'],
-                r['official'],
-                r['found'],
-                r['paper_classes'],
-                r['official_classes'],
-                r['remark'] or None,
-                r['reason'].split('. By hand')[0].split(': ', 1)[-1] or None,
-            ]
-            for r in rows
-        ],
-        [
-            'data set',
-            'metric',
-            'paper',
-            'official',
-            'found here',
-            'classes, paper',
-            'classes, official',
-            'remark',
-            'why empty',
-        ],
-    )
+    keys = ('data', 'metric', 'paper_instances', 'official', 'found', 'paper_classes', 'official_classes')
+    heads = ['data set', 'metric', 'paper', 'official', 'found here', 'classes, paper', 'classes, official']
+    body = []
+    for r in rows:
+        why = r['reason'].split('. By hand')[0].split(': ', 1)[-1]
+        body.append([*(r[k] for k in keys), r['remark'] or None, why or None])
+    return markdown_table(body, [*heads, 'remark', 'why empty'])
 
 # %% ../nbs/50_report.ipynb #d7102ff7
 def images_table(rows: list) -> str:  # `rows`: of notebook 24
     "Share of a scene's concepts found in its picture, by number of concepts."
-    cell = lambda s, k, painted=None: next(
-        (
-            with_interval(r) + f', N = {r["n"]}'
-            for r in rows
-            if (r['source'], r['concepts'], r.get('painted')) == (s, k, painted)
-        ),
-        None,
-    )
-    counts, split = sorted({r['concepts'] for r in rows} - {0}), sorted({r['painted'] for r in rows if 'painted' in r})
-    body = [
-        [
-            r['source'],
-            with_interval(r),
-            *(cell(r['source'], k) for k in counts),
-            *(cell(r['source'], 0, s) for s in split),
-            r['all_found'],
-            r['invented'],
-            r['n'],
-        ]
-        for r in rows
-        if r['concepts'] == 0 and 'painted' not in r
-    ]
-    return markdown_table(
-        body,
-        [
-            'painted from',
-            'coverage',
-            *(f'{k} concept{"s" * (k > 1)}' for k in counts),
-            *(('sets painted in training' if s else 'sets never painted') for s in split),
-            'all concepts found',
-            'invented per picture',
-            'N',
-        ],
-    )
+    at = {(r['source'], r['concepts'], r.get('painted')): r for r in reversed(rows)}  # the first of a kind counts
+    counts = sorted({r['concepts'] for r in rows} - {0})
+    split = sorted({r['painted'] for r in rows if 'painted' in r})
+    columns = [(k, None) for k in counts] + [(0, painted) for painted in split]
+    body = []
+    for r in rows:
+        if r['concepts'] == 0 and 'painted' not in r:
+            found = [at.get((r['source'], *c)) for c in columns]
+            parts = [f'{with_interval(x)}, N = {x["n"]}' if x else None for x in found]
+            body.append([r['source'], with_interval(r), *parts, r['all_found'], r['invented'], r['n']])
+    heads = [f'{k} concept{"s" * (k > 1)}' for k in counts]
+    heads += ['sets painted in training' if painted else 'sets never painted' for painted in split]
+    ends = ['all concepts found', 'invented per picture', 'N']
+    return markdown_table(body, ['painted from', 'coverage', *heads, *ends])
 
 
 def images_parts(im: dict) -> list:  # `im`: results of notebook 24; parts of the page
@@ -609,25 +543,13 @@ def optional_results(path: Path):
 
 def cost_table(run: Path) -> str:
     "Wall time of every results file of the run."
-    rows = [
-        (f.stem, read_results(f)['run'])
-        for f in sorted((run / 'results').glob('*.json'))
-        if f.stem not in ('report', 'run', 'denoising')
-    ]
-    return markdown_table(
-        [
-            [
-                n,
-                r['wall_seconds'],
-                r['device'],
-                r['threads'],
-                r['seed'],
-                (r['commit'] or '')[:8] + (' (changed)' if r['dirty'] else ''),
-            ]
-            for n, r in rows
-        ],
-        ['stage', 's', 'device', 'threads', 'seed', 'commit'],
-    )
+    rows = []
+    for f in sorted((run / 'results').glob('*.json')):
+        if f.stem not in ('report', 'run', 'denoising'):
+            r = read_results(f)['run']
+            commit = (r['commit'] or '')[:8] + (' (changed)' if r['dirty'] else '')
+            rows.append([f.stem, r['wall_seconds'], r['device'], r['threads'], r['seed'], commit])
+    return markdown_table(rows, ['stage', 's', 'device', 'threads', 'seed', 'commit'])
 
 # %% ../nbs/50_report.ipynb #a78bde26
 RECORDED = dict(  # results file -> what is said of it, its table, the figure beside it
@@ -638,9 +560,8 @@ RECORDED = dict(  # results file -> what is said of it, its table, the figure be
 
 def find_recorded(run: Path, name: str, root: Path) -> Path | None:
     "The results file of a run, else a committed one."
-    return next(
-        (f for f in (run / f'results/{name}.json', *sorted(root.glob(f'figures/*/{name}.json'))) if f.exists()), None
-    )
+    files = (run / f'results/{name}.json', *sorted(root.glob(f'figures/*/{name}.json')))
+    return next((f for f in files if f.exists()), None)
 
 
 def recorded_parts(run: Path, root: Path) -> list:  # parts of the page
@@ -771,78 +692,62 @@ def paired(rows: list, key: str) -> str:  # `rows`: of one variant
     return mean_spread(rows, key) + (f'; {sum(v) / len(v):+.3f} [{min(v):+.3f} to {max(v):+.3f}]' if v else '')
 
 
+def _variants_table(rows: list, sizes: bool) -> str:  # `rows`: of one group; `sizes`: with the audio encoder's weights
+    keys = dict(top1='top-1, one event', map='mAP, scenes', top1_unseen='top-1, new classes')
+    by = {}  # variant -> its rows
+    for r in rows:
+        by.setdefault(r['variant'], []).append(r)
+    body = []
+    for variant, own in by.items():
+        weights = [own[0]['audio_parameters'] / 1e6] if sizes else []
+        body.append([variant, *(paired(own, k) for k in keys), *weights])
+    return markdown_table(body, ['variant', *keys.values(), *(['million weights'] if sizes else [])])
+
+
+def _findings_table(rows: list) -> str:
+    "One line a finding; with several seeds how they agree."
+    told = lambda d: [d['claim'], d['where'], d['compared'], d['measure']]
+    heads = ['finding', 'where', 'compared', 'measure']
+    if len({d['seed'] for d in rows}) == 1:
+        body = [[*told(d), interval_of(d), d['n'], d['verdict']] for d in rows]
+        return markdown_table(body, [*heads, 'difference', 'N', ''])
+    body = []
+    for d in over_seeds(rows):
+        spread = f'{d["difference"]:+.3f} [{d["lowest"]:+.3f} to {d["highest"]:+.3f}]'
+        body.append([*told(d), spread, d['verdict']])
+    return markdown_table(body, [*heads, 'mean difference [lowest to highest]', 'seeds'])
+
+
 def architecture_parts(a: dict) -> list:  # `a`: results of notebook 31; parts of the page
     "Figures 2b, 4a and 4b with their numbers, the matchers, and every finding of the paper's ablations."
     if not a:
         return []
-    keys, out = dict(top1='top-1, one event', map='mAP, scenes', top1_unseen='top-1, new classes'), []
-
-    def table(group, sizes=False):
-        rows = [r for r in a['rows'] if r['group'] == group]
-        by = [[r for r in rows if r['variant'] == v] for v in dict.fromkeys(r['variant'] for r in rows)]
-        return markdown_table(
-            [
-                [
-                    rs[0]['variant'],
-                    *(paired(rs, k) for k in keys),
-                    *([rs[0]['audio_parameters'] / 1e6] if sizes else []),
-                ]
-                for rs in by
-            ],
-            ['variant', *keys.values(), *(['million weights'] if sizes else [])],
-        )
 
     def titled(group, title):
-        return f'## {title}' + (
-            ', from `mini_long`' if any(r['group'] == group and 'run' in r for r in a['rows']) else ''
-        )
+        long = any(r['group'] == group and 'run' in r for r in a['rows'])
+        return f'## {title}' + (', from `mini_long`' if long else '')
 
-    def found(rows):  # one line a finding; with several seeds how they agree
-        if len({d['seed'] for d in rows}) == 1:
-            return markdown_table(
-                [
-                    [d['claim'], d['where'], d['compared'], d['measure'], interval_of(d), d['n'], d['verdict']]
-                    for d in rows
-                ],
-                ['finding', 'where', 'compared', 'measure', 'difference', 'N', ''],
-            )
-        return markdown_table(
-            [
-                [
-                    d['claim'],
-                    d['where'],
-                    d['compared'],
-                    d['measure'],
-                    f'{d["difference"]:+.3f} [{d["lowest"]:+.3f} to {d["highest"]:+.3f}]',
-                    d['verdict'],
-                ]
-                for d in over_seeds(rows)
-            ],
-            ['finding', 'where', 'compared', 'measure', 'mean difference [lowest to highest]', 'seeds'],
-        )
-
-    here, filled = ([d for d in a['directions'] if ('run' in d) == long] for long in (False, True))
+    table = lambda group, sizes=False: _variants_table([r for r in a['rows'] if r['group'] == group], sizes)
+    here = [d for d in a['directions'] if 'run' not in d]
+    filled = [d for d in a['directions'] if 'run' in d]
     own = f'; encoders and sizes {a["encoder_steps"]} steps after an act one of their own' if a['encoder_steps'] else ''
-    out += [
+    out = [
         '## What the paper finds, and what is found here',
         'On `valid`; differences with paired 95 % intervals over clips. *Reproduced*: the whole interval on the '
         "paper's side of zero; *not reproduced*: on the other side; *inconclusive*: both. Sweeps and losses "
         f'{a["sweep_steps"]} steps from one pretrained encoder{own}; {a["seeds"]} seed(s).',
-        found(here),
+        _findings_table(here),
     ]
     if filled:
+        seeds = len({d['seed'] for d in filled})
         out += [
             '**Not measured in this run.** What follows on layers, blocks, matchers, encoders and sizes comes from the '
-            f'committed long run `{filled[0]["run"]}`: thirty steps of tuned ears, '
-            f'{len({d["seed"] for d in filled})} seeds, early learning.',
-            found(filled),
+            f'committed long run `{filled[0]["run"]}`: thirty steps of tuned ears, {seeds} seeds, early learning.',
+            _findings_table(filled),
         ]
     if lost := a.get('left_out'):
-        out += [
-            'That run heard rendered sound. Left out here: '
-            + '; '.join(f'{k}, since {why}' for k, why in lost.items())
-            + '.'
-        ]
+        reasons = '; '.join(f'{k}, since {why}' for k, why in lost.items())
+        out.append(f'That run heard rendered sound. Left out here: {reasons}.')
     for group in dict.fromkeys(r['group'] for r in a['rows'] if r['group'] in GROUP_TITLES):
         out += [titled(group, GROUP_TITLES[group]), table(group)]
     g = a['greedy']
@@ -881,70 +786,59 @@ def draw_methods(run: Path):
         plt.close(fig)
 
 # %% ../nbs/50_report.ipynb #5b56186f
+def _probe_parts(rows: list) -> list:  # `rows`: of notebook 21
+    "Table 2: probes of the frozen audio encoder."
+    probes = []
+    for r in rows:
+        if r['metric'] != 'clip-wise mAP':
+            counts = [r['folds'], r['n'], r['classes']]
+            probes.append([SPLIT_NAMES[r['split']], r['metric'], r['probe'], with_interval(r), *counts])
+    return [
+        '## Probes of the frozen audio encoder (Table 2)',
+        "A line on the mean of the tokens, and the paper's one-layer transformer decoder; both on $h_a$, "
+        'chosen on `valid`.',
+        markdown_table(probes, ['sound', 'metric', 'probe', 'value', 'rule', 'N', 'classes']),
+    ]
+
+
+def _budget_parts(others: list, base: dict, titles: dict) -> list:  # `others`: of notebook 21; `base`: results of 13
+    "Table 2: every method on one budget."
+    seeds = len({r['seed'] for r in base['rows']})
+    heads = ['method']
+    for data in ('ESC-50', 'US8K', 'TUT', 'FSD50K', 'AudioSet'):
+        heads += [f'{data} ZS', f'{data} LP']
+    return [
+        '## Methods on one budget (Table 2)',
+        f'Every method trained for {base["steps"]} steps (schedule: {base["schedule"]}), on the same clips in the same '
+        f'order; {seeds} seed(s). Supervised methods have no text side, hence no zero-shot number.',
+        methods_table(others, titles),
+        'The paper, on real data (zero-shot, then probe):',
+        markdown_table([[n, *v] for n, v in PAPER_METHODS.items()], heads),
+    ]
+
+
 def comparison(run: Path) -> list:  # parts of the page
     "Tables 1, 2, 3b and 4 and the text axis of Fig. 1b, as far as their stages have run."
-    stages = (
-        'datasets',
-        'baselines',
-        'architecture',
-        'linear_probe',
-        'retrieval',
-        'captioning',
-        'text_retention',
-        'image_generation',
-        'grounding',
-        'words',
-    )
+    stages = ['datasets', 'baselines', 'architecture', 'linear_probe', 'retrieval', 'captioning', 'text_retention']
+    stages += ['image_generation', 'grounding', 'words']
     got = {n: r['results'] for n in stages if (r := optional_results(run / f'results/{n}.json'))}
     rows = got.get('baselines', {}).get('rows', [])
     titles = {r['name'].split('-seed')[0].removesuffix('-frozen'): r['title'] for r in rows}
     out = []
     if 'linear_probe' in got:
-        lp = got['linear_probe']
-        probes = [
-            [SPLIT_NAMES[r['split']], r['metric'], r['probe'], with_interval(r), r['folds'], r['n'], r['classes']]
-            for r in lp['rows']
-            if r['metric'] != 'clip-wise mAP'
-        ]
-        paper = [[n, *v] for n, v in PAPER_METHODS.items()]
-        out += [
-            '## Probes of the frozen audio encoder (Table 2)',
-            "A line on the mean of the tokens, and the paper's one-layer transformer decoder; both on $h_a$, "
-            'chosen on `valid`.',
-            markdown_table(probes, ['sound', 'metric', 'probe', 'value', 'rule', 'N', 'classes']),
-        ]
-        if lp['others']:
-            out += [
-                '## Methods on one budget (Table 2)',
-                f'Every method trained for {got["baselines"]["steps"]} steps (schedule: '
-                f'{got["baselines"]["schedule"]}), on the same clips in the same order; '
-                f'{len({r["seed"] for r in rows})} seed(s). '
-                'Supervised methods have no text side, hence no zero-shot number.',
-                methods_table(lp['others'], titles),
-                'The paper, on real data (zero-shot, then probe):',
-                markdown_table(
-                    paper,
-                    [
-                        'method',
-                        *(f'{d} {k}' for d in ('ESC-50', 'US8K', 'TUT', 'FSD50K', 'AudioSet') for k in ('ZS', 'LP')),
-                    ],
-                ),
-            ]
+        out += _probe_parts(got['linear_probe']['rows'])
+        if others := got['linear_probe']['others']:
+            out += _budget_parts(others, got['baselines'], titles)
     if 'retrieval' in got:
+        name = lambda m: 'CoLLAT of the run' if m == 'CoLLAT' else m
+        asked = [r | dict(model=name(r['model'])) for r in got['retrieval']['rows']]
         empty = '; '.join(f'{k}: {v}' for k, v in got['retrieval']['skipped'].items()) or 'none'
         out += [
             '## Retrieval (Table 3b)',
             'Ours: in-domain scenes, their five templated captions, their OpenMoji pictures. The CoLLAT of the run had '
             f'its full training, the other rows one budget. Empty picture cells: {empty}. '
             "The paper's AudioCaps numbers are out of reach of the public protocol and stand here for the record.",
-            retrieval_table(
-                [
-                    r | dict(model='CoLLAT of the run' if r['model'] == 'CoLLAT' else r['model'])
-                    for r in got['retrieval']['rows']
-                ],
-                got['retrieval'],
-                titles,
-            ),
+            retrieval_table(asked, got['retrieval'], titles),
         ]
     if 'captioning' in got:
         out += [
@@ -955,14 +849,10 @@ def comparison(run: Path) -> list:  # parts of the page
             captioning_table(got['captioning'], titles),
         ]
     if 'text_retention' in got:
+        missing = ''.join(f' {m}.' for m in got['text_retention']['missing'])
         out += [
             '## What is left of the text tower (Fig. 1b, text axis)',
-            ' '.join(
-                [
-                    'MRR of finding another caption of the same scene or clip, by text alone.',
-                    *(f'{m}.' for m in got['text_retention']['missing']),
-                ]
-            ),
+            f'MRR of finding another caption of the same scene or clip, by text alone.{missing}',
             retention_table(got['text_retention']['rows'], titles),
         ]
     if (run / 'figures/figure1b.png').exists():
@@ -1033,9 +923,12 @@ def zero_shot_parts(res: dict, p: dict, splits: list, last: dict) -> list:  # re
     rank = res['unseen_rank']
     lists = ', '.join(sorted({f'{SPLIT_NAMES[r["split"]]} `{r["label_hash"]}`' for r in res['rows']}))
     paper = ', '.join(f'{k} {v}' for k, v in PAPER_ZERO_SHOT.items())
+    counts = []
+    for r in splits:
+        counts.append([r.get(k) for k in keys])
     return [
         '## Data',
-        markdown_table([[r.get(k) for k in keys] for r in splits], heads),
+        markdown_table(counts, heads),
         '## Zero-shot (Table 2)',
         zero_shot_table(res, p, splits),
         f'Protocol `{p["template"]}`, checkpoint `{res["checkpoint"]}`, label lists {lists}. '
@@ -1104,11 +997,7 @@ def publish(run: Path, root: Path, page: str, profile: Profile):
     to.mkdir(parents=True, exist_ok=True)
     with atomic_path(to / 'report.md') as tmp:
         tmp.write_text(page.replace('](figures/', ']('))
-    for f in [
-        *sorted((run / 'figures').glob('*.png')),
-        *sorted((run / 'figures').glob('*.svg')),
-        *sorted((run / 'results').glob('*.json')),
-    ]:
+    for f in [*run.glob('figures/*.png'), *run.glob('figures/*.svg'), *run.glob('results/*.json')]:
         if f.name not in ('run.json', 'report.json'):
             shutil.copyfile(f, to / f.name)
 

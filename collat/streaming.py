@@ -24,13 +24,14 @@ import threading
 import zlib
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import psutil
 import soundfile as sf
 import torch
-from fastcore.basics import patch
+from fastcore.basics import patch, store_attr
 from joblib import Parallel, delayed
 from joblib.externals.loky import get_reusable_executor
 from torch import Tensor
@@ -43,18 +44,35 @@ from .datasets import LEAKS, Clip, Manifest, load_dataset, read_clips, source_of
 
 # %% ../nbs/06_streaming.ipynb #5c40433b
 INDEX = np.dtype(
-    [('shard', '<u4'), ('at', '<u8'), ('size', '<u4'), ('meta', '<u4'), ('audio', '<u4'), ('crc', '<u4')]
-)  # bytes; meta, audio: end of the JSON, start of the FLAC in the range
+    [
+        ('shard', '<u4'),  # number of the tar
+        ('at', '<u8'),  # where the clip's bytes begin in it
+        ('size', '<u4'),  # bytes, from the JSON's first to the FLAC's last
+        ('meta', '<u4'),  # bytes of the JSON
+        ('audio', '<u4'),  # where the FLAC starts, counted from `at`
+        ('crc', '<u4'),  # see `checksum`
+    ]
+)
 
 
 def checksum(head, flac) -> int:
-    return zlib.crc32(flac[:42], zlib.crc32(head))  # JSON and FLAC header
+    "Of the JSON and of the FLAC's header: the FLAC's frames carry their own."
+    return zlib.crc32(flac[:42], zlib.crc32(head))
 
 
-def encode_flac(wav, sample_rate: int) -> bytes:  # (s,) full scale ±1
+def encode_flac(wav, sample_rate: int) -> bytes:  # wav: (s,), full scale ±1
     "16-bit mono FLAC; what lies beyond full scale is clipped."
-    sf.write(buf := io.BytesIO(), np.asarray(wav), sample_rate, format='FLAC', subtype='PCM_16')
-    return buf.getvalue()
+    buffer = io.BytesIO()
+    sf.write(buffer, np.asarray(wav), sample_rate, format='FLAC', subtype='PCM_16')
+    return buffer.getvalue()
+
+
+def _add_file(tar: tarfile.TarFile, name: str, body: bytes) -> int:  # where in the tar the body begins
+    info = tarfile.TarInfo(name)
+    info.size = len(body)
+    start = tar.offset + tarfile.BLOCKSIZE
+    tar.addfile(info, io.BytesIO(body))
+    return start
 
 
 def write_tar(
@@ -65,13 +83,9 @@ def write_tar(
     rows = []
     with tarfile.open(path, 'w', format=tarfile.USTAR_FORMAT) as tar:
         for key, meta, flac in samples:
-            head, starts = json.dumps(meta, ensure_ascii=False, sort_keys=True).encode(), []
-            for ext, body in (('json', head), ('flac', flac)):
-                info = tarfile.TarInfo(f'{key}.{ext}')
-                info.size = len(body)
-                starts.append(tar.offset + tarfile.BLOCKSIZE)
-                tar.addfile(info, io.BytesIO(body))
-            at, audio = starts
+            head = json.dumps(meta, ensure_ascii=False, sort_keys=True).encode()
+            at = _add_file(tar, f'{key}.json', head)
+            audio = _add_file(tar, f'{key}.flac', flac)
             rows.append((at, audio + len(flac) - at, len(head), audio - at, checksum(head, flac)))
     return rows
 
@@ -80,11 +94,16 @@ def shard_path(folder: Path, k: int, kind: str = 'tar') -> Path:
     return Path(folder) / f'{k:06d}.{kind}'
 
 
+def _write_text(path: Path, text: str):
+    with atomic_path(path) as tmp:
+        tmp.write_text(text)
+
+
 def write_shard(
     folder: str | Path,
     k: int,  # number of the shard
     samples,  # (key, dict with `id`, FLAC bytes) each
-    trouble: list = (),  # (what, id, file, reason) of each clip that could not be used; may grow while `samples` is read
+    trouble: list = (),  # (what, id, file, reason) of each clip left out; may grow while `samples` is read
 ) -> dict:  # the record
     "One shard and its record. Raises OSError that says what to do when the disk is full."
     folder = Path(folder)
@@ -92,19 +111,24 @@ def write_shard(
     for left in folder.glob(f'.*.{k:06d}.*'):
         left.unlink(missing_ok=True)  # of a run that was killed
     ids = []
-    noted = (ids.append(s[1]['id']) or s for s in samples)
+
+    def noted():
+        for key, meta, flac in samples:
+            ids.append(meta['id'])
+            yield key, meta, flac
+
     try:
         with atomic_path(shard_path(folder, k)) as tmp:
-            rows = write_tar(tmp, noted)
+            rows = write_tar(tmp, noted())
             size = tmp.stat().st_size
         record = dict(bytes=size, rows=rows, ids=ids, trouble=list(trouble))
-        with atomic_path(shard_path(folder, k, 'json')) as tmp:
-            tmp.write_text(json.dumps(record, ensure_ascii=False))
+        _write_text(shard_path(folder, k, 'json'), json.dumps(record, ensure_ascii=False))
     except OSError as e:
-        raise OSError(
-            e.errno,
-            f'{shard_path(folder, k)} could not be written ({e.strerror}). Nothing half-done is left, finished shards are kept; make room and start the same command again',
-        ) from e
+        message = (
+            f'{shard_path(folder, k)} could not be written ({e.strerror}). Nothing half-done is left, '
+            'finished shards are kept; make room and start the same command again'
+        )
+        raise OSError(e.errno, message) from e
     return record
 
 
@@ -115,7 +139,8 @@ def read_record(folder: str | Path, k: int) -> dict | None:
         record = json.loads(path.with_suffix('.json').read_text())
     except (OSError, ValueError):
         return None
-    return record if path.exists() and path.stat().st_size == record['bytes'] else None
+    whole = path.exists() and path.stat().st_size == record['bytes']
+    return record if whole else None
 
 # %% ../nbs/06_streaming.ipynb #7406cb63
 @dataclass(frozen=True)
@@ -152,12 +177,14 @@ def clip_sound(c: Clip, plan: Plan) -> tuple:  # (s,) waveform or None, what is 
     if not (c.path and Path(c.path).is_file()):
         return None, 'missing', 'no such file'
     skipped = []
-    wav = next((w for _, w in read_clips([c], plan.sample_rate, skipped, 0.0)), None)
-    if wav is None:
+    read = [wav for _, wav in read_clips([c], plan.sample_rate, skipped, min_seconds=0.0)]
+    if not read:
         return None, 'corrupt', skipped[0][1]
+    wav = read[0]
     if len(wav) < max(1, plan.min_seconds * plan.sample_rate):
         return None, 'short', f'{len(wav) / plan.sample_rate:.3f} s; {plan.min_seconds:g} s are needed'
-    if (peak := wav.abs().max().item()) < plan.silence:
+    peak = wav.abs().max().item()
+    if peak < plan.silence:
         return None, 'silent', f'peak {peak:.1e}; {plan.silence:g} is needed'
     return wav, '', ''
 
@@ -172,73 +199,83 @@ def make_shard(folder: str | Path, k: int, clips: list, plan: Plan) -> dict:  # 
             if what:
                 trouble.append((what, c.id, c.path, why))
                 continue
-            meta = dict(
-                id=c.id or Path(c.path).stem,
-                labels=c.labels,
-                captions=c.captions,
-                seconds=round(len(wav) / plan.sample_rate, 3),
-            )
+            seconds = round(len(wav) / plan.sample_rate, 3)
+            meta = dict(id=c.id or Path(c.path).stem, labels=c.labels, captions=c.captions, seconds=seconds)
             yield f'{j:09d}', meta, encode_flac(wav, plan.sample_rate)
 
     return write_shard(folder, k, samples(), trouble)
 
 # %% ../nbs/06_streaming.ipynb #20bacd39
+def _name_of(data: str | Manifest) -> tuple:  # name, whether it is a user's table
+    if isinstance(data, Manifest):
+        return data.name, False
+    if str(data).lower().endswith('.csv'):
+        return Path(data).stem, True
+    return source_of(data).name, False
+
+
+_REASONS = dict(
+    missing='not found',
+    empty='empty file',
+    corrupt='no sound file',
+    unreadable='of a kind that libsndfile does not read',
+)
+
+
+def _lost(report) -> list:  # (what, id, file, reason) of each, as in the record of a shard
+    "The files that the data set itself could not use."
+    lines = []
+    for trouble, reason in _REASONS.items():
+        what = 'missing' if trouble == 'missing' else 'corrupt'
+        lines += [(what, '', file, reason) for file in getattr(report, trouble, ())]
+    return lines
+
+# %% ../nbs/06_streaming.ipynb #5d7f1b34
 def clips_to_shard(
     data: str | Manifest,  # name of a data set, table (*.csv), or manifest
     root: str | Path,  # folder of all data sets
     splits: tuple | None = None,  # None = what is trained on, where there is a leakage rule, else all
 ) -> tuple:  # name, clips, listing: what was left out and what was not found
-    "The clips that may go into shards. Raises ValueError where training and test splits are asked for together, or nothing is left."
-    splits = (splits,) if isinstance(splits, str) else splits
-    table = not isinstance(data, Manifest) and str(data).lower().endswith('.csv')
-    name = Path(data).stem if table else data.name if isinstance(data, Manifest) else source_of(data).name
-    train = set() if table else set(LEAKS[name]['train']) if name in LEAKS else set()
+    """The clips that may go into shards.
+
+    Raises ValueError where training and test splits are asked for together, or nothing is left.
+    """
+    if isinstance(splits, str):
+        splits = (splits,)
+    name, table = _name_of(data)
+    train = set(LEAKS[name]['train']) if name in LEAKS and not table else set()
     wanted = tuple(splits or sorted(train)) or None
     m = data if isinstance(data, Manifest) else load_dataset(data, root, None if table else wanted)
-    clips, counts = m.of(*wanted) if wanted else m.clips, {}
-    listed = clips
+    clips = listed = m.of(*wanted) if wanted else m.clips
+    counts = {}
     if train & set(wanted or ()):
         if odd := set(wanted) - train:
             raise ValueError(
-                f"{name}: split '{min(odd)}' is not trained on; shards hold either training splits ({', '.join(sorted(train))}) or others"
+                f"{name}: split '{min(odd)}' is not trained on; "
+                f'shards hold either training splits ({", ".join(sorted(train))}) or others'
             )
         clips, counts = training_clips(dataclasses.replace(m, clips=clips), root)
     if not clips:
         raise ValueError(f'{name}: no clip of {wanted or "any split"} is left; its splits are {m.splits}')
-    kept, names = (
-        {c.id for c in clips},
-        dict(
-            missing='not found',
-            empty='empty file',
-            corrupt='no sound file',
-            unreadable='of a kind that libsndfile does not read',
-        ),
-    )
-    lost = [
-        ('missing' if what == 'missing' else 'corrupt', '', f, why)
-        for what, why in names.items()
-        for f in getattr(m.report, what, ())
-    ]
-    return (
-        name,
-        clips,
-        dict(classes=m.classes, leakage=counts, left_out=[c.id for c in listed if c.id not in kept], trouble=lost),
-    )
+    kept = {c.id for c in clips}
+    left_out = [c.id for c in listed if c.id not in kept]
+    return name, clips, dict(classes=m.classes, leakage=counts, left_out=left_out, trouble=_lost(m.report))
 
 # %% ../nbs/06_streaming.ipynb #8b3dd136
 def agree(folder: Path, plan: Plan, listing: dict):
     "Write the plan of a folder, or raise ValueError when it has another."
-    path, now = folder / 'plan.json', dataclasses.asdict(plan)
+    path = folder / 'plan.json'
+    now = dataclasses.asdict(plan)
     if not path.exists():
-        with atomic_path(folder / 'listing.json') as tmp:
-            tmp.write_text(json.dumps(listing, ensure_ascii=False))
-        with atomic_path(path) as tmp:
-            tmp.write_text(json.dumps(now, indent=1))
+        _write_text(folder / 'listing.json', json.dumps(listing, ensure_ascii=False))
+        _write_text(path, json.dumps(now, indent=1))
     was = json.loads(path.read_text())
-    if other := [k for k in now if was.get(k) != now[k]]:
-        raise ValueError(
-            f'{path} was made with {other[0]}={was.get(other[0])}, now it is {now[other[0]]}; a folder holds the shards of one plan: choose another folder, or remove this one'
-        )
+    for k in now:
+        if was.get(k) != now[k]:
+            raise ValueError(
+                f'{path} was made with {k}={was.get(k)}, now it is {now[k]}; '
+                'a folder holds the shards of one plan: choose another folder, or remove this one'
+            )
 
 
 def clear_killed(folder: Path):
@@ -248,42 +285,49 @@ def clear_killed(folder: Path):
         if pid.isdigit() and not psutil.pid_exists(int(pid)):
             f.unlink(missing_ok=True)
 
+# %% ../nbs/06_streaming.ipynb #2f96b8a1
+def _write_index(folder: Path, listing: dict, done: list, trouble: list, report: dict):  # done: (number, record) each
+    "What readers need, see `index_shards`."
+    rows = []
+    ids = []
+    for k, record in done:
+        rows += [(k, *row) for row in record['rows']]
+        ids += record['ids']
+    _write_text(folder / 'classes.json', json.dumps(listing['classes'], ensure_ascii=False))
+    _write_text(folder / 'ids.txt', ''.join(f'{i}\n' for i in ids))
+    _write_text(folder / 'left_out.txt', ''.join(f'{i}\n' for i in listing['left_out']))
+    with atomic_path(folder / 'trouble.csv') as tmp, tmp.open('w', newline='') as f:
+        csv.writer(f).writerows([('what', 'id', 'file', 'reason'), *trouble])
+    _write_text(folder / 'report.json', json.dumps(report, indent=1))
+    with atomic_path(folder / 'index.npy') as tmp, tmp.open('wb') as f:
+        np.save(f, np.array(rows, INDEX))  # last: who sees it sees the rest
+
 
 def index_shards(folder: str | Path) -> dict:  # the report
-    "Where all shards are finished, write what readers need: index.npy, classes.json, ids.txt, trouble.csv, report.json. Also after bringing parts together by hand."
+    """Where all shards are finished, write what readers need; also after bringing parts together by hand.
+
+    That is index.npy, classes.json, ids.txt, left_out.txt, trouble.csv and report.json.
+    """
     folder = Path(folder)
-    plan, listing = (
-        Plan(**json.loads((folder / 'plan.json').read_text())),
-        json.loads((folder / 'listing.json').read_text()),
-    )
+    plan = Plan(**json.loads((folder / 'plan.json').read_text()))
+    listing = json.loads((folder / 'listing.json').read_text())
     records = [read_record(folder, k) for k in range(plan.shards)]
     done = [(k, r) for k, r in enumerate(records) if r]
-    trouble = [*listing['trouble'], *(t for _, r in done for t in r['trouble'])]
+    trouble = list(listing['trouble'])
+    for _, record in done:
+        trouble += record['trouble']
     report = dict(
         name=plan.name,
         listed=plan.clips,
         shards=plan.shards,
         finished=len(done),
         kept=sum(len(r['rows']) for _, r in done),
-        trouble=dict(Counter(t[0] for t in trouble)),
+        trouble=dict(Counter(what for what, *_ in trouble)),
         leakage=listing['leakage'],
         bytes=sum(r['bytes'] for _, r in done),
     )
-    if len(done) < plan.shards:
-        return report
-    index = np.array([(k, *row) for k, r in done for row in r['rows']], INDEX)
-    with atomic_path(folder / 'classes.json') as tmp:
-        tmp.write_text(json.dumps(listing['classes'], ensure_ascii=False))
-    with atomic_path(folder / 'ids.txt') as tmp:
-        tmp.write_text(''.join(f'{i}\n' for _, r in done for i in r['ids']))
-    with atomic_path(folder / 'left_out.txt') as tmp:
-        tmp.write_text(''.join(f'{i}\n' for i in listing['left_out']))
-    with atomic_path(folder / 'trouble.csv') as tmp, tmp.open('w', newline='') as f:
-        csv.writer(f).writerows([('what', 'id', 'file', 'reason'), *trouble])
-    with atomic_path(folder / 'report.json') as tmp:
-        tmp.write_text(json.dumps(report, indent=1))
-    with atomic_path(folder / 'index.npy') as tmp, tmp.open('wb') as f:
-        np.save(f, index)  # last: who sees it sees the rest
+    if len(done) == plan.shards:
+        _write_index(folder, listing, done, trouble, report)
     return report
 
 # %% ../nbs/06_streaming.ipynb #3590e36d
@@ -307,8 +351,12 @@ def shard(
     workers: int = -1,  # processes; -1 = one for each core
     **settings,  # per_shard, sample_rate, seed, min_seconds, silence: see `Plan`
 ) -> dict:  # the report so far, see `index_shards`
-    "Sound files to shards; what is finished is not made again. Raises ValueError for another plan in the folder, OSError when the disk is full."
-    (i, n), out = parse_part(part), Path(out)
+    """Sound files to shards; what is finished is not made again.
+
+    Raises ValueError for another plan in the folder, OSError when the disk is full.
+    """
+    i, n = parse_part(part)
+    out = Path(out)
     name, clips, listing = clips_to_shard(data, root, splits)
     plan = Plan(name, len(clips), clips_digest(clips), **settings)
     agree(out, plan, listing)
@@ -316,15 +364,14 @@ def shard(
     mine = range(i - 1, plan.shards, n)
     todo = [k for k in mine if read_record(out, k) is None]
     deal = np.split(plan.order(), range(plan.per_shard, plan.clips, plan.per_shard))
-    jobs = (delayed(make_shard)(out, k, [(int(j), clips[j]) for j in deal[k]], plan) for k in todo)
+
+    def job(k):
+        numbered = [(int(j), clips[j]) for j in deal[k]]
+        return delayed(make_shard)(out, k, numbered, plan)
+
+    bar = dict(total=len(mine), initial=len(mine) - len(todo), desc=f'shards of {name}, part {i}/{n}', unit='shard')
     try:
-        for _ in tqdm(
-            Parallel(workers, return_as='generator_unordered')(jobs),
-            total=len(mine),
-            initial=len(mine) - len(todo),
-            desc=f'shards of {name}, part {i}/{n}',
-            unit='shard',
-        ):
+        for _ in tqdm(Parallel(workers, return_as='generator_unordered')(map(job, todo)), **bar):
             pass
     finally:
         if workers != 1:
@@ -342,10 +389,14 @@ class EpochOrder:
         seed: int,
         epoch: int,
     ):
-        self.sizes, self.window, self.key, self.cache = np.asarray(sizes), window, (seed, epoch), (None, None)
-        self.first = np.cumsum(self.sizes) - self.sizes
+        self.sizes = np.asarray(sizes)
+        self.window = window
+        self.key = seed, epoch
+        self.cache = None, None  # the window shuffled last: its number, its clips
+        self.first = np.cumsum(self.sizes) - self.sizes  # first clip of each shard
         self.shards = self.rng('shards').permutation(len(self.sizes))
-        self.ends = np.cumsum(np.add.reduceat(self.sizes[self.shards], range(0, len(self.shards), window)))
+        in_windows = np.add.reduceat(self.sizes[self.shards], range(0, len(self.shards), window))
+        self.ends = np.cumsum(in_windows)  # position at which each window ends
 
     def rng(self, what):
         return np.random.default_rng(sample_seed(*self.key, what))
@@ -353,12 +404,8 @@ class EpochOrder:
     def heap(self, j: int) -> np.ndarray:
         "The clips of window `j`, shuffled."
         if self.cache[0] != j:
-            ids = np.concatenate(
-                [
-                    np.arange(self.first[k], self.first[k] + self.sizes[k])
-                    for k in self.shards[j * self.window : (j + 1) * self.window]
-                ]
-            )
+            shards = self.shards[j * self.window : (j + 1) * self.window]
+            ids = np.concatenate([np.arange(self.first[k], self.first[k] + self.sizes[k]) for k in shards])
             self.cache = j, self.rng(f'window {j}').permutation(ids)
         return self.cache[1]
 
@@ -386,7 +433,8 @@ def decode_clip(
     view = memoryview(blob)
     if len(view) < row['size']:
         raise ValueError(f'cut off: {len(view):,} of {row["size"]:,} bytes are there')
-    head, flac = view[: row['meta']], view[row['audio'] :]
+    head = view[: row['meta']]
+    flac = view[row['audio'] :]
     if checksum(head, flac) != row['crc']:
         raise ValueError('its JSON or FLAC header is not what was written (checksum)')
     with sf.SoundFile(io.BytesIO(flac)) as f:
@@ -407,27 +455,25 @@ class Shards(Dataset):
         window: int = 16,  # shards shuffled together
         shards: slice = slice(None),  # which of them, as slice(-2, None) for a held-out part
     ):
-        self.root, self.size, self.sample_rate, self.window = (
-            str(root),
-            round(clip_seconds * sample_rate),
-            sample_rate,
-            window,
-        )
+        self.root = str(root)
+        self.size = round(clip_seconds * sample_rate)
+        self.sample_rate = sample_rate
+        self.window = window
         fs, path = self.place()
         try:
-            index, plan, self.classes = (
-                np.load(io.BytesIO(fs.cat_file(f'{path}/index.npy'))),
-                *(json.loads(fs.cat_file(f'{path}/{f}.json')) for f in ('plan', 'classes')),
-            )
+            index = np.load(io.BytesIO(fs.cat_file(f'{path}/index.npy')))
+            plan = Plan(**json.loads(fs.cat_file(f'{path}/plan.json')))
+            self.classes = json.loads(fs.cat_file(f'{path}/classes.json'))
         except FileNotFoundError as e:
             raise FileNotFoundError(
                 f'{root}: no plan.json and index.npy; `collat data shard` writes them when all its parts are finished'
             ) from e
-        if plan['sample_rate'] != sample_rate:
-            raise ValueError(f'{root}: shards of {plan["sample_rate"]} Hz; {sample_rate} Hz are needed')
-        self.index, self.digest = index[np.isin(index['shard'], np.arange(Plan(**plan).shards)[shards])], plan['digest']
+        if plan.sample_rate != sample_rate:
+            raise ValueError(f'{root}: shards of {plan.sample_rate} Hz; {sample_rate} Hz are needed')
+        self.digest = plan.digest
+        self.index = index[np.isin(index['shard'], np.arange(plan.shards)[shards])]
         if not len(self.index):
-            raise ValueError(f'{root}: no clip in {shards} of {Plan(**plan).shards} shards')
+            raise ValueError(f'{root}: no clip in {shards} of {plan.shards} shards')
         self.sizes = np.unique(self.index['shard'], return_counts=True)[1]
 
     def place(self) -> tuple:  # file system and path, made anew in each process
@@ -443,35 +489,34 @@ class Shards(Dataset):
 
     def __getitem__(self, i) -> tuple:
         "Raises ShardError when the clip cannot be read."
-        (got,) = self.read([i], [None], out := torch.zeros(1, self.size, dtype=torch.int16))
+        out = torch.zeros(1, self.size, dtype=torch.int16)
+        (got,) = self.read([i], [None], out)
         if isinstance(got, ShardError):
             raise got
         return as_float(out[0]), got['labels']
 
 
 def as_float(wav: Tensor) -> Tensor:  # int16 -> float32, full scale ±1
-    if wav.device.type == 'cpu':
-        return torch.from_numpy(
-            np.multiply(wav.numpy(), np.float32(1 / 32_768), dtype=np.float32)
-        )  # one thread: more would take the cores from the workers
+    if wav.device.type == 'cpu':  # numpy takes one thread: more would take the cores from the workers
+        return torch.from_numpy(np.multiply(wav.numpy(), np.float32(1 / 32_768), dtype=np.float32))
     return wav.float().mul_(1 / 32_768)
 
 # %% ../nbs/06_streaming.ipynb #7c1e7037
+def _local_range(path: str, start: int, end: int):  # bytes, or the exception
+    try:
+        with open(path, 'rb', buffering=0) as f:
+            return os.pread(f.fileno(), end - start, start)
+    except OSError as e:
+        return e
+
+
 def byte_ranges(fs, paths: list, starts: list, ends: list) -> list:  # bytes, or the exception of each
     "Stretches of files; a remote file system serves them concurrently."
     from fsspec.implementations.local import LocalFileSystem
 
-    if not isinstance(fs, LocalFileSystem):
-        return fs.cat_ranges(paths, starts, ends, on_error='return')
-
-    def one(path, a, b):
-        try:
-            with open(path, 'rb', buffering=0) as f:
-                return os.pread(f.fileno(), b - a, a)
-        except OSError as e:
-            return e
-
-    return list(map(one, paths, starts, ends))
+    if isinstance(fs, LocalFileSystem):
+        return list(map(_local_range, paths, starts, ends))
+    return fs.cat_ranges(paths, starts, ends, on_error='return')
 
 
 @patch
@@ -479,26 +524,24 @@ def read(
     self: Shards,
     ids: list,  # (b,) numbers of clips
     seeds: list,  # (b,) of their crops
-    out: Tensor,  # (b s) int16, filled here
+    out: Tensor,  # (b, s) int16, filled here
 ) -> list:  # (b,) what each clip's JSON says, or a ShardError
     "Several clips at once."
     fs, path = self.place()
-    rows, results = self.index[ids], []
-    paths, ends = [f'{path}/{k:06d}.tar' for k in rows['shard']], rows['at'] + rows['size']
-    for i, row, seed, x, p, blob in zip(
-        ids, rows, seeds, out, paths, byte_ranges(fs, paths, rows['at'].tolist(), ends.tolist())
-    ):
+    rows = self.index[ids]
+    names = [f'{k:06d}.tar' for k in rows['shard']]
+    ends = rows['at'] + rows['size']
+    blobs = byte_ranges(fs, [f'{path}/{name}' for name in names], rows['at'].tolist(), ends.tolist())
+    results = []
+    for i, row, seed, x, name, blob in zip(ids, rows, seeds, out, names, blobs):
         try:
             if isinstance(blob, Exception):
                 raise blob
             results.append(decode_clip(blob, row, x.numpy(), seed))
         except (OSError, ValueError, sf.SoundFileError) as e:
             x.zero_()
-            results.append(
-                ShardError(
-                    f'{p.rsplit("/", 1)[-1]}, clip {i}: {"no such file" if isinstance(e, FileNotFoundError) else e}'
-                )
-            )
+            why = 'no such file' if isinstance(e, FileNotFoundError) else e
+            results.append(ShardError(f'{name}, clip {i}: {why}'))
     return results
 
 # %% ../nbs/06_streaming.ipynb #27695a84
@@ -523,36 +566,19 @@ class ShardLoader:
     ):
         if not 0 <= rank < world or batch < 1:
             raise ValueError(f'rank={rank}, world={world}, batch={batch}; 0 ≤ rank < world and batch ≥ 1 are accepted')
-        self.shards, self.batch, self.steps, self.per_epoch, self.seed, self.make_prompt = (
-            shards,
-            batch,
-            steps,
-            per_epoch,
-            seed,
-            make_prompt,
-        )
-        self.rank, self.world, self.step, self.workers, self.prefetch, self.device, self.log = (
-            rank,
-            world,
-            step,
-            workers,
-            prefetch,
-            torch.device(device),
-            log,
-        )
-        self.share, self.origin, self.skipped, self.orders, self.ring = (
-            math.ceil(batch / world),
-            (0, 0, 0),
-            {},
-            {},
-            None,
-        )
+        store_attr()
+        self.device = torch.device(device)
+        self.share = math.ceil(batch / world)  # clips of this rank per step
+        self.origin = 0, 0, 0  # epoch, clips consumed in it, and the step at which that was
+        self.skipped = {}  # clip -> why
+        self.orders = {}  # epoch -> its order; only the newest is kept
+        self.ring = None  # (batches, share, s) shared memory, where there are workers
 
     def __len__(self):
         return max(0, min(self.per_epoch - self.step % self.per_epoch, self.steps - self.step))
 
     def load(self, step: int) -> tuple:
-        return self.finish(self[step], step), step  # ({wav (b s), seeds, labels, weight (b,), ids, texts}, step)
+        return self.finish(self[step], step), step  # ({wav (b, s), seeds, labels, weight (b,), ids, texts}, step)
 
     @property
     def steps_per_pass(self) -> int:
@@ -563,10 +589,14 @@ class ShardLoader:
 def position(self: ShardLoader, step: int) -> tuple:  # epoch, first and past-last clip
     "Where in which epoch a step reads."
     epoch, consumed, since = self.origin
-    k, left = step - since, math.ceil((len(self.shards) - consumed) / self.batch)
+    k = step - since
+    left = math.ceil((len(self.shards) - consumed) / self.batch)  # steps in the rest of that epoch
     if k >= left:
-        epoch, consumed, k = epoch + 1 + (k - left) // self.steps_per_pass, 0, (k - left) % self.steps_per_pass
-    return epoch, (a := consumed + k * self.batch), min(a + self.batch, len(self.shards))
+        passes, k = divmod(k - left, self.steps_per_pass)
+        epoch += 1 + passes
+        consumed = 0
+    first = consumed + k * self.batch
+    return epoch, first, min(first + self.batch, len(self.shards))
 
 
 @patch
@@ -583,20 +613,25 @@ def state_dict(self: ShardLoader, step: int | None = None) -> dict:
     "Where `step` (the next one, if none is named) reads; the same on every rank."
     step = self.step if step is None else step
     epoch, consumed, _ = self.position(step)
-    return dict(
-        seed=self.seed, epoch=epoch, consumed=consumed, step=step, clips=len(self.shards), digest=self.shards.digest
-    )
+    of = dict(clips=len(self.shards), digest=self.shards.digest)
+    return dict(seed=self.seed, epoch=epoch, consumed=consumed, step=step, **of)
 
 
 @patch
 def load_state_dict(self: ShardLoader, state: dict):
-    "Go on from a state, with any number of ranks and workers and any batch. Raises ValueError when it belongs to other clips or another order."
+    """Go on from a state, with any number of ranks and workers and any batch.
+
+    Raises ValueError when it belongs to other clips or another order.
+    """
     now = self.state_dict()
-    if other := [k for k in ('seed', 'clips', 'digest') if state[k] != now[k]]:
-        raise ValueError(
-            f'the state of the data was saved with {other[0]}={state[other[0]]}, now it is {now[other[0]]}; the same shards and seed are needed to go on without repetition or loss'
-        )
-    self.step, self.origin = state['step'], (state['epoch'], state['consumed'], state['step'])
+    for k in ('seed', 'clips', 'digest'):
+        if state[k] != now[k]:
+            raise ValueError(
+                f'the state of the data was saved with {k}={state[k]}, now it is {now[k]}; '
+                'the same shards and seed are needed to go on without repetition or loss'
+            )
+    self.step = state['step']
+    self.origin = state['epoch'], state['consumed'], state['step']
 
 # %% ../nbs/06_streaming.ipynb #7cfa1023
 @patch
@@ -616,29 +651,25 @@ def stand_in(self: ShardLoader) -> tuple:  # (s,) int16, its JSON
 def __getitem__(self: ShardLoader, step: int) -> dict:  # what a worker hands over
     "The raw batch of a step: clips first, then what fills it up."
     pairs = self.sample_ids(step)
-    seeds = [sample_seed(self.seed, *p) for p in pairs] + [
-        sample_seed(self.seed, step, f'filler {k}') for k in range(len(pairs), self.share)
-    ]
-    wav, weight = (
-        self.ring[step % len(self.ring)]
-        if get_worker_info()
-        else torch.zeros(self.share, self.shards.size, dtype=torch.int16),
-        torch.zeros(self.share),
-    )
-    got = self.shards.read([i for _, i in pairs], seeds, wav) if pairs else []
+    ids = [i for _, i in pairs]
+    seeds = [sample_seed(self.seed, *p) for p in pairs]
+    seeds += [sample_seed(self.seed, step, f'filler {k}') for k in range(len(pairs), self.share)]
+    in_worker = get_worker_info() is not None
+    if in_worker:
+        wav = self.ring[step % len(self.ring)]
+    else:
+        wav = torch.zeros(self.share, self.shards.size, dtype=torch.int16)
+    got = self.shards.read(ids, seeds, wav) if pairs else []
     good = [k for k, g in enumerate(got) if not isinstance(g, ShardError)]
+    weight = torch.zeros(self.share)
     weight[good] = 1.0
     sound, meta = (wav[good[0]].clone(), got[good[0]]) if good else self.stand_in()
     wav[weight == 0] = sound
     metas = [got[k] if weight[k] else meta for k in range(self.share)]
-    return dict(
-        wav=None if get_worker_info() else wav,
-        seeds=seeds,
-        labels=[sorted(m['labels']) for m in metas],
-        weight=weight.tolist(),
-        ids=[i for _, i in pairs],
-        skipped=[(i, str(g)) for (_, i), g in zip(pairs, got) if isinstance(g, ShardError)],
-    )
+    labels = [sorted(m['labels']) for m in metas]
+    skipped = [(i, str(g)) for i, g in zip(ids, got) if isinstance(g, ShardError)]
+    wav = None if in_worker else wav  # the ring has it
+    return dict(wav=wav, seeds=seeds, labels=labels, weight=weight.tolist(), ids=ids, skipped=skipped)
 
 # %% ../nbs/06_streaming.ipynb #a6bcba5e
 @patch
@@ -646,11 +677,11 @@ def leave_out(self: ShardLoader, i: int, why: str):
     "Count and list a clip that could not be read; the first one of a shard is printed."
     if i in self.skipped:
         return
-    self.skipped[i], name = why, why.split(',')[0]
+    self.skipped[i] = why
+    name = why.split(',')[0]
     if sum(w.startswith(name) for w in self.skipped.values()) == 1:
-        tqdm.write(
-            f'left out: {why} ({len(self.skipped)} of {len(self.shards):,} so far; further ones of {name} are listed without a word)'
-        )
+        so_far = f'{len(self.skipped)} of {len(self.shards):,} so far'
+        tqdm.write(f'left out: {why} ({so_far}; further ones of {name} are listed without a word)')
     if self.log:
         Path(self.log).parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, 'a', newline='') as f:
@@ -659,11 +690,12 @@ def leave_out(self: ShardLoader, i: int, why: str):
 
 @patch
 def finish(self: ShardLoader, raw: dict, step: int) -> dict:
-    "What the training process adds to a worker's batch: floats on the device, prompts, the list of what was left out."
+    "Adds floats on the device, prompts, and the list of what was left out."
     for i, why in raw.pop('skipped'):
         self.leave_out(i, why)
     wav = self.ring[step % len(self.ring)] if raw['wav'] is None else raw['wav']
-    out = raw | dict(wav=as_float(wav.to(self.device)), weight=torch.tensor(raw['weight'], device=self.device))
+    weight = torch.tensor(raw['weight'], device=self.device)
+    out = raw | dict(wav=as_float(wav.to(self.device)), weight=weight)
     if self.make_prompt:
         out['texts'], out['labels'] = zip(*map(self.make_prompt, out['labels']))
     return out
@@ -674,21 +706,19 @@ def raw_batches(self: ShardLoader, stop: int):
     "Raw batches from `step` to `stop`, made here or by workers."
     if not self.workers:
         return map(self.__getitem__, range(self.step, stop))
-    self.ring = torch.empty(
-        self.workers * self.prefetch + 1, self.share, self.shards.size, dtype=torch.int16
-    ).share_memory_()
+    places = self.workers * self.prefetch + 1
+    self.ring = torch.empty(places, self.share, self.shards.size, dtype=torch.int16).share_memory_()
+    loader = DataLoader(
+        self,
+        batch_size=None,
+        sampler=range(self.step, stop),
+        num_workers=self.workers,
+        prefetch_factor=self.prefetch,
+        multiprocessing_context='fork',
+        generator=torch.Generator(),  # its own: the global one belongs to the training
+    )
     was = signal.getsignal(signal.SIGCHLD)
-    batches = iter(
-        DataLoader(
-            self,
-            batch_size=None,
-            sampler=range(self.step, stop),
-            num_workers=self.workers,
-            prefetch_factor=self.prefetch,
-            multiprocessing_context='fork',
-            generator=torch.Generator(),
-        )
-    )  # its own: the global one belongs to the training
+    batches = iter(loader)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, was)  # see above
     return batches
@@ -696,8 +726,12 @@ def raw_batches(self: ShardLoader, stop: int):
 
 @patch
 def __iter__(self: ShardLoader):
-    "The batches of one stretch between validations. Dead workers are replaced; RuntimeError when they die three times at one step."
-    stop, deaths = self.step + len(self), 0
+    """The batches of one stretch between validations.
+
+    Dead workers are replaced; RuntimeError when they die three times at one step.
+    """
+    stop = self.step + len(self)
+    deaths = 0  # at this step
     batches = self.raw_batches(stop)
     while self.step < stop:
         try:
@@ -708,13 +742,15 @@ def __iter__(self: ShardLoader):
             deaths += 1
             if deaths == 3:
                 raise RuntimeError(
-                    f'step {self.step}: data workers died three times ({e}); is the memory full? Fewer `workers` or a smaller `prefetch` take less'
+                    f'step {self.step}: data workers died three times ({e}); is the memory full? '
+                    'Fewer `workers` or a smaller `prefetch` take less'
                 ) from e
             tqdm.write(f'step {self.step}: a data worker died; new ones do its work again')
             batches = self.raw_batches(stop)
             continue
         yield self.finish(raw, self.step), self.step
-        self.step, deaths = self.step + 1, 0
+        self.step += 1
+        deaths = 0
 
 # %% ../nbs/06_streaming.ipynb #d113eee3
 VALIDATION = dict(fsd50k=('val',))
@@ -730,7 +766,7 @@ def sounds_of(p: Profile, run_dir: str | Path, split: str) -> Shards:  # `train`
     from fsspec.core import url_to_fs
 
     root = shards_of(p, run_dir)
-    open_ = lambda folder, which=slice(None): Shards(folder, p.clip_seconds, p.sample_rate, p.shuffle_window, which)
+    open_ = partial(Shards, clip_seconds=p.clip_seconds, sample_rate=p.sample_rate, window=p.shuffle_window)
     fs, path = url_to_fs(f'{root}_valid/index.npy')
     whole = open_(root)
     if not whole.classes:
@@ -738,18 +774,23 @@ def sounds_of(p: Profile, run_dir: str | Path, split: str) -> Shards:  # `train`
     if fs.exists(path):
         return whole if split == 'train' else open_(f'{root}_valid')
     held = max(1, len(whole.sizes) // 100)
-    return open_(root, slice(-held) if split == 'train' else slice(-held, None))
+    return open_(root, shards=slice(-held) if split == 'train' else slice(-held, None))
 
 
 def shard_profile(p: Profile, run_dir: str | Path) -> dict:  # part -> report, see `index_shards`
-    "Packs what a profile trains on and validates with, where that is not done. Raises DatasetMissing where the data set is not in `data_root`."
-    root, reports = shards_of(p, run_dir), {}
+    """Packs what a profile trains on and validates with, where that is not done.
+
+    Raises DatasetMissing where the data set is not in `data_root`.
+    """
+    root = shards_of(p, run_dir)
     if p.shards or not root:
-        return reports
-    name = p.data if p.data.lower().endswith('.csv') else source_of(p.data).name
-    for part, splits in (('', None), *([('_valid', VALIDATION[name])] if name in VALIDATION else [])):
-        n = len(clips_to_shard(p.data, p.data_root, splits)[1])
-        reports[part or 'train'] = shard(
-            p.data, root + part, p.data_root, splits, sample_rate=p.sample_rate, per_shard=min(1_000, math.ceil(n / 20))
-        )
+        return {}
+    parts = {'': None}  # end of the folder's name -> splits
+    if not p.data.lower().endswith('.csv') and (name := source_of(p.data).name) in VALIDATION:
+        parts['_valid'] = VALIDATION[name]
+    reports = {}
+    for end, splits in parts.items():
+        _, clips, _ = clips_to_shard(p.data, p.data_root, splits)
+        settings = dict(sample_rate=p.sample_rate, per_shard=min(1_000, math.ceil(len(clips) / 20)))
+        reports[end or 'train'] = shard(p.data, root + end, p.data_root, splits, **settings)
     return reports

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from fastcore.basics import patch
+from fastcore.basics import patch, store_attr
 from torch import Tensor, nn
 
 from collat.weights import (
@@ -33,7 +33,7 @@ from collat.weights import (
 )
 
 # %% ../nbs/07_text_encoder.ipynb #5babe9f5
-PAD, TEMPLATE, LABEL, SPECIAL = 0, 1, 2, 3
+PAD, TEMPLATE, LABEL, SPECIAL = range(4)
 
 
 class Tokens(NamedTuple):
@@ -77,13 +77,15 @@ class LockedTextEncoder(nn.Module):
         prefix: list,  # special tokens before the words, e.g. [CLS]
         suffix: list,  # and after them, e.g. [SEP]
         activation: str,  # of the feed-forward layers
-        origin: str,
-    ):  # where the weights came from
+        origin: str,  # where the weights came from
+    ):
         super().__init__()
         self._held = (model.eval().requires_grad_(False),)
-        self.tokenizer, self.name, self.n_ctx, self.pad_id = tokenizer, name, n_ctx, pad_id
-        self.prefix, self.suffix, self.activation, self.origin = list(prefix), list(suffix), activation, origin
-        self.d, self.n_layers = self.table.shape[1], len(self.blocks)
+        store_attr('tokenizer,name,n_ctx,pad_id,activation,origin')
+        self.prefix = list(prefix)
+        self.suffix = list(suffix)
+        self.d = self.table.shape[1]
+        self.n_layers = len(self.blocks)
         self.n_special = len(self.prefix) + len(self.suffix)
         self.embed_scale = self.table.abs().mean(dtype=torch.float64).item()
         self.n_params = sum(p.numel() for p in model.parameters())
@@ -126,7 +128,8 @@ def train(self: LockedTextEncoder, mode: bool = True):
 
 @patch
 def extra_repr(self: LockedTextEncoder):
-    return f'{self.name}: d={self.d}, d_out={self.d_out}, n_ctx={self.n_ctx}, n_layers={self.n_layers}, {self.activation}, pad_id={self.pad_id}, {self.origin}'
+    size = f'd={self.d}, d_out={self.d_out}, n_ctx={self.n_ctx}, n_layers={self.n_layers}'
+    return f'{self.name}: {size}, {self.activation}, pad_id={self.pad_id}, {self.origin}'
 
 
 @patch
@@ -139,32 +142,36 @@ def fingerprint(self: LockedTextEncoder) -> str:
     return sha.hexdigest()
 
 # %% ../nbs/07_text_encoder.ipynb #e9c212dc
-class _HFText(LockedTextEncoder):
-    "What Hugging Face encoders share: the tokenizer."
-
-    def _ids(self, texts):
-        return self.tokenizer(list(texts), add_special_tokens=False, padding=False, truncation=False, verbose=False)[
-            'input_ids'
-        ]
-
-    def _spans(self, text):
-        e = self.tokenizer(
-            text, add_special_tokens=False, padding=False, truncation=False, return_offsets_mapping=True, verbose=False
-        )
-        return text, e['offset_mapping']
-
-    def _pieces(self):
-        v = {i: p for p, i in self.tokenizer.get_vocab().items()}
-        return [v.get(i) for i in range(len(self.table))], set(self.tokenizer.all_special_ids)
+_whole = dict(padding=False, truncation=False)  # for tokenizers: a text as it is
+_bare = dict(_whole, add_special_tokens=False, verbose=False)  # and nothing but its words
 
 
 def _special_ids(tokenizer):
     "Special tokens a Hugging Face tokenizer puts before and after a text."
-    full, body = (
-        tokenizer('a', add_special_tokens=s, padding=False, truncation=False)['input_ids'] for s in (True, False)
-    )
+    full = tokenizer('a', add_special_tokens=True, **_whole)['input_ids']
+    body = tokenizer('a', add_special_tokens=False, **_whole)['input_ids']
     i = full.index(body[0])
     return full[:i], full[i + len(body) :]
+
+
+class _HFText(LockedTextEncoder):
+    "What Hugging Face encoders share: the tokenizer, its padding and its special tokens."
+
+    def __init__(self, model, tokenizer, name, n_ctx, pad_id, activation, origin):
+        if pad_id is None:
+            pad_id = tokenizer.pad_token_id
+        prefix, suffix = _special_ids(tokenizer)
+        super().__init__(model, tokenizer, name, n_ctx, pad_id, prefix, suffix, activation, origin)
+
+    def _ids(self, texts):
+        return self.tokenizer(list(texts), **_bare)['input_ids']
+
+    def _spans(self, text):
+        return text, self.tokenizer(text, return_offsets_mapping=True, **_bare)['offset_mapping']
+
+    def _pieces(self):
+        v = {i: p for p, i in self.tokenizer.get_vocab().items()}
+        return [v.get(i) for i in range(len(self.table))], set(self.tokenizer.all_special_ids)
 
 # %% ../nbs/07_text_encoder.ipynb #df0bca61
 BERT_FAMILY = 'bert', 'roberta', 'xlm-roberta', 'camembert'
@@ -180,16 +187,8 @@ class BERTText(_HFText):
                 f'{name} is a {c.model_type!r} model; as `bert:` these are accepted: {", ".join(BERT_FAMILY)}'
             )
         self.first_position = 0 if c.model_type == 'bert' else c.pad_token_id + 1  # RoBERTa counts from there
-        super().__init__(
-            model,
-            tokenizer,
-            name,
-            c.max_position_embeddings - self.first_position,
-            tokenizer.pad_token_id if pad_id is None else pad_id,
-            *_special_ids(tokenizer),
-            c.hidden_act,
-            origin,
-        )
+        n_ctx = c.max_position_embeddings - self.first_position
+        super().__init__(model, tokenizer, name, n_ctx, pad_id, c.hidden_act, origin)
         self.pooling = pooling
 
     @property
@@ -216,10 +215,8 @@ def _load_bert(folder, name, pad_id=None, origin='local folder'):
     cfg = Path(folder) / '1_Pooling' / 'config.json'
     first = cfg.exists() and json.loads(cfg.read_text()).get('pooling_mode_cls_token', False)
     with _quiet():
-        m, t = (
-            AutoModel.from_pretrained(folder, local_files_only=True),
-            AutoTokenizer.from_pretrained(folder, local_files_only=True),
-        )
+        m = AutoModel.from_pretrained(folder, local_files_only=True)
+        t = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return _from_files(BERTText(m.float(), t, name, pad_id, 'first' if first else 'mean', origin), folder)
 
 
@@ -248,9 +245,11 @@ def tokenize(
     n: int = None,  # total length; None: that of the longest text
     truncate: bool = False,  # cut as the libraries do instead of raising
 ) -> Tokens:
-    "Texts to vocabulary indices, [CLS] or [SOS] first, padded with `pad_id`. Raises ValueError where a text does not fit."
+    """Texts to vocabulary indices, [CLS] or [SOS] first, padded with `pad_id`.
+    Raises ValueError where a text does not fit."""
     texts = [texts] if isinstance(texts, str) else list(texts)
-    rows, s = self._ids(texts), self.n_special
+    rows = self._ids(texts)
+    s = self.n_special
     if n is None:
         n = min(max(map(len, rows), default=0) + s, self.n_ctx)
     if not s <= n <= self.n_ctx:
@@ -266,11 +265,13 @@ def tokenize(
 def _tokens(self: LockedTextEncoder, rows, n, prefix, suffix) -> Tokens:
     "Rows of content ids to `Tokens` of length n, on the encoder's device."
     ids = torch.full((len(rows), n), self.pad_id)
-    p, size = len(prefix), torch.tensor([len(r) for r in rows])
     for i, r in zip(ids, rows):
-        i[: p + len(r) + len(suffix)] = torch.tensor([*prefix, *r, *suffix], dtype=torch.long)
-    at, size = torch.arange(n)[None], size[:, None]
-    t = Tokens(ids, at < p + size + len(suffix), (at >= p) & (at < p + size))
+        whole = torch.tensor([*prefix, *r, *suffix], dtype=torch.long)
+        i[: len(whole)] = whole
+    at = torch.arange(n)[None]
+    start = len(prefix)
+    end = start + torch.tensor([len(r) for r in rows])[:, None]
+    t = Tokens(ids, at < end + len(suffix), (at >= start) & (at < end))
     return Tokens(*(o.to(self.device) for o in t))
 
 # %% ../nbs/07_text_encoder.ipynb #8b6ef2cd
@@ -286,11 +287,13 @@ def static_embeddings(
 @patch
 def _bias(self: LockedTextEncoder, x, mask, presence, positions):
     "Additive attention bias (b or 1, 1, n or 1, n), or None where every token sees every other."
-    n, bias = x.shape[1], None
+    n = x.shape[1]
+    bias = None
     if self.causal:
         bias = torch.full((n, n), -torch.inf, device=x.device, dtype=x.dtype).triu(1)[None, None]
     elif mask is not None:
-        bias = rearrange(torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, -torch.inf), 'b n -> b 1 1 n')
+        hidden = torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, -torch.inf)
+        bias = rearrange(hidden, 'b n -> b 1 1 n')
     if presence is not None:
         log_p = rearrange(presence.to(x.dtype).clamp_min(1e-12).log(), 'b n -> b 1 1 n')
         bias = log_p if bias is None else bias + log_p
@@ -307,7 +310,8 @@ def hidden_states(
     stop: int = None,  # last block to run; None: all of them
     positions: Tensor = None,  # (b, n) where each token stands; None: 0, 1, 2, ...
 ) -> list:  # states (b, n, d) after blocks start, ..., stop
-    "Token states of the locked encoder, layer by layer; layer 0 is the static embedding. Raises ValueError for a wrong shape or layer."
+    """Token states of the locked encoder, layer by layer; layer 0 is the static embedding.
+    Raises ValueError for a wrong shape or layer."""
     stop = self.n_layers if stop is None else stop
     if h.ndim != 3 or h.shape[-1] != self.d:
         raise ValueError(f'{self.name} takes embeddings (b, n, {self.d}), got {tuple(h.shape)}')
@@ -316,7 +320,8 @@ def hidden_states(
     if not 0 <= start <= stop <= self.n_layers:
         raise ValueError(f'{self.name} has layers 0 to {self.n_layers}, got start={start}, stop={stop}')
     x = h.to(self.dtype)
-    out, bias = [x], self._bias(x, mask, presence, positions)
+    out = [x]
+    bias = self._bias(x, mask, presence, positions)
     for l in range(start, stop):
         if l == 0:
             x = self._embed(x, positions)
@@ -349,7 +354,8 @@ def pool(
     normalize: bool = False,  # to unit length
 ) -> Tensor:  # (b, d_out)
     "Token states to z: at the last real token (causal: EOT), at the first, or their weighted mean."
-    mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device) if mask is None else mask
+    if mask is None:
+        mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
     if self.pooling == 'last':
         z = hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
     elif self.pooling == 'first':
@@ -372,7 +378,8 @@ def encode_text(
 ) -> Tensor:  # (b, d_out)
     "z_t = f_t(E_t x_t) (§3.1), without a graph."
     t = self.tokenize(texts, n, truncate)
-    return self.pool(self.encode_embeddings(self.static_embeddings(t.ids), t.mask), t.mask, normalize=normalize)
+    x = self.encode_embeddings(self.static_embeddings(t.ids), t.mask)
+    return self.pool(x, t.mask, normalize=normalize)
 
 
 @patch
@@ -383,20 +390,12 @@ def forward(self: LockedTextEncoder, texts):
 class OpenCLIPText(LockedTextEncoder):
     "Text tower of an open_clip model: causal, pooled at EOT, projected."
 
-    causal, pooling = True, 'last'
+    causal = True
+    pooling = 'last'
 
     def __init__(self, model, tokenizer, name, pad_id=None, activation='gelu', origin='random'):
-        super().__init__(
-            model,
-            tokenizer,
-            name,
-            model.context_length,
-            0 if pad_id is None else pad_id,
-            [tokenizer.sot_token_id],
-            [tokenizer.eot_token_id],
-            activation,
-            origin,
-        )
+        around = ([tokenizer.sot_token_id], [tokenizer.eot_token_id])
+        super().__init__(model, tokenizer, name, model.context_length, pad_id or 0, *around, activation, origin)
 
     @property
     def table(self):
@@ -419,14 +418,19 @@ class OpenCLIPText(LockedTextEncoder):
 
     def _project(self, z):
         p = self.locked.text_projection
-        return z if p is None else p(z) if isinstance(p, nn.Module) else z @ p
+        if p is None:
+            return z
+        return p(z) if isinstance(p, nn.Module) else z @ p
 
     def _ids(self, texts):
         return [self.tokenizer.encode(t) for t in texts]
 
     def _spans(self, text):
         text = self.tokenizer.clean_fn(text)
-        return text, [m.span() for m in self.tokenizer.pat.finditer(text) for _ in self.tokenizer.encode(m.group())]
+        spans = []
+        for word in self.tokenizer.pat.finditer(text):
+            spans += [word.span()] * len(self.tokenizer.encode(word.group()))
+        return text, spans
 
     def _pieces(self):
         return [self.tokenizer.decoder.get(i) for i in range(len(self.table))], set(self.tokenizer.all_special_ids)
@@ -435,20 +439,12 @@ class OpenCLIPText(LockedTextEncoder):
 class HFCLIPText(_HFText):
     "`CLIPTextModel` or `CLIPTextModelWithProjection`: causal, pooled at the first EOT."
 
-    causal, pooling = True, 'last'
+    causal = True
+    pooling = 'last'
 
     def __init__(self, model, tokenizer, name, pad_id=None, origin='local folder'):
         c = model.config
-        super().__init__(
-            model,
-            tokenizer,
-            name,
-            c.max_position_embeddings,
-            tokenizer.pad_token_id if pad_id is None else pad_id,
-            *_special_ids(tokenizer),
-            c.hidden_act,
-            origin,
-        )
+        super().__init__(model, tokenizer, name, c.max_position_embeddings, pad_id, c.hidden_act, origin)
 
     @property
     def core(self):
@@ -482,16 +478,8 @@ class T5Text(_HFText):
 
     def __init__(self, model, tokenizer, name, pad_id=None, origin='local folder'):
         c = model.config
-        super().__init__(
-            model,
-            tokenizer,
-            name,
-            getattr(c, 'n_positions', None) or 512,
-            tokenizer.pad_token_id if pad_id is None else pad_id,
-            *_special_ids(tokenizer),
-            c.feed_forward_proj,
-            origin,
-        )
+        n_ctx = getattr(c, 'n_positions', None) or 512
+        super().__init__(model, tokenizer, name, n_ctx, pad_id, c.feed_forward_proj, origin)
 
     @property
     def table(self):
@@ -505,15 +493,13 @@ class T5Text(_HFText):
         return h
 
     def _bias(self, x, mask, presence, positions):
-        attention, n = self.blocks[0].layer[0].SelfAttention, x.shape[1]
-        at = torch.arange(n, device=x.device)[None] if positions is None else positions
+        attention = self.blocks[0].layer[0].SelfAttention
+        at = torch.arange(x.shape[1], device=x.device)[None] if positions is None else positions
         apart = rearrange(at, 'b k -> b 1 k') - rearrange(at, 'b q -> b q 1')
-        far = attention._relative_position_bucket(
-            apart, True, attention.relative_attention_num_buckets, attention.relative_attention_max_distance
-        )
-        return super()._bias(x, mask, presence, positions), rearrange(
-            attention.relative_attention_bias(far), 'b q k h -> b h q k'
-        )
+        buckets = (attention.relative_attention_num_buckets, attention.relative_attention_max_distance)
+        far = attention._relative_position_bucket(apart, True, *buckets)
+        by_distance = rearrange(attention.relative_attention_bias(far), 'b q k h -> b h q k')
+        return super()._bias(x, mask, presence, positions), by_distance
 
     def _block(self, block, x, bias):
         return block(x, bias[0], bias[1])[0]
@@ -528,12 +514,14 @@ def label_spans(
     clean=str,  # how the tokenizer rewrites words
 ) -> list:  # (start, end) in characters
     "Where each label stands in a text, searched from the right. Raises ValueError for a label that is not there."
-    spans, end = [], len(text)
+    spans = []
+    end = len(text)
     for o in reversed(labels):
         if not isinstance(o, str):
             spans.append(tuple(o))
             continue
-        found = [m.span() for m in re.finditer(rf'(?<!\w){re.escape(clean(o))}(?!\w)', text[:end], re.IGNORECASE)]
+        word = rf'(?<!\w){re.escape(clean(o))}(?!\w)'
+        found = [m.span() for m in re.finditer(word, text[:end], re.IGNORECASE)]
         if not found:
             raise ValueError(f'label {o!r} is not in {text!r}, or not in the order of {list(labels)}')
         spans.append(found[-1])
@@ -541,12 +529,17 @@ def label_spans(
     return spans[::-1]
 
 
+def _overlaps(span, others) -> bool:
+    start, end = span
+    return any(start < b and a < end for a, b in others)
+
+
 @patch
 def _kinds(self: LockedTextEncoder, text, labels):
     "`LABEL` or `TEMPLATE` for each content token of `text`."
     seen, spans = self._spans(text)
     where = label_spans(seen, labels, getattr(self.tokenizer, 'clean_fn', str))
-    return [LABEL if any(s < b and a < e for a, b in where) else TEMPLATE for s, e in spans]
+    return [LABEL if _overlaps(span, where) else TEMPLATE for span in spans]
 
 # %% ../nbs/07_text_encoder.ipynb #3ed42fe2
 @patch
@@ -557,7 +550,8 @@ def targets(
     form: str = 'slots',  # 'slots' or 'raw'
     labels: list = None,  # the labels in each text, in order
 ) -> Targets:
-    "Static embeddings that the audio side predicts, and what each one is (§3.1, Eq. 1). Raises ValueError for texts that do not fit."
+    """Static embeddings that the audio side predicts, and what each one is (§3.1, Eq. 1).
+    Raises ValueError for texts that do not fit."""
     self._check_form(form)
     texts = [texts] if isinstance(texts, str) else list(texts)
     if labels is not None and len(labels) != len(texts):
@@ -570,9 +564,12 @@ def targets(
             if len(r) > n:
                 raise ValueError(f'{len(r)} content tokens, but n={n} slots: {o!r}')
         t = self._tokens(rows, n, [], [])
-    kind = torch.full_like(t.ids, PAD).masked_fill_(t.mask & ~t.content, SPECIAL).masked_fill_(t.content, TEMPLATE)
+    kind = torch.full_like(t.ids, PAD)
+    kind.masked_fill_(t.mask & ~t.content, SPECIAL).masked_fill_(t.content, TEMPLATE)
     if labels is not None:
-        found = [k for o, l in zip(texts, labels) for k in self._kinds(o, l)]
+        found = []
+        for text, named in zip(texts, labels):
+            found += self._kinds(text, named)
         kind[t.content] = torch.tensor(found, dtype=kind.dtype, device=kind.device)
     return Targets(self.static_embeddings(t.ids), kind, t.ids)
 
@@ -597,9 +594,8 @@ def encode_audio_tokens(
         raise ValueError(f'presence is (b, n) = {tuple(h_at.shape[:2])}, got {tuple(presence.shape)}')
     if form == 'slots':
         h_at, presence = self._surround(h_at, presence)
-    x = self.encode_embeddings(
-        h_at, presence=presence, positions=None if presence is None else self._positions(presence)
-    )
+    positions = None if presence is None else self._positions(presence)
+    x = self.encode_embeddings(h_at, presence=presence, positions=positions)
     return self.pool(x, presence=presence, normalize=normalize), x
 
 
@@ -608,14 +604,17 @@ def _surround(self: LockedTextEncoder, h, presence):
     "Constant special tokens around the slots; they are fully present."
     if h.shape[1] + self.n_special > self.n_ctx:
         raise ValueError(f'{self.name} has room for {self.n_ctx - self.n_special} slots, got {h.shape[1]}')
-    pre, suf = (
-        repeat(torch.stack([self.table[j] for j in ids]) if ids else self.table[:0], 's d -> b s d', b=len(h))
-        for ids in (self.prefix, self.suffix)
-    )  # views: an index tensor would make a GPU wait
-    h = torch.cat([pre.to(h.dtype), h, suf.to(h.dtype)], 1)
+    h = torch.cat([self._constants(self.prefix, h), h, self._constants(self.suffix, h)], 1)
     if presence is not None:
-        presence = F.pad(F.pad(presence, (len(self.prefix), 0), value=1.0), (0, len(self.suffix)), value=1.0)
+        presence = F.pad(presence, (len(self.prefix), len(self.suffix)), value=1.0)
     return h, presence
+
+
+@patch
+def _constants(self: LockedTextEncoder, ids, h):
+    "Rows of E_t for each sample of `h`. Views: an index tensor would make a GPU wait."
+    rows = torch.stack([self.table[j] for j in ids]) if ids else self.table[:0]
+    return repeat(rows, 's d -> b s d', b=len(h)).to(h.dtype)
 
 
 @patch
@@ -624,19 +623,35 @@ def _positions(self: LockedTextEncoder, presence):
     return ((presence > 0).cumsum(1) - 1).clamp(min=0)
 
 # %% ../nbs/07_text_encoder.ipynb #ef5b79a5
+_unused = re.compile(r'\[unused\d+\]|<extra_id_\d+>')
+
+
+def _word_mark(pieces) -> str:
+    "What a tokenizer marks: the end of a word by `</w>`, its start by `▁` or `Ġ`, or what continues one by `##`."
+    long = [p for p in pieces if p and len(p) > 2]
+    for mark in ('</w>', '▁', 'Ġ'):
+        if any(mark in p for p in long):
+            return mark
+    return '##'
+
+
+def _is_word(piece, mark) -> bool:
+    "Whether a piece is a word of its own, not a part of one and no punctuation."
+    whole = mark not in piece if mark == '##' else mark in piece
+    return whole and piece.replace(mark, '').isalpha()
+
+
 @patch
 def _readable(self: LockedTextEncoder):
-    "Each vocabulary entry as text, and which ids are words of their own; special, unused and padding entries are neither."
+    """Each vocabulary entry as text, the ids of content tokens, and those of whole words.
+    Special, unused and padding entries are neither."""
     pieces, special = self._pieces()
-    ok = [
-        i
-        for i, p in enumerate(pieces)
-        if p and i not in special and i != self.pad_id and not re.fullmatch(r'\[unused\d+\]|<extra_id_\d+>', p)
-    ]
-    style = next((m for m in ('</w>', '▁', 'Ġ') if any(m in p for p in pieces if p and len(p) > 2)), '##')
-    whole = [i for i in ok if ((style in pieces[i]) != (style == '##')) and pieces[i].replace(style, '').isalpha()]
-    words = [p.replace(style, '') if p and style != '##' else p for p in pieces]
-    return words, torch.tensor(ok), torch.tensor(whole)
+    special = special | {self.pad_id}
+    mark = _word_mark(pieces)
+    content = [i for i, p in enumerate(pieces) if p and i not in special and not _unused.fullmatch(p)]
+    whole = [i for i in content if _is_word(pieces[i], mark)]
+    words = [p.replace(mark, '') if p and mark != '##' else p for p in pieces]
+    return words, torch.tensor(content), torch.tensor(whole)
 
 
 @patch(as_prop=True)
@@ -648,7 +663,8 @@ def vocabulary(self: LockedTextEncoder) -> tuple:
 
 # %% ../nbs/07_text_encoder.ipynb #55e8ed63
 def _distance(x, e, metric, scale):
-    "Distances (m, v) between rows: 'l1' mean over the width in units of `scale`, 'l2' the same with the root mean square, 'cosine' 1 - cos."
+    """Distances (m, v) between rows: 'l1' mean over the width in units of `scale`,
+    'l2' the same with the root mean square, 'cosine' 1 - cos."""
     if metric == 'cosine':
         return 1 - F.normalize(x, dim=-1) @ F.normalize(e, dim=-1).T
     if metric == 'l1':
@@ -662,10 +678,12 @@ def _distance(x, e, metric, scale):
 @torch.no_grad()
 def _nearest(self: LockedTextEncoder, x, k, metric, ids, block=4096):
     "k nearest of `ids` for each row of x, a block of the vocabulary at a time."
-    dist, best = x.new_empty(len(x), 0), ids.new_empty(len(x), 0)
+    dist = x.new_empty(len(x), 0)
+    best = ids.new_empty(len(x), 0)
     for i in ids.split(block):
         d = _distance(x, self.table[i], metric, self.embed_scale)
-        dist, best = torch.cat([dist, d], 1), torch.cat([best, i.expand(len(x), -1)], 1)
+        dist = torch.cat([dist, d], 1)
+        best = torch.cat([best, i.expand(len(x), -1)], 1)
         dist, j = dist.topk(min(k, dist.shape[1]), largest=False)
         best = best.gather(1, j)
     return best, dist
@@ -673,7 +691,8 @@ def _nearest(self: LockedTextEncoder, x, k, metric, ids, block=4096):
 # %% ../nbs/07_text_encoder.ipynb #8f886ede
 @patch(as_prop=True)
 def empty_below(self: LockedTextEncoder) -> float:
-    "Distance to the padding embedding, in units of `embed_scale`, below which a slot is empty: half that of the nearest hundredth of all words."
+    """Distance to the padding embedding, in units of `embed_scale`, below which a slot is empty.
+    It is half that of the nearest hundredth of all words."""
     if not hasattr(self, '_empty_below'):
         ids = self.vocabulary[1].to(self.device)
         far = (self.table[ids[ids != self.pad_id]] - self.table[self.pad_id]).abs().mean(1)
@@ -701,12 +720,13 @@ def encode_present(
 ) -> Tensor:  # z_a (b, d_out)
     "The z of `encode_audio_tokens` in form `slots`, without computing empty slots."
     count = (presence > 0).sum(1).clamp(min=1)
-    order, z = count.argsort(stable=True), []
+    order = count.argsort(stable=True)
+    z = []
     for rows in order.split(size):
-        first = (
-            (presence[rows] == 0).int().argsort(dim=1, stable=True)[:, : int(count[rows[-1]])]
-        )  # the present ones, in their order
-        h, p = h_at[rows].take_along_dim(first[..., None], 1), presence[rows].take_along_dim(first, 1)
+        n = int(count[rows[-1]])  # the most present slots in this group
+        first = (presence[rows] == 0).int().argsort(dim=1, stable=True)[:, :n]  # the present ones, in their order
+        h = h_at[rows].take_along_dim(first[..., None], 1)
+        p = presence[rows].take_along_dim(first, 1)
         z.append(self.encode_audio_tokens(h, presence=p)[0])
     return torch.cat(z)[order.argsort()]
 
@@ -720,43 +740,58 @@ def nearest_tokens(
     whole_words: bool = False,  # leave word pieces and punctuation out
     candidates: Tensor = None,  # (v) ids to choose from; None: the vocabulary
 ) -> Nearest:
-    "Vocabulary entries nearest to some vectors (beyond the paper: audio as words). Raises ValueError for an unknown metric."
+    """Vocabulary entries nearest to some vectors (beyond the paper: audio as words).
+    Raises ValueError for an unknown metric."""
     words, content, whole = self.vocabulary
-    ids = (content if not whole_words else whole) if candidates is None else candidates
+    if candidates is None:
+        candidates = whole if whole_words else content
     x = h.detach().to(self.dtype).reshape(-1, self.d)
-    best, dist = (o.reshape(*h.shape[:-1], -1) for o in self._nearest(x, k, metric, ids.to(self.device)))
-    name = lambda o: [name(i) for i in o] if isinstance(o, list) else words[o]
+    best, dist = (o.reshape(*h.shape[:-1], -1) for o in self._nearest(x, k, metric, candidates.to(self.device)))
+
+    def name(ids):
+        return [name(i) for i in ids] if isinstance(ids, list) else words[ids]
+
     return Nearest(best, name(best.tolist()), dist)
 
 # %% ../nbs/07_text_encoder.ipynb #7479336a
-def _load_open_clip(which, name, pad_id=None, quick_gelu=None, seed=0):
-    "`MODEL` (random weights), `MODEL/TAG` or `MODEL/FILE`."
-    import open_clip
+def _tag_record(model, source) -> dict:
+    "What open_clip knows about a tag; nothing, where `source` is none."
     from open_clip.pretrained import get_pretrained_cfg
 
+    if not source:
+        return {}
+    return get_pretrained_cfg(model.removesuffix('-quickgelu'), source) or get_pretrained_cfg(model, source)
+
+
+def _weights_file(model, source) -> Path:
+    "The file that `source` names. Raises FileNotFoundError with the tags that there are."
+    import open_clip
+
+    path = Path(source).expanduser()
+    if not path.is_file():
+        tags = ', '.join(open_clip.list_pretrained_tags_by_model(model)) or 'none'
+        raise FileNotFoundError(f'{source!r} is neither a file nor a tag of {model}; tags: {tags}')
+    return path
+
+
+def _load_open_clip(which, name, pad_id=None, quick_gelu=None, seed=0):
+    "`MODEL` (random weights), `MODEL/TAG` or `MODEL/FILE`."
     model, _, source = which.partition('/')
     config = _tower_config(model)
-    record = (
-        get_pretrained_cfg(model.removesuffix('-quickgelu'), source) or get_pretrained_cfg(model, source)
-        if source
-        else {}
-    )
+    record = _tag_record(model, source)
     quick = config.get('quick_gelu', False) if quick_gelu is None else quick_gelu
     if record and quick_gelu is None and not model.endswith('-quickgelu'):
         quick = record.get('quick_gelu', False)
-    runs, origin = 'quick_gelu' if quick else 'gelu', f'random weights, seed {seed}'
+    runs = 'quick_gelu' if quick else 'gelu'
+    origin = f'random weights, seed {seed}'
+    path = None
     if record:
-        trained, path = 'quick_gelu' if record.get('quick_gelu') else 'gelu', None
+        check_activation(which, 'quick_gelu' if record.get('quick_gelu') else 'gelu', runs)
+        origin = f'tag {source}'
     elif source:
-        path = Path(source).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(
-                f'{source!r} is neither a file nor a tag of {model}; tags: {", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"}'
-            )
-        trained = file_activation(path) or (None if quick_gelu is None else runs)
-    if source:
-        check_activation(which, trained, runs)
-        origin = f'tag {source}' if record else f'file {path.name}'
+        path = _weights_file(model, source)
+        check_activation(which, file_activation(path) or (None if quick_gelu is None else runs), runs)
+        origin = f'file {path.name}'
     tower, tokenizer = _build_tower(config, quick, seed)
     if source:
         path = path or _tag_file(model, source, record)
@@ -767,15 +802,17 @@ def _load_open_clip(which, name, pad_id=None, quick_gelu=None, seed=0):
 
 # %% ../nbs/07_text_encoder.ipynb #d8f7ac04
 def _load_hf_clip(which, name, pad_id=None):
-    "`CLIPTextModelWithProjection`, or `CLIPTextModel` where the folder holds one (Stable Diffusion's text_encoder, tokenizer beside it)."
+    """`CLIPTextModelWithProjection`, or `CLIPTextModel` where the folder holds one.
+    The latter is Stable Diffusion's text_encoder, with the tokenizer beside it."""
     from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection
 
     d, origin = _folder(which, name)
     config = json.loads((d / 'config.json').read_text())
     cls = CLIPTextModel if 'CLIPTextModel' in config.get('architectures', []) else CLIPTextModelWithProjection
-    tok = d if any((d / f).exists() for f in ('tokenizer.json', 'vocab.json')) else d.parent / 'tokenizer'
+    inside = any((d / f).exists() for f in ('tokenizer.json', 'vocab.json'))
     with _quiet():
-        m, t = cls.from_pretrained(d, local_files_only=True), AutoTokenizer.from_pretrained(tok, local_files_only=True)
+        m = cls.from_pretrained(d, local_files_only=True)
+        t = AutoTokenizer.from_pretrained(d if inside else d.parent / 'tokenizer', local_files_only=True)
     runs = m.config.hidden_act
     check_activation(which, hf_activation(which, config) or runs, runs)
     return _from_files(HFCLIPText(m.float(), t, name, pad_id, origin), d)
@@ -787,10 +824,8 @@ def _load_t5(which, name, pad_id=None):
 
     d, origin = _folder(which, name)
     with _quiet():
-        m, t = (
-            T5EncoderModel.from_pretrained(d, local_files_only=True),
-            AutoTokenizer.from_pretrained(d, local_files_only=True),
-        )
+        m = T5EncoderModel.from_pretrained(d, local_files_only=True)
+        t = AutoTokenizer.from_pretrained(d, local_files_only=True)
     return _from_files(T5Text(m.float(), t, name, pad_id, origin), d)
 
 # %% ../nbs/07_text_encoder.ipynb #76bad6dd
@@ -811,7 +846,8 @@ def load_text_encoder(
     quick_gelu: bool = None,  # open_clip: activation, where neither tag nor file tells it
     seed: int = 0,  # open_clip: of random weights
 ) -> LockedTextEncoder:
-    "A locked text encoder by name (§3.1: any pretrained text encoder). Raises ValueError for names it does not know, ConnectionError where a download fails."
+    """A locked text encoder by name (§3.1: any pretrained text encoder).
+    Raises ValueError for names it does not know, ConnectionError where a download fails."""
     family, _, which = name.partition(':')
     if name == 'minilm':
         return _load_minilm(pad_id)

@@ -10,6 +10,7 @@ __all__ = ['caption_rows', 'scene_captions', 'audiocaps_captions', 'Untouched', 
 import csv
 import time
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -35,38 +36,31 @@ def caption_rows(
     **more,  # what the rows carry: model, source
 ) -> list:  # one row per metric, as in notebook 22
     "Which captions belong to the same clip? Raises ValueError when a caption stands alone."
-    z, here = embed_captions(encoder, captions), np.arange(len(captions))
-    ranks = retrieve(z, z, clips, clips, exclude=here)
-    return rank_rows(
-        ranks,
-        clips,
-        n_boot,
-        direction='T→T',
-        protocol='same clip',
-        gallery=len(captions) - 1,
-        duplicates=duplicate_share(captions, clips),
-        **more,
-    )
+    z = embed_captions(encoder, captions)
+    ranks = retrieve(z, z, clips, clips, exclude=np.arange(len(captions)))
+    about = dict(direction='T→T', protocol='same clip', gallery=len(captions) - 1)
+    return rank_rows(ranks, clips, n_boot, **about, duplicates=duplicate_share(captions, clips), **more)
 
 # %% ../nbs/25_text_retention.ipynb #15b06f82
 def scene_captions(scenes: Scenes) -> tuple:  # texts (5 b,), scene of each
     "The captions of all scenes of a split."
-    texts = [t for i in range(len(scenes)) for t in scenes.captions(i)]
+    texts = list(chain.from_iterable(scenes.captions(i) for i in range(len(scenes))))
     return texts, np.repeat(np.arange(len(scenes)), len(texts) // len(scenes)).tolist()
 
-
+# %% ../nbs/25_text_retention.ipynb #7b954e21
 def audiocaps_captions(
     path: str | Path,  # CSV file
     n: int | None = None,  # first so many clips; None = all
 ) -> tuple:  # texts, YouTube id and start of each
-    "Captions of clips that have two or more, in the order of the file. Raises ValueError naming the file and the columns it lacks."
+    """Captions of clips that have two or more, in the order of the file.
+
+    Raises ValueError naming the file and the columns it lacks."""
     with Path(path).open(newline='', encoding='utf8') as f:
         rows = list(csv.DictReader(f))
     need = {'youtube_id', 'start_time', 'caption'}
     if not rows or not need <= set(rows[0]):
-        raise ValueError(
-            f'{Path(path).name}: columns {list(rows[0]) if rows else "none"}; {", ".join(sorted(need))} are needed'
-        )
+        columns = list(rows[0]) if rows else 'none'
+        raise ValueError(f'{Path(path).name}: columns {columns}; {", ".join(sorted(need))} are needed')
     clips = [f'{r["youtube_id"]}_{r["start_time"]}' for r in rows]
     count = Counter(clips)
     wanted = set([c for c in dict.fromkeys(clips) if count[c] > 1][:n])
@@ -84,12 +78,13 @@ class Untouched:
     def encode_text(self, texts: list) -> Tensor:
         return F.normalize(self.text.encode_text(list(texts)), dim=-1)
 
-
+# %% ../nbs/25_text_retention.ipynb #2bdf000e
 def mean_pooled(folder: str | Path):
     "A sentence encoder without this package: transformers' model and tokenizer, mean over tokens, unit norm."
     from transformers import AutoModel, AutoTokenizer
 
-    model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
 
     class Bare:
         @torch.no_grad()
@@ -103,16 +98,24 @@ def mean_pooled(folder: str | Path):
 
 # %% ../nbs/25_text_retention.ipynb #a671e63f
 def sources(
-    data: str | Path, profile: Profile, audiocaps: Path | None, purpose: str
+    data: str | Path,  # data folder of a run
+    profile: Profile,
+    audiocaps: Path | None,  # file of the AudioCaps captions, where there is one
+    purpose: str,  # for the log of test readings
 ) -> dict:  # name -> (captions, clips)
-    "The caption sets that can be read here; of AudioCaps as many clips as the profile has test scenes (the first 800 of 975 in `mini`)."
-    return {'scenes, test': scene_captions(Scenes(data, 'test', profile, purpose=purpose))} | (
-        {'AudioCaps test': audiocaps_captions(audiocaps, profile.n_test)} if audiocaps else {}
-    )
+    """The caption sets that can be read here.
 
+    Of AudioCaps as many clips as the profile has test scenes (the first 800 of 975 in `mini`)."""
+    out = {'scenes, test': scene_captions(Scenes(data, 'test', profile, purpose=purpose))}
+    if audiocaps:
+        out['AudioCaps test'] = audiocaps_captions(audiocaps, profile.n_test)
+    return out
 
+# %% ../nbs/25_text_retention.ipynb #0936bb36
 class TextTower:
-    "A model's text tower in its own space, before any projection that was trained beside it: what tuning has done to the tower, and to nothing else."
+    """A model's text tower in its own space, before any projection that was trained beside it.
+
+    It shows what tuning has done to the tower, and to nothing else."""
 
     def __init__(self, model):
         self.model = model
@@ -120,19 +123,16 @@ class TextTower:
             self.encode_text = None
 
     def encode_text(self, texts):
-        return (
-            self.model.encode_text(texts, project=False)
-            if isinstance(self.model, Baseline)
-            else self.model.encode_text(texts)
-        )
+        more = dict(project=False) if isinstance(self.model, Baseline) else {}
+        return self.model.encode_text(texts, **more)
 
 
 def retention(models: dict, sets: dict, n_boot: int = 1000) -> list:  # of rows
     "Every model that has a text side on every set of captions."
-    return [
-        r
-        for name, m in models.items()
-        if getattr(m, 'encode_text', None) is not None
-        for source, (texts, clips) in sets.items()
-        for r in caption_rows(m, texts, clips, n_boot, model=name, source=source)
-    ]
+    rows = []
+    for name, m in models.items():
+        if getattr(m, 'encode_text', None) is None:
+            continue
+        for source, (texts, clips) in sets.items():
+            rows += caption_rows(m, texts, clips, n_boot, model=name, source=source)
+    return rows

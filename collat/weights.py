@@ -25,23 +25,25 @@ TINY = dict(embed_dim=48, text_cfg=dict(context_length=77, vocab_size=49408, wid
 
 
 def _tower_config(name):
-    "open_clip's configuration of a text tower. Raises ValueError for unknown names and towers that are not CLIP's kind."
+    """open_clip's configuration of a text tower.
+
+    Raises ValueError for unknown names and towers that are not CLIP's kind.
+    """
     import open_clip
 
-    quick = name.endswith('-quickgelu')
-    c = dict(TINY, quick_gelu=quick) if name in ('tiny', 'tiny-quickgelu') else open_clip.get_model_config(name)
+    if name in ('tiny', 'tiny-quickgelu'):
+        return dict(TINY, quick_gelu=name.endswith('-quickgelu'))
+    c = open_clip.get_model_config(name)
     if c is None:
-        raise ValueError(
-            f'no open_clip model {name!r}; there are: tiny, tiny-quickgelu, {", ".join(open_clip.list_models())}'
-        )
+        known = ', '.join(open_clip.list_models())
+        raise ValueError(f'no open_clip model {name!r}; there are: tiny, tiny-quickgelu, {known}')
     t = c['text_cfg']
     odd = [k for k in ('hf_model_name', 'hf_tokenizer_name', 'embed_cls', 'no_causal_mask') if t.get(k)]
     if t.get('pool_type', 'argmax') != 'argmax':
         odd.append(f'pool_type={t["pool_type"]}')
     if odd or 'multimodal_cfg' in c:
-        raise ValueError(
-            f'the text tower of {name} is not a causal CLIP tower read at its end token ({", ".join(odd) or "multimodal"})'
-        )
+        why = ', '.join(odd) or 'multimodal'
+        raise ValueError(f'the text tower of {name} is not a causal CLIP tower read at its end token ({why})')
     return c
 
 
@@ -50,19 +52,24 @@ def _build_tower(config, quick_gelu, seed=0):
     from open_clip import SimpleTokenizer
     from open_clip.model import _build_text_tower
 
+    text = config['text_cfg']
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tower = _build_text_tower(config['embed_dim'], dict(config['text_cfg']), quick_gelu)
-    return tower, SimpleTokenizer(context_length=tower.context_length, **config['text_cfg'].get('tokenizer_kwargs', {}))
+        tower = _build_text_tower(config['embed_dim'], dict(text), quick_gelu)
+    return tower, SimpleTokenizer(context_length=tower.context_length, **text.get('tokenizer_kwargs', {}))
 
 # %% ../nbs/06a_weights.ipynb #a6f81c2d
+def _is_torchscript(path) -> bool:
+    return zipfile.is_zipfile(path) and any(n.endswith('constants.pkl') for n in zipfile.ZipFile(path).namelist())
+
+
 def _read_weights(path) -> dict:
     "State dict of a weights file: safetensors, a checkpoint (weights only), or OpenAI's TorchScript archive."
     if str(path).endswith('.safetensors'):
         from safetensors.torch import load_file
 
         return load_file(path)
-    if zipfile.is_zipfile(path) and any(n.endswith('constants.pkl') for n in zipfile.ZipFile(path).namelist()):
+    if _is_torchscript(path):
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             return torch.jit.load(str(path), map_location='cpu').state_dict()
@@ -82,24 +89,29 @@ def _text_weights(path) -> dict:
 def check_activation(
     weights: str,  # what the weights are, for the message
     trained: str,  # 'quick_gelu' or 'gelu'; None: unknown
-    runs: str,
-):  # activation of the model that is to run them
+    runs: str,  # activation of the model that is to run them
+):
     "Raises ValueError where weights would run with another activation than they were trained with."
     if trained is None:
         raise ValueError(
             f'{weights}: nothing in it tells whether it was trained with QuickGELU; say quick_gelu=True or False'
         )
     if trained != runs:
+        quick = 'a `-quickgelu` configuration, quick_gelu=True'
+        plain = 'a plain configuration, quick_gelu=False'
         raise ValueError(
             f"{weights} was trained with '{trained}', but the model would run it with '{runs}': silently wrong; "
-            f"use {'a `-quickgelu` configuration, quick_gelu=True' if trained == 'quick_gelu' else 'a plain configuration, quick_gelu=False'} or hidden_act='{trained}'"
+            f"use {quick if trained == 'quick_gelu' else plain} or hidden_act='{trained}'"
         )
 
 
 def file_activation(path):
-    "Activation that a weights file was trained with, where it can be told: OpenAI's archives and layout, or an `open_clip_config.json` beside it."
+    """Activation that a weights file was trained with, where it can be told.
+
+    OpenAI's archives and layout tell it, or an `open_clip_config.json` beside the file.
+    """
     cfg = Path(path).parent / 'open_clip_config.json'
-    if zipfile.is_zipfile(path) and any(n.endswith('constants.pkl') for n in zipfile.ZipFile(path).namelist()):
+    if _is_torchscript(path):
         return 'quick_gelu'
     if cfg.exists():
         c = json.loads(cfg.read_text())
@@ -120,39 +132,40 @@ def hf_activation(
 
 # %% ../nbs/06a_weights.ipynb #5623889f
 def _offline():
-    return any(
-        os.environ.get(k, '').upper() in ('1', 'TRUE', 'YES', 'ON') for k in ('HF_HUB_OFFLINE', 'TRANSFORMERS_OFFLINE')
-    )
+    asked = [os.environ.get(k, '').upper() for k in ('HF_HUB_OFFLINE', 'TRANSFORMERS_OFFLINE')]
+    return any(value in ('1', 'TRUE', 'YES', 'ON') for value in asked)
 
 
-HUB_SIZES = {
+HUB_SIZES = {  # MB, four bytes a parameter
     'timm/vit_large_patch14_clip_224.openai': 1710,
     'timm/vit_base_patch32_clip_224.openai': 605,
     'openai/clip-vit-large-patch14': 1710,
     'openai/clip-vit-base-patch32': 605,
     'MIT/ast-finetuned-audioset-10-10-0.4593': 346,
     'timm/deit_base_distilled_patch16_384.fb_in1k': 351,
-}  # MB, four bytes a parameter
+}
 
 
 def _no_download(what, where, by_hand, why, to, size=None):
     size = f'about {size:,} MB' if size else 'its size is shown where there is a network'
     return ConnectionError(
-        f'cannot download {what} from {where}: {why}. It would go to {to} ({size}). By hand: fetch it on a machine with a network and {by_hand}'
+        f'cannot download {what} from {where}: {why}. It would go to {to} ({size}). '
+        f'By hand: fetch it on a machine with a network and {by_hand}'
     )
 
 
 def _choose(names, patterns):
-    "Files to fetch: what fits, safetensors rather than pickles, nothing from sub-folders except the pooling configuration."
-    fits = [
-        n
-        for n in names
-        if any(fnmatch.fnmatch(n, p) for p in patterns) and ('/' not in n or n.startswith('1_Pooling/'))
-    ]
-    safe = any(n.endswith('.safetensors') for n in fits)
-    return [n for n in fits if not (safe and n.endswith(('.bin', '.pt', '.pth')))]
+    "Files to fetch: what fits, safetensors rather than pickles, of sub-folders only the pooling configuration."
+    at_the_top = [n for n in names if '/' not in n or n.startswith('1_Pooling/')]
+    fits = []
+    for name in at_the_top:
+        if any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
+            fits.append(name)
+    if any(name.endswith('.safetensors') for name in fits):
+        return [name for name in fits if not name.endswith(('.bin', '.pt', '.pth'))]
+    return fits
 
-
+# %% ../nbs/06a_weights.ipynb #35d8a0fc
 def hub_folder(
     repo: str,  # Hugging Face repository
     patterns: list,  # files to take
@@ -163,10 +176,8 @@ def hub_folder(
     "A repository's files, from the cache or downloaded. Raises ConnectionError with instructions where that fails."
     from huggingface_hub import HfApi, constants, snapshot_download
 
-    where, to = (
-        f'https://huggingface.co/{repo}',
-        Path(kw.get('cache_dir') or constants.HF_HUB_CACHE) / f'models--{repo.replace("/", "--")}',
-    )
+    where = f'https://huggingface.co/{repo}'
+    to = Path(kw.get('cache_dir') or constants.HF_HUB_CACHE) / f'models--{repo.replace("/", "--")}'
     fail = lambda why: _no_download(repo, where, by_hand, why, to, HUB_SIZES.get(repo))
     with contextlib.suppress(OSError, ValueError):
         d = Path(snapshot_download(repo, allow_patterns=patterns, local_files_only=True, **kw))
@@ -175,32 +186,36 @@ def hub_folder(
     if offline or _offline():
         raise fail('HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set, or only local files were asked for')
     try:
-        info = HfApi(token=kw.get('token')).model_info(
-            repo, revision=kw.get('revision'), files_metadata=True, timeout=5
-        )
-        files = {s.rfilename: s.size or 0 for s in info.siblings}
-        take = _choose(files, patterns)
-        print(
-            f'downloading {repo} from {where} to {to}: {sum(files[f] for f in take) / 1e6:,.0f} MB, {", ".join(take)}. By hand: fetch these and {by_hand}'
-        )
+        api = HfApi(token=kw.get('token'))
+        info = api.model_info(repo, revision=kw.get('revision'), files_metadata=True, timeout=5)
+        sizes = {s.rfilename: s.size or 0 for s in info.siblings}
+        take = _choose(sizes, patterns)
+        what = f'{sum(sizes[f] for f in take) / 1e6:,.0f} MB, {", ".join(take)}'
+        print(f'downloading {repo} from {where} to {to}: {what}. By hand: fetch these and {by_hand}')
         return Path(snapshot_download(repo, allow_patterns=take, **kw))
     except Exception as e:
         raise fail(f'{type(e).__name__}: {e}'.split('\n')[0]) from e
 
 # %% ../nbs/06a_weights.ipynb #0cd03e74
+def _hub_file(record, hand):
+    "File of a tag that names a repository on the hub, and perhaps a file in it."
+    repo, file = os.path.split(record['hf_hub'])
+    if file:
+        names = [file, Path(file).with_suffix('.safetensors').name]
+    else:
+        names = ['open_clip_model.safetensors', 'open_clip_pytorch_model.bin']
+    folder = hub_folder(repo, names, hand)
+    files = sorted(folder.glob('*.safetensors')) or sorted(folder.glob('*.bin')) or sorted(folder.glob('*.pt'))
+    return files[0]
+
+
 def _tag_file(model, tag, record):
     "File of an open_clip pretrained tag. Raises ConnectionError with instructions where it can't be had."
-    hand = f"name the file: 'open_clip:{model}/PATH'" + (', with quick_gelu=True' if record.get('quick_gelu') else '')
+    hand = f"name the file: 'open_clip:{model}/PATH'"
+    if record.get('quick_gelu'):
+        hand += ', with quick_gelu=True'
     if record.get('hf_hub'):
-        repo, file = os.path.split(record['hf_hub'])
-        d = hub_folder(
-            repo,
-            [file, Path(file).with_suffix('.safetensors').name]
-            if file
-            else ['open_clip_model.safetensors', 'open_clip_pytorch_model.bin'],
-            hand,
-        )
-        return next(p for e in ('*.safetensors', '*.bin', '*.pt') for p in sorted(d.glob(e)))
+        return _hub_file(record, hand)
     from open_clip.pretrained import download_pretrained_from_url
 
     url = record['url']
@@ -209,36 +224,26 @@ def _tag_file(model, tag, record):
         if not to.exists():
             if _offline():
                 raise OSError('HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set')
-            size = urllib.request.urlopen(urllib.request.Request(url, method='HEAD'), timeout=5).headers.get(
-                'Content-Length'
-            )
-            print(
-                f'downloading {model}/{tag} from {url} to {to}: {int(size or 0) / 1e6:,.0f} MB. By hand: fetch it and {hand}'
-            )
+            head = urllib.request.urlopen(urllib.request.Request(url, method='HEAD'), timeout=5).headers
+            mb = int(head.get('Content-Length') or 0) / 1e6
+            print(f'downloading {model}/{tag} from {url} to {to}: {mb:,.0f} MB. By hand: fetch it and {hand}')
         return download_pretrained_from_url(url, str(to.parent))
     except OSError as e:
         raise _no_download(f'{model}/{tag}', url, hand, str(e), to) from e
 
 # %% ../nbs/06a_weights.ipynb #0d7b94ae
-HF_FILES = [
-    'config.json',
-    '*token*',
-    'vocab*',
-    'merges.txt',
-    'spiece.model',
-    '1_Pooling/*',
-    '*.safetensors',
-    'pytorch_model*.bin',
-]
+HF_FILES = 'config.json *token* vocab* merges.txt spiece.model 1_Pooling/* *.safetensors pytorch_model*.bin'.split()
 
 
 def _folder(which, name):
     "A local folder as it is, or a hub repository's folder in the cache."
-    if Path(which).expanduser().is_dir():
-        return Path(which).expanduser(), 'local folder'
+    folder = Path(which).expanduser()
+    if folder.is_dir():
+        return folder, 'local folder'
     if not re.fullmatch(r'[\w.-]+(/[\w.-]+)?', which):
         raise FileNotFoundError(f'{which!r} is no folder, and no Hugging Face id either')
-    return hub_folder(which, HF_FILES, f"name the folder: '{name.split(':')[0]}:FOLDER'"), f'hub {which}'
+    kind = name.split(':')[0]
+    return hub_folder(which, HF_FILES, f"name the folder: '{kind}:FOLDER'"), f'hub {which}'
 
 
 @contextlib.contextmanager
@@ -246,7 +251,8 @@ def _quiet():
     "Hugging Face loads without progress bars and load reports; its settings are put back."
     from transformers.utils import logging as hf
 
-    level, bar = hf.get_verbosity(), hf.is_progress_bar_enabled()
+    level = hf.get_verbosity()
+    bar = hf.is_progress_bar_enabled()
     hf.set_verbosity_error()
     hf.disable_progress_bar()
     try:

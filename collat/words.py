@@ -9,6 +9,7 @@ __all__ = ['READINGS', 'CASES', 'FORMS', 'tokens_of', 'nearest_words', 'is_read'
 # %% ../nbs/27_words.ipynb #f3234deb
 import json
 import time
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -36,111 +37,123 @@ READINGS = {
 def tokens_of(model: CoLLAT, scenes: Scenes, n: int) -> tuple:  # (b n d), labels
     "Predicted tokens of the first n scenes."
     ids = range(min(n, len(scenes)))
-    return torch.stack(model.token_features(torch.stack([scenes[i][0] for i in ids]), 'tokens')), [
-        scenes.labels(i) for i in ids
-    ]
+    wavs = torch.stack([scenes[i][0] for i in ids])
+    return torch.stack(model.token_features(wavs, 'tokens')), [scenes.labels(i) for i in ids]
 
 
 def nearest_words(
-    model: CoLLAT, h: Tensor, k: int, metric: str = 'cosine', centred: Tensor | None = None, named: bool = False
-) -> list:  # (b n d) -> b sets of words
+    model: CoLLAT,
+    h: Tensor,  # (b n d)
+    k: int,  # words of each token
+    metric: str = 'cosine',  # l1 | cosine
+    centred: Tensor | None = None,  # (d,) what is taken off first
+    named: bool = False,  # the words of all class names are added to the vocabulary
+) -> list:  # (b,) sets of words
     "All words among the k nearest of any token of a clip."
     h = h if centred is None else h - centred
-    return [
-        {w for t in model.read_tokens(x, k, metric, tuple(all_classes(model.profile)) if named else ()) for w, _ in t}
-        for x in h
-    ]
+    names = tuple(all_classes(model.profile)) if named else ()
+    out = []
+    for x in h:
+        near = chain.from_iterable(model.read_tokens(x, k, metric, names))
+        out.append({word for word, _ in near})
+    return out
 
-
+# %% ../nbs/27_words.ipynb #3d696d0f
 def is_read(words: set, label: str, every: bool = False) -> bool:
     "Whether a class name stands among words: one of its words, or every one."
     return (all if every else any)(w in words for w in name_words(label))
 
 
+def _recall(words: list, labels: list, rows: list, every: bool = False) -> np.ndarray:  # of the clips `rows`
+    "Share of the classes of each clip that are read."
+    out = []
+    for i in rows:
+        out.append(np.mean([is_read(words[i], c, every) for c in labels[i]]))
+    return np.array(out)
+
+
 def reading_rows(words: list, labels: list, n_boot: int, candidates: set, **more) -> list:  # of dicts
     "Recall of the class in single-event clips, and of all concepts in scenes, with intervals over clips."
-    out, other = [], [*words[2:], *words[:2]]  # two on: the parity of a scene says how many events it has
+    other = [*words[2:], *words[:2]]  # two on: the parity of a scene says how many events it has
+    out = []
     for clips in ('single', 'scenes'):
         rows = [i for i, l in enumerate(labels) if (len(l) == 1) == (clips == 'single')]
-        score = lambda ws, **kw: np.array([np.mean([is_read(ws[i], c, **kw) for c in labels[i]]) for i in rows])
-        v = score(words)
+        v = _recall(words, labels, rows)
         lo, hi = bootstrap_ci(np.mean, v, n_boot=n_boot)
-        out.append(
-            dict(
-                clips=clips,
-                value=float(v.mean()),
-                lo=lo,
-                hi=hi,
-                n=len(v),
-                all_words=float(score(words, every=True).mean()),
-                every_concept=float((v == 1).mean()),
-                another_clip=float(score(other).mean()),
-                readable=float(np.mean([is_read(candidates, c) for i in rows for c in labels[i]])),
-                **more,
-            )
+        heard = chain.from_iterable(labels[i] for i in rows)
+        row = dict(
+            clips=clips,
+            value=float(v.mean()),
+            lo=lo,
+            hi=hi,
+            n=len(v),
+            all_words=float(_recall(words, labels, rows, every=True).mean()),
+            every_concept=float((v == 1).mean()),
+            another_clip=float(_recall(other, labels, rows).mean()),
+            readable=float(np.mean([is_read(candidates, c) for c in heard])),
         )
+        out.append(row | more)
     return out
 
 # %% ../nbs/27_words.ipynb #aa52cb05
 def concept_row(model: CoLLAT, h: Tensor, labels: list, **more) -> dict:
     "Precision and recall of the list of concepts, over single clips and scenes."
-    known, out = template_words(model.profile.template) | {''}, dict(more)
-    lists = [
-        {
-            w
-            for w in (t[0][0] for t in model.read_tokens(x, 1, names=tuple(all_classes(model.profile))))
-            if w not in known
-        }
-        for x in h
-    ]
+    names = tuple(all_classes(model.profile))
+    filler = template_words(model.profile.template) | {''}
+    lists = []
+    for x in h:
+        nearest = {t[0][0] for t in model.read_tokens(x, 1, names=names)}
+        lists.append(nearest - filler)
+    out = dict(more)
     for clips in ('single', 'scenes'):
         rows = [i for i, l in enumerate(labels) if (len(l) == 1) == (clips == 'single')]
-        right = [w in {v for c in labels[i] for v in name_words(c)} for i in rows for w in lists[i]]
-        out |= {
-            f'{clips} precision': float(np.mean(right)) if right else None,
-            f'{clips} recall': float(np.mean([is_read(lists[i], c) for i in rows for c in labels[i]])),
-            f'{clips} words': float(np.mean([len(lists[i]) for i in rows])),
-        }
+        right = []
+        found = []
+        for i in rows:
+            sounding = set().union(*map(name_words, labels[i]))
+            right += [word in sounding for word in lists[i]]
+            found += [is_read(lists[i], c) for c in labels[i]]
+        out[f'{clips} precision'] = float(np.mean(right)) if right else None
+        out[f'{clips} recall'] = float(np.mean(found))
+        out[f'{clips} words'] = float(np.mean([len(lists[i]) for i in rows]))
     return out
 
-
+# %% ../nbs/27_words.ipynb #301da56b
 def read_splits(model: CoLLAT, data: Path, p: Profile, purpose: str, k: int = 10) -> dict:
     "All readings on `valid`; the best of those without added names and the best of all, on every test split."
     h, labels = tokens_of(model, Scenes(data, 'valid', p), p.words_scenes)
     mean = h.mean((0, 1))
     settings = {n: s | (dict(centred=mean) if s.get('centred') else {}) for n, s in READINGS.items()}
-    can = {
-        named: set(model.word_table(tuple(all_classes(model.profile)) if named else ())[0]) for named in (True, False)
-    }
-    score = lambda n, h, labels, split: reading_rows(
-        nearest_words(model, h, k, **settings[n]),
-        labels,
-        p.n_boot,
-        can[settings[n].get('named', False)],
-        reading=n,
-        split=split,
-        k=k,
-    )
-    rows = [r for n in READINGS for r in score(n, h, labels, 'valid')]
+    names = tuple(all_classes(model.profile))
+    vocabulary = {named: set(model.word_table(names if named else ())[0]) for named in (True, False)}
+
+    def score(reading, h, labels, split):
+        how = settings[reading]
+        words = nearest_words(model, h, k, **how)
+        candidates = vocabulary[how.get('named', False)]
+        return reading_rows(words, labels, p.n_boot, candidates, reading=reading, split=split, k=k)
+
+    rows = list(chain.from_iterable(score(reading, h, labels, 'valid') for reading in READINGS))
     value = {r['reading']: r['value'] for r in rows if r['clips'] == 'single'}
-    best = {max(value, key=value.get), max((n for n in value if 'named' not in n), key=value.get)}
-    concepts, missing = [concept_row(model, h, labels, split='valid')], {}
+    chosen = max(value, key=value.get)
+    unnamed = max((reading for reading in value if 'named' not in reading), key=value.get)
+    concepts = [concept_row(model, h, labels, split='valid')]
+    missing = {}
     for split in ('test', 'other', 'unseen'):
         try:
             h, labels = tokens_of(model, Scenes(data, split, p, purpose=purpose), p.words_scenes)
         except FileNotFoundError as e:
             missing[split] = str(e)
             continue
-        rows += [r for n in READINGS if n in best for r in score(n, h, labels, split)]
+        for reading in READINGS:
+            if reading in (chosen, unnamed):
+                rows += score(reading, h, labels, split)
         concepts.append(concept_row(model, h, labels, split=split))
-    return dict(rows=rows, concepts=concepts, missing=missing, chosen=max(value, key=value.get))
+    return dict(rows=rows, concepts=concepts, missing=missing, chosen=chosen)
 
 # %% ../nbs/27_words.ipynb #f5e8cedd
-CASES = (
-    Path(__file__).parent.parent / 'tests/compose_cases.json'
-    if '__file__' in globals()
-    else Path('../tests/compose_cases.json')
-)
+_root = Path(__file__).parent.parent if '__file__' in globals() else Path('..')  # of the repository
+CASES = _root / 'tests/compose_cases.json'
 FORMS = dict(
     beside=('a recording of {B} and {audio}', 'a recording of {B}', 'rise'),
     inside=('a watercolour of {audio} in a forest', 'a watercolour of something in a forest', 'rise'),
@@ -155,25 +168,25 @@ def compose_cases(
     seed: int = 0,
 ) -> list:  # of n dicts
     "Cases of the composition test, forms in turn. Raises ValueError when there are fewer than three classes."
-    if len(classes) < 3 or len(set(labels.values())) < 2:
-        raise ValueError(
-            f'{len(classes)} classes, {len(set(labels.values()))} of them heard: three, and two heard, are needed'
-        )
-    rng, ids, out = np.random.default_rng(seed), sorted(labels), []
+    heard = set(labels.values())
+    if len(classes) < 3 or len(heard) < 2:
+        raise ValueError(f'{len(classes)} classes, {len(heard)} of them heard: three, and two heard, are needed')
+    rng = np.random.default_rng(seed)
+    ids = sorted(labels)
+    out = []
     for j in range(n):
         kind = list(FORMS)[j % len(FORMS)]
         text, plain, expect = FORMS[kind]
         i = int(rng.choice(ids))
         a = labels[i]
         b = str(rng.choice([c for c in classes if c != a]))
-        wrong = int(rng.choice([k for k in ids if labels[k] not in (a, b)] or [k for k in ids if labels[k] != a]))
-        fill = lambda t: t.replace('{A}', a).replace('{B}', b)
-        out.append(
-            dict(kind=kind, text=fill(text), plain=fill(plain), scene=i, concept=a, expect=expect, control=wrong)
-        )
+        third = [k for k in ids if labels[k] not in (a, b)]
+        wrong = int(rng.choice(third or [k for k in ids if labels[k] != a]))
+        text, plain = (t.replace('{A}', a).replace('{B}', b) for t in (text, plain))
+        out.append(dict(kind=kind, text=text, plain=plain, scene=i, concept=a, expect=expect, control=wrong))
     return out
 
-
+# %% ../nbs/27_words.ipynb #890edb58
 def cases_for(scenes: Scenes, n: int, path: Path = CASES) -> tuple:  # cases, whether they are the committed ones
     "The committed cases where they were built for these scenes, else new ones."
     labels = {i: scenes.labels(i)[0] for i in range(0, len(scenes), 2)}
@@ -194,9 +207,13 @@ def moved(before: float, after: float, expect: str) -> bool:
     "Whether a rank went where it should; the first place has nothing to gain."
     return after > before if expect == 'fall' else after < before or before == after == 1
 
-
+# %% ../nbs/27_words.ipynb #9bc9d153
 def run_cases(
-    model: CoLLAT, scenes: Scenes, cases: list, n_gallery: int, purpose: str = ''
+    model: CoLLAT,
+    scenes: Scenes,
+    cases: list,  # see `compose_cases`
+    n_gallery: int,  # scenes of the gallery, the first ones
+    purpose: str = '',
 ) -> pd.DataFrame:  # one row per case
     "Ranks of the concept before and after, with the sound and with the control."
     ids = range(min(n_gallery, len(scenes)))
@@ -207,21 +224,22 @@ def run_cases(
     for c in cases:
         is_a = np.array([x == c['concept'] for x in scenes.classes])
         has_a = np.array([c['concept'] in s and i != c['scene'] for i, s in zip(ids, sets)])
-        measure = lambda z: (ranks(z, prompts, is_a), ranks(z, gallery, has_a) if has_a.any() else np.nan)
+
+        def measure(z):
+            return ranks(z, prompts, is_a), ranks(z, gallery, has_a) if has_a.any() else np.nan
+
         before = measure(model.encode_text(c['plain'])[0])
         row = dict(kind=c['kind'])
         for who, i in (('sound', c['scene']), ('control', c['control'])):
             after = measure(model.compose(c['text'], scenes[i][0]).z)
             for task, x, y in zip(('zero-shot', 'retrieval'), before, after):
-                row |= {
-                    f'{task} before': x,
-                    f'{task} after {who}': y,
-                    f'{task} {who}': np.nan if np.isnan(x) else float(moved(x, y, c['expect'])),
-                }
+                row[f'{task} before'] = x
+                row[f'{task} after {who}'] = y
+                row[f'{task} {who}'] = np.nan if np.isnan(x) else float(moved(x, y, c['expect']))
         rows.append(row)
     return pd.DataFrame(rows)
 
-
+# %% ../nbs/27_words.ipynb #782b4656
 def compose_rows(d: pd.DataFrame, n_boot: int) -> list:  # of dicts
     "Share of cases that went the expected way, with the sound and with the control."
     out = []
@@ -231,17 +249,9 @@ def compose_rows(d: pd.DataFrame, n_boot: int) -> list:  # of dicts
             if len(x) < 2:
                 continue
             lo, hi = bootstrap_ci(np.mean, x[f'{task} sound'].to_numpy(), n_boot=n_boot)
-            out.append(
-                dict(
-                    kind=kind,
-                    task=task,
-                    value=float(x[f'{task} sound'].mean()),
-                    lo=lo,
-                    hi=hi,
-                    n=len(x),
-                    control=float(x[f'{task} control'].mean()),
-                    before=float(x[f'{task} before'].median()),
-                    after=float(x[f'{task} after sound'].median()),
-                )
-            )
+            row = dict(kind=kind, task=task, value=float(x[f'{task} sound'].mean()), lo=lo, hi=hi, n=len(x))
+            row['control'] = float(x[f'{task} control'].mean())
+            row['before'] = float(x[f'{task} before'].median())
+            row['after'] = float(x[f'{task} after sound'].median())
+            out.append(row)
     return out

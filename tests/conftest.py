@@ -1,7 +1,8 @@
 """Side by side, the longest tests start first, and those that share an expensive fixture stay together.
 
 A test that needs data which is not in the repository is marked `data(NAME)`, one that takes minutes `slow`.
-What was not run is listed at the end, with the reason."""
+What was not run is listed at the end, with the reason.
+"""
 
 import pytest
 
@@ -24,7 +25,9 @@ DATA = dict(  # name -> what it may be called below a data folder, how to get it
 @pytest.fixture
 def data(request):
     "Where the data lies that the test's mark asks for."
-    return find_data(*DATA[request.node.get_closest_marker('data').args[0]][0])
+    name = request.node.get_closest_marker('data').args[0]
+    names, _ = DATA[name]
+    return find_data(*names)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -39,9 +42,8 @@ def pytest_collection_modifyitems(config, items):
         for mark in item.iter_markers('data'):
             names, how = DATA[mark.args[0]]
             if find_data(*names) is None:
-                item.add_marker(
-                    pytest.mark.skip(reason=f'{mark.args[0]} is in no data folder (COLLAT_DATA, else data/): {how}')
-                )
+                reason = f'{mark.args[0]} is in no data folder (COLLAT_DATA, else data/): {how}'
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def pytest_terminal_summary(terminalreporter):

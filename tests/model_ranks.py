@@ -1,4 +1,7 @@
-"Gradients of the whole model on a batch of eight, in one process or shared out over ranks: `model_ranks.py PROFILE OUT MICRO_BATCH`."
+"""Gradients of the whole model on a batch of eight, in one process or shared out over ranks:
+
+model_ranks.py PROFILE OUT MICRO_BATCH
+"""
 
 import os
 import sys
@@ -28,9 +31,8 @@ labels = [
 texts = ['This is a sound of ' + (l[0] if len(l) == 1 else ', '.join(l[:-1]) + ', and ' + l[-1]) for l in labels]
 wav = torch.randn(8, 32_000, generator=torch.Generator().manual_seed(0)).double() * 0.1
 mine = slice(rank * 8 // world, (rank + 1) * 8 // world)
-p = load_profile(
-    sys.argv[1], dict(lambda_cross_token=0.7, lambda_global=1.0, lambda_uni_token=0.3, micro_batch=int(sys.argv[3]))
-)
+lambdas = dict(lambda_cross_token=0.7, lambda_global=1.0, lambda_uni_token=0.3)
+p = load_profile(sys.argv[1], lambdas | dict(micro_batch=int(sys.argv[3])))
 model = CoLLAT(p).double().train()
 sound = dict(wav=wav[mine])
 if p.ears == 'frozen':  # as they come from a cache

@@ -1,6 +1,8 @@
-"""A GPU that is none. Inside `pretended_gpu()` torch says that there is one; tensors sent to it refuse to meet those of the CPU, have no `.numpy()`, and are computed on the CPU.
+"""A GPU that is none. Inside `pretended_gpu()` torch says that there is one.
 
-It shows that no line forgets where a tensor lies. It says nothing about kernels, half precision, memory or speed: `test_gpu.py` does, on a true one.
+Tensors sent to it refuse to meet those of the CPU, have no `.numpy()`, and are computed on the CPU.
+It shows that no line forgets where a tensor lies.
+It says nothing about kernels, half precision, memory or speed: `test_gpu.py` does, on a true one.
 """
 
 from contextlib import ExitStack, contextmanager
@@ -13,12 +15,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 aten = torch.ops.aten
 PLACE = torch.device('meta')  # the only device besides the CPU that autograd accepts on every machine
-BY_INDEX = (
-    aten.index.Tensor,
-    aten.index_put.default,
-    aten.index_put_.default,
-    aten._index_put_impl_.default,
-)  # a GPU's tensor may be indexed from the CPU
+BY_INDEX = [aten.index.Tensor]  # a GPU's tensor may be indexed from the CPU
+BY_INDEX += [aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default]
 
 
 class OnGPU(torch.Tensor):
@@ -26,15 +24,9 @@ class OnGPU(torch.Tensor):
 
     @staticmethod
     def __new__(cls, x: torch.Tensor, requires_grad: bool = False):
-        self = torch.Tensor._make_wrapper_subclass(
-            cls,
-            x.size(),
-            strides=x.stride(),
-            storage_offset=x.storage_offset(),
-            dtype=x.dtype,
-            device=PLACE,
-            requires_grad=requires_grad,
-        )
+        layout = dict(strides=x.stride(), storage_offset=x.storage_offset(), dtype=x.dtype)
+        make = torch.Tensor._make_wrapper_subclass
+        self = make(cls, x.size(), **layout, device=PLACE, requires_grad=requires_grad)
         self.x = x
         return self
 
@@ -58,7 +50,8 @@ class OnGPU(torch.Tensor):
 def compute(func, args, kwargs):
     "One operation, on the CPU. Raises RuntimeError where a GPU would refuse."
     tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, torch.Tensor)]
-    here, there = [t for t in tensors if not isinstance(t, OnGPU)], [t for t in tensors if isinstance(t, OnGPU)]
+    here = [t for t in tensors if not isinstance(t, OnGPU)]
+    there = [t for t in tensors if isinstance(t, OnGPU)]
     indexed = func in BY_INDEX and isinstance(args[0], OnGPU) and all(t.dtype in (torch.long, torch.bool) for t in here)
     if there and any(t.ndim for t in here) and func is not aten.copy_.default and not indexed:
         raise RuntimeError(
@@ -83,16 +76,20 @@ class Computing(TorchDispatchMode):
         return compute(func, args, kwargs or {})
 
 
-class Named(TorchFunctionMode):
+def there(v):
     "`cuda` means this place."
+    return PLACE if isinstance(v, (str, torch.device)) and str(v).startswith('cuda') else v
+
+
+class Named(TorchFunctionMode):
+    "Where a device is named."
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        there = lambda v: (
-            PLACE
-            if isinstance(v, (str, torch.device)) and func is not torch.device and str(v).startswith('cuda')
-            else v
-        )
-        args, kwargs = [there(v) for v in args], {k: there(v) for k, v in (kwargs or {}).items()}
+        kwargs = kwargs or {}
+        if func is torch.device:
+            return func(*args, **kwargs)
+        args = [there(v) for v in args]
+        kwargs = {k: there(v) for k, v in kwargs.items()}
         if func in (torch.tensor, torch.as_tensor) and kwargs.get('device') == PLACE:
             return func(*args, **kwargs | dict(device='cpu')).to(PLACE)  # a meta tensor would forget its numbers
         return func(*args, **kwargs)
@@ -111,11 +108,9 @@ def same_randomness(*args, **kwargs):
 @contextmanager
 def pretended_gpu():
     "One GPU, until the block ends."
-    before, autocast, generator = (
-        torch.__future__.get_overwrite_module_params_on_conversion(),
-        torch.autocast,
-        torch.Generator,
-    )
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    autocast = torch.autocast
+    generator = torch.Generator
 
     class Autocast(autocast):
         def __init__(self, device_type, *args, **kwargs):
@@ -125,25 +120,15 @@ def pretended_gpu():
         def __new__(cls, device='cpu'):
             return generator('cpu')
 
+    answers = dict(is_available=True, current_device=0, device_count=1, is_bf16_supported=True)
+    answers |= dict(get_device_name='pretended', synchronize=None, manual_seed_all=None, _lazy_init=None)
+    optimizer = torch.optim.Optimizer
     with ExitStack() as s:
-        s.enter_context(
-            patch.multiple(
-                torch.cuda,
-                is_available=lambda: True,
-                current_device=lambda: 0,
-                device_count=lambda: 1,
-                is_bf16_supported=lambda *a: True,
-                get_device_name=lambda *a: 'pretended',
-                synchronize=lambda *a: None,
-                manual_seed_all=lambda *a: None,
-                _lazy_init=lambda: None,
-            )
-        )
+        for name, answer in answers.items():
+            s.enter_context(patch.object(torch.cuda, name, lambda *a, answer=answer: answer))
         s.enter_context(patch.multiple(torch, autocast=Autocast, Generator=Generator))
         s.enter_context(patch.object(torch.random, 'fork_rng', same_randomness))
-        s.enter_context(
-            patch.object(torch.optim.Optimizer, '_accelerator_graph_capture_health_check', lambda self: None)
-        )
+        s.enter_context(patch.object(optimizer, '_accelerator_graph_capture_health_check', lambda self: None))
         s.callback(torch.__future__.set_overwrite_module_params_on_conversion, before)
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         s.enter_context(Computing())

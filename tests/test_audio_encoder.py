@@ -23,9 +23,8 @@ def test_published_layout_gives_equal_states_at_full_input(tmp_path):
     from safetensors.torch import load_file
 
     torch.manual_seed(0)
-    config = transformers.ASTConfig(
-        hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=256, layer_norm_eps=1e-6
-    )
+    size = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=256)
+    config = transformers.ASTConfig(**size, layer_norm_eps=1e-6)
     hf = transformers.ASTModel(config).eval()
     for p in hf.parameters():
         torch.nn.init.normal_(p, std=0.1)
@@ -33,7 +32,8 @@ def test_published_layout_gives_equal_states_at_full_input(tmp_path):
     ours = from_hf_ast(load_file(tmp_path / 'model.safetensors'), json.loads((tmp_path / 'config.json').read_text()))
     spec = torch.randn(1, 1024, 128)
     with torch.no_grad():
-        theirs, h_a = hf(spec).last_hidden_state, ours(spec)
+        theirs = hf(spec).last_hidden_state
+        h_a = ours(spec)
     assert h_a.shape == (1, 1214, 64) and ours.head is None and not ours.training
     assert h_a.std() > 0.05 and (h_a - theirs).abs().max() <= 1e-5
 

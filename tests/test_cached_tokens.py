@@ -1,4 +1,4 @@
-"""Audio tokens that are made once: a clip that cannot be read, a process that is killed, a training on what was kept."""
+"Audio tokens that are made once: a clip that cannot be read, a process that is killed, a training on what was kept."
 
 import os
 import signal
@@ -18,30 +18,21 @@ from collat.model import CoLLAT
 from collat.streaming import Shards, shard, shard_path
 from collat.training import StepLoader, launch, pretrain, read_log, train
 
+FIELDS = dict(ears='frozen', cache_clips=90, pretrain_steps=2, n_valid=16, precision='fp32')
+
 
 @pytest.fixture(scope='module')
 def world(tmp_path_factory):
     "Rendered sound, and ears that had two steps to learn it."
     run = tmp_path_factory.mktemp('cached')
-    p = load_profile(
-        'smoke',
-        dict(
-            ears='frozen',
-            cache_clips=90,
-            pretrain_steps=2,
-            steps=6,
-            eval_every=4,
-            checkpoint_every=2,
-            n_valid=16,
-            precision='fp32',
-        ),
-    )
+    p = load_profile('smoke', FIELDS | dict(steps=6, eval_every=4, checkpoint_every=2))
     pretrain(p, run)
     return p, run
 
 
 def test_a_clip_that_cannot_be_read_is_left_out_and_listed(tmp_path):
-    rng, rows = np.random.default_rng(0), ['path,labels']
+    rng = np.random.default_rng(0)
+    rows = ['path,labels']
     for i in range(10):
         sf.write(tmp_path / f'{i}.wav', 0.1 * rng.normal(size=8_000), 16_000)
         rows.append(f'{i}.wav,hiss')
@@ -76,14 +67,18 @@ print(cached_tokens.cache_tokens(CoLLAT(p), Scenes(sys.argv[2], 'train', p), sys
 def test_killed_while_it_is_written(world, tmp_path):
     "kill -9 at three moments: bitwise the file of a run that nothing happened to."
     p, run = world
-    start = lambda folder: subprocess.Popen(
-        [sys.executable, '-c', CACHE, 'smoke', str(run / 'data'), str(folder)], stdout=subprocess.PIPE, text=True
-    )
+
+    def start(folder):
+        cmd = [sys.executable, '-c', CACHE, 'smoke', str(run / 'data'), str(folder)]
+        return subprocess.Popen(cmd, stdout=subprocess.PIPE, text=True)
+
+    def pieces_written():
+        return sum(len(f.read_text().splitlines()) for f in (tmp_path / 'killed').glob('*.jsonl'))
+
     whole = start(tmp_path / 'whole').communicate()[0].split()[-1]
     for pieces in (2, 7, 15):
         process = start(tmp_path / 'killed')
-        journal = lambda: sum(len(f.read_text().splitlines()) for f in (tmp_path / 'killed').glob('*.jsonl'))
-        while process.poll() is None and journal() < pieces:
+        while process.poll() is None and pieces_written() < pieces:
             time.sleep(0.002)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
@@ -119,10 +114,7 @@ def test_two_ranks_make_and_read_the_tokens_together(world, tmp_path):
     "The first loss, before any weight has moved, is that of one process."
     p, run = world
     for name, ranks in (('one', 1), ('two', 2)):
-        q = load_profile(
-            'smoke',
-            dict(ears='frozen', cache_clips=90, pretrain_steps=2, steps=3, n_valid=16, precision='fp32', gpus=ranks),
-        )
+        q = load_profile('smoke', FIELDS | dict(steps=3, gpus=ranks))
         (tmp_path / name).mkdir()
         (tmp_path / name / 'data').symlink_to(run / 'data')
         (tmp_path / name / 'checkpoints').mkdir()

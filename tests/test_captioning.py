@@ -38,7 +38,8 @@ def test_human_row_of_table_4(data):
 
 
 def test_table_4_is_put_right():
-    printed, true = C.paper_table4(False), C.paper_table4()
+    printed = C.paper_table4(False)
+    true = C.paper_table4()
     for m in printed:
         assert (printed[m]['CIDEr'], printed[m]['METEOR']) == (true[m]['METEOR'], true[m]['CIDEr'])
         assert all(printed[m][k] == true[m][k] for k in C.METRICS[:8] if k not in ('CIDEr', 'METEOR'))
@@ -46,7 +47,12 @@ def test_table_4_is_put_right():
 
 
 def test_import_leaves_the_environment_alone():
-    code = 'import os; was = dict(os.environ); import collat.captioning; assert os.environ["PATH"] == was["PATH"] and "JAVA_TOOL_OPTIONS" not in os.environ'
+    code = """
+import os
+was = dict(os.environ)
+import collat.captioning
+assert os.environ["PATH"] == was["PATH"] and "JAVA_TOOL_OPTIONS" not in os.environ
+"""
     env = {k: v for k, v in os.environ.items() if k != 'JAVA_TOOL_OPTIONS'}
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -63,17 +69,15 @@ def hanging(tmp_path, monkeypatch):
 def test_hanging_java_is_stopped(hanging):
     import psutil
 
-    started, path = time.time(), os.environ['PATH']
+    started = time.time()
+    path = os.environ['PATH']
     with pytest.raises(TimeoutError, match='not finished after 0.3 s'):
         C.tokenise(['a dog'], 0.3)
     with pytest.raises(TimeoutError), C.java(0.3), C.meteor() as m:
         m.compute_score({1: ['a dog']}, {1: ['a dog']})
     assert time.time() - started < 60 and os.environ['PATH'] == path
-    assert not [
-        c
-        for c in psutil.Process().children(recursive=True)
-        if c.status() != 'zombie' and ('java' in c.name() or c.name() == 'sleep')
-    ]
+    alive = [c.name() for c in psutil.Process().children(recursive=True) if c.status() != 'zombie']
+    assert not [name for name in alive if 'java' in name or name == 'sleep']
 
 
 def test_no_java_says_how_to_get_it(monkeypatch):
@@ -91,17 +95,16 @@ def test_spice_is_not_constructed_without_its_jars(monkeypatch):
     monkeypatch.setattr(C, '_jars', ('surely-not-there.jar',))
     with mock.patch('pycocoevalcap.spice.spice.Spice', side_effect=AssertionError('constructed')):
         s = C.score_tokens({'a': ['a dog']}, {'a': ['a dog']}, Meteor())
-    assert (
-        s['values']['SPICE'] is s['values']['SPIDEr'] is None
-        and 'surely-not-there.jar' in s['missing']['SPICE']
-        and '300 MB' in s['missing']['SPICE']
-    )
+    assert s['values']['SPICE'] is s['values']['SPIDEr'] is None
+    assert 'surely-not-there.jar' in s['missing']['SPICE'] and '300 MB' in s['missing']['SPICE']
     rows = {r['metric']: r for r in C.caption_rows(s, 20)}
     assert rows['SPICE']['value'] is None and 'surely-not-there.jar' in rows['SPICE']['why'] and 'CIDEr' in rows
 
 
 # a language of three words besides the marks, with a random table of log-probabilities for each clip and last two words
-K, LONGEST, BATCH = 6, 4, 5
+K = 6
+LONGEST = 4
+BATCH = 5
 
 
 def language(seed):
@@ -116,19 +119,21 @@ def language(seed):
     return log_probs
 
 
+def score(log_probs, clip, seq):
+    "Log-probability of a whole caption, word by word."
+    total = 0
+    for j in range(1, len(seq)):
+        total += log_probs(torch.tensor([seq[:j]]), torch.tensor([clip]))[0, seq[j]].item()
+    return total
+
+
 def exhaustive(log_probs, clip, power):
     best = (-float('inf'), None)
     for n in range(1, LONGEST + 1):
         for words in itertools.product(range(C.END + 1, K), repeat=n - 1):
             for last in [C.END] if n < LONGEST else range(C.END, K):
                 seq = [C.START, *words, last]
-                s = (
-                    sum(
-                        log_probs(torch.tensor([seq[:j]]), torch.tensor([clip]))[0, seq[j]].item()
-                        for j in range(1, n + 1)
-                    )
-                    / n**power
-                )
+                s = score(log_probs, clip, seq) / n**power
                 if s > best[0]:
                     best = (s, seq[1:])
     return best
@@ -146,34 +151,34 @@ def test_beam_search_is_exhaustive_when_wide_and_greedy_when_narrow(power):
         while len(greedy) <= LONGEST and greedy[-1] != C.END:
             greedy.append(int(log_probs(torch.tensor([greedy]), torch.tensor([b]))[0].argmax()))
         assert [i for i in narrow[b, 0].tolist() if i != C.PAD] == greedy[1:]
-        alone = C.beam_search(lambda i, c: log_probs(i, c + b), 1, 3, LONGEST, power)
-        together = C.beam_search(log_probs, BATCH, 3, LONGEST, power)
-        n = alone[0].shape[2]
-        assert (
-            torch.equal(alone[0][0], together[0][b, :, :n])
-            and (together[0][b, :, n:] == C.PAD).all()
-            and torch.allclose(alone[1][0], together[1][b])
-        )
+        alone, alone_scores = C.beam_search(lambda i, c: log_probs(i, c + b), 1, 3, LONGEST, power)
+        together, together_scores = C.beam_search(log_probs, BATCH, 3, LONGEST, power)
+        n = alone.shape[2]
+        assert torch.equal(alone[0], together[b, :, :n]) and (together[b, :, n:] == C.PAD).all()
+        assert torch.allclose(alone_scores[0], together_scores[b])
     assert (scores[:, 0] >= narrow_scores[:, 0] - 1e-6).all() and (scores[:, :20].diff() <= 0).all()
 
 
 def toy(n, seed):
-    g, names = torch.Generator().manual_seed(seed), ['dog', 'cat', 'rain']
-    return C.Captioned(
-        [str(i) for i in range(n)],
-        [(torch.eye(3)[i % 3].repeat(4, 1) + 0.2 * torch.randn(4, 3, generator=g)).half() for i in range(n)],
-        [[f'a {names[i % 3]} is heard', f'the sound of a {names[i % 3]}'] for i in range(n)],
-    )
+    g = torch.Generator().manual_seed(seed)
+    names = ['dog', 'cat', 'rain']
+    clips = C.Captioned([], [], [])
+    for i in range(n):
+        clips.ids.append(str(i))
+        clips.features.append((torch.eye(3)[i % 3].repeat(4, 1) + 0.2 * torch.randn(4, 3, generator=g)).half())
+        clips.captions.append([f'a {names[i % 3]} is heard', f'the sound of a {names[i % 3]}'])
+    return clips
 
 
 def test_captioner_learns_is_kept_and_repeats_itself(tmp_path):
-    fit = lambda: C.fit_captioner(toy(48, 0), toy(12, 1), steps=80, batch=16, look_every=20, d=32, longest=8)
+    def fit():
+        return C.fit_captioner(toy(48, 0), toy(12, 1), steps=80, batch=16, look_every=20, d=32, longest=8)
+
     before = torch.get_rng_state()
     a, log = fit()
     b, _ = fit()
-    assert torch.equal(torch.get_rng_state(), before) and all(
-        torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters())
-    )
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters()))
     texts, _ = C.write_captions(a, toy(9, 2).features)
     assert all(n in t for n, t in zip(['dog', 'cat', 'rain'] * 3, texts))
     assert C.valid_loss(a, toy(12, 1)) == min(r['valid'] for r in log)

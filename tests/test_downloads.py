@@ -1,4 +1,7 @@
-"Whatever may be downloaded says its name, size, destination and the way by hand; offline it fails at once with the same; what was read is recorded."
+"""Whatever may be downloaded says its name, size, destination and the way by hand.
+
+Offline it fails at once with the same; what was read is recorded.
+"""
 
 import hashlib
 import time
@@ -13,37 +16,39 @@ from collat import text_encoder as T
 from collat import weights as W
 from collat.model import CoLLAT
 
-AST_REPO, CLIP_REPO, DEIT_REPO = (
-    'MIT/ast-finetuned-audioset-10-10-0.4593',
-    'timm/vit_large_patch14_clip_224.openai',
-    'timm/deit_base_distilled_patch16_384.fb_in1k',
-)
-WAYS = {
-    'open_clip name and tag': (
-        lambda: T.load_text_encoder('open_clip:ViT-L-14/openai'),
-        CLIP_REPO,
-        '1,710 MB',
-        "open_clip:ViT-L-14/PATH', with quick_gelu=True",
-    ),
-    'text hub id': (
-        lambda: T.load_text_encoder('hf_clip:openai/clip-vit-large-patch14'),
-        'openai/clip-vit-large-patch14',
-        '1,710 MB',
-        'hf_clip:FOLDER',
-    ),
-    'audio hub id': (lambda: A.load_pretrained(A.AST(), f'hf:{AST_REPO}'), AST_REPO, '346 MB', 'hf:FOLDER'),
-    'timm name': (
-        lambda: A.load_pretrained(A.AST(), 'deit:deit_base_distilled_patch16_384'),
-        DEIT_REPO,
-        '351 MB',
-        'that folder of the cache',
-    ),
-    'trained model': (
-        lambda: CoLLAT.from_pretrained('nobody/collat-mini'),
-        'nobody/collat-mini',
-        'its size is shown',
-        "from_pretrained('FOLDER')",
-    ),
+AST_REPO = 'MIT/ast-finetuned-audioset-10-10-0.4593'
+CLIP_REPO = 'timm/vit_large_patch14_clip_224.openai'
+OPENAI_REPO = 'openai/clip-vit-large-patch14'
+DEIT_REPO = 'timm/deit_base_distilled_patch16_384.fb_in1k'
+SMALL_AST = (64, 298, 32, 1, 4)  # mel bins, frames, width, layers, heads
+
+
+def open_clip_tag():
+    T.load_text_encoder('open_clip:ViT-L-14/openai')
+
+
+def text_hub_id():
+    T.load_text_encoder(f'hf_clip:{OPENAI_REPO}')
+
+
+def audio_hub_id():
+    A.load_pretrained(A.AST(), f'hf:{AST_REPO}')
+
+
+def timm_name():
+    A.load_pretrained(A.AST(), 'deit:deit_base_distilled_patch16_384')
+
+
+def trained_model():
+    CoLLAT.from_pretrained('nobody/collat-mini')
+
+
+WAYS = {  # what to call, repository, size, the way by hand
+    'open_clip name and tag': (open_clip_tag, CLIP_REPO, '1,710 MB', "open_clip:ViT-L-14/PATH', with quick_gelu=True"),
+    'text hub id': (text_hub_id, OPENAI_REPO, '1,710 MB', 'hf_clip:FOLDER'),
+    'audio hub id': (audio_hub_id, AST_REPO, '346 MB', 'hf:FOLDER'),
+    'timm name': (timm_name, DEIT_REPO, '351 MB', 'that folder of the cache'),
+    'trained model': (trained_model, 'nobody/collat-mini', 'its size is shown', "from_pretrained('FOLDER')"),
 }
 
 
@@ -72,28 +77,22 @@ def test_offline_fails_at_once(way, why, tmp_path, monkeypatch):
     with pytest.raises(ConnectionError) as e:
         f()
     assert time.time() - t < 20
-    for part in (
-        f'cannot download {repo} from https://huggingface.co/{repo}',
-        size,
-        at(tmp_path, repo),
-        'By hand',
-        hand,
-    ):
-        assert part in str(e.value)
+    message = str(e.value)
+    assert f'cannot download {repo} from https://huggingface.co/{repo}' in message
+    for part in (size, at(tmp_path, repo), 'By hand', hand):
+        assert part in message
 
 
 @pytest.mark.parametrize('way', WAYS)
 def test_a_download_says_what_where_and_how_large(way, tmp_path, monkeypatch, capsys):
     f, repo, _, hand = WAYS[way]
-    files = [
-        types.SimpleNamespace(rfilename=n, size=s)
-        for n, s in (
-            ('config.json', 500_000),
-            ('model.safetensors', 3_000_000),
-            ('open_clip_model.safetensors', 3_000_000),
-            ('tf_model.h5', 10**9),
-        )
-    ]
+    sizes = {
+        'config.json': 500_000,
+        'model.safetensors': 3_000_000,
+        'open_clip_model.safetensors': 3_000_000,
+        'tf_model.h5': 10**9,
+    }
+    files = [types.SimpleNamespace(rfilename=name, size=size) for name, size in sizes.items()]
     monkeypatch.setattr('huggingface_hub.HfApi.model_info', lambda *a, **k: types.SimpleNamespace(siblings=files))
 
     def snapshot(repo, **k):
@@ -103,13 +102,8 @@ def test_a_download_says_what_where_and_how_large(way, tmp_path, monkeypatch, ca
     with pytest.raises(ConnectionError, match='the end of this test'):
         f()
     said = capsys.readouterr().out
-    for part in (
-        f'downloading {repo} from https://huggingface.co/{repo} to {at(tmp_path, repo)}',
-        ' MB, ',
-        'model.safetensors',
-        'By hand',
-        hand,
-    ):
+    assert f'downloading {repo} from https://huggingface.co/{repo} to {at(tmp_path, repo)}' in said
+    for part in (' MB, ', 'model.safetensors', 'By hand', hand):
         assert part in said
     assert 'tf_model.h5' not in said and int(said.split(' MB, ')[0].split()[-1]) < 8
 
@@ -118,41 +112,38 @@ def test_open_clip_tag_with_a_plain_url(tmp_path, monkeypatch):
     "From the cache where it lies there, also offline; otherwise name, destination and the way by hand."
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     monkeypatch.setenv('HOME', str(tmp_path))
-    with pytest.raises(
-        ConnectionError,
-        match=r'cannot download m/t from https://example.org/w.pt: .*\.cache/clip/w.pt.*By hand.*open_clip:m/PATH',
-    ):
-        W._tag_file('m', 't', dict(url='https://example.org/w.pt'))
+    record = dict(url='https://example.org/w.pt')
+    said = r'cannot download m/t from https://example.org/w.pt: .*\.cache/clip/w.pt.*By hand.*open_clip:m/PATH'
+    with pytest.raises(ConnectionError, match=said):
+        W._tag_file('m', 't', record)
     to = tmp_path / '.cache/clip/w.pt'
     to.parent.mkdir(parents=True)
     to.write_bytes(b'x')
-    assert str(W._tag_file('m', 't', dict(url='https://example.org/w.pt'))) == str(to)
+    assert str(W._tag_file('m', 't', record)) == str(to)
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_files_that_were_read_are_known_by_content(tmp_path):
     te = T.load_text_encoder('minilm')
-    [(name, digest)] = W.checksums(te.files).items()
-    assert name == 'model.safetensors' and digest == hashlib.sha256(te.files[0].read_bytes()).hexdigest()
-    assert W.checksums(T.load_text_encoder('open_clip:tiny').files) == {}  # random weights come from no file
-    torch.save(T.load_text_encoder('open_clip:tiny').locked.state_dict(), tmp_path / 'w.pt')
-    assert W.checksums(T.load_text_encoder(f'open_clip:tiny/{tmp_path / "w.pt"}', quick_gelu=False).files) == {
-        'w.pt': hashlib.sha256((tmp_path / 'w.pt').read_bytes()).hexdigest()
-    }
+    assert W.checksums(te.files) == {'model.safetensors': sha256(te.files[0])}
+    tiny = T.load_text_encoder('open_clip:tiny')
+    assert W.checksums(tiny.files) == {}  # random weights come from no file
+    path = tmp_path / 'w.pt'
+    torch.save(tiny.locked.state_dict(), path)
+    from_file = T.load_text_encoder(f'open_clip:tiny/{path}', quick_gelu=False)
+    assert W.checksums(from_file.files) == {'w.pt': sha256(path)}
+
+
+def test_an_audio_encoder_is_known_by_content(tmp_path):
     import transformers
 
-    transformers.ASTModel(
-        transformers.ASTConfig(
-            hidden_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=4,
-            intermediate_size=128,
-            num_mel_bins=64,
-            max_length=298,
-        )
-    ).save_pretrained(tmp_path / 'ast')
-    ast = A.load_pretrained(A.AST(64, 298, 32, 1, 4), f'hf:{tmp_path / "ast"}')
-    assert (
-        W.checksums(ast.files)
-        == {'model.safetensors': hashlib.sha256((tmp_path / 'ast/model.safetensors').read_bytes()).hexdigest()}
-        and not A.AST(64, 298, 32, 1, 4).files
-    )
+    mels, frames, width, layers, heads = SMALL_AST
+    shape = dict(num_mel_bins=mels, max_length=frames, hidden_size=width, intermediate_size=4 * width)
+    config = transformers.ASTConfig(num_hidden_layers=layers, num_attention_heads=heads, **shape)
+    transformers.ASTModel(config).save_pretrained(tmp_path)
+    assert not A.AST(*SMALL_AST).files
+    ast = A.load_pretrained(A.AST(*SMALL_AST), f'hf:{tmp_path}')
+    assert W.checksums(ast.files) == {'model.safetensors': sha256(tmp_path / 'model.safetensors')}

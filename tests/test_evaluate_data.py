@@ -1,28 +1,39 @@
 "`collat eval` from end to end: every task on a table of sounds with labels, captions and splits, one of them broken."
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile as sf
+import torch
 
+from collat import zero_shot
 from collat.cli import TASKS, main
-from collat.config import load_profile
+from collat.config import Preempted, load_profile
 from collat.model import CoLLAT
+
+TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     d = tmp_path_factory.mktemp('eval')
     CoLLAT(load_profile('smoke')).save_pretrained(d / 'model')
-    rng, rows = np.random.default_rng(0), ['path,labels,captions,split']
+    rng = np.random.default_rng(0)
+    rows = ['path,labels,captions,split']
     for i in range(28):
         label = ('tone', 'noise')[i % 2]
         x = np.sin(np.arange(16_000) * (0.05 + 0.01 * (i % 5))) if label == 'tone' else rng.normal(size=16_000)
         sf.write(d / f'{i}.wav', 0.2 * x, 16_000)
-        rows.append(
-            f'{i}.wav,{label},a {label}|the sound of a {label}|{label} is heard|here is {label}|somewhere a {label},{"train" if i < 12 else "valid" if i < 18 else "test"}'
+        said = '|'.join(
+            t.format(label) for t in ('a {}', 'the sound of a {}', '{} is heard', 'here is {}', 'somewhere a {}')
         )
+        split = 'train' if i < 12 else 'valid' if i < 18 else 'test'
+        rows.append(f'{i}.wav,{label},{said},{split}')
     (d / '27.wav').write_bytes(b'RIFF, but no sound')
     (d / 'my.csv').write_text('\n'.join(rows) + '\n')
     (d / 'bare.csv').write_text('path\n0.wav\n')
@@ -31,21 +42,25 @@ def folder(tmp_path_factory):
     return d
 
 
-def evaluate(folder, task, data='my.csv'):
+@pytest.fixture(scope='module')
+def many(folder):
+    "A table whose clips are more than two groups, of many lengths, two of them broken."
+    rng = np.random.default_rng(1)
+    rows = ['path,labels']
+    for i in range(75):
+        sf.write(folder / f'many{i}.wav', 0.1 * rng.normal(size=6_000 + 400 * (i % 7)), 16_000)
+        rows.append(f'many{i}.wav,{("tone", "noise")[i % 2]}')
+    for i in (3, 40):
+        (folder / f'many{i}.wav').write_bytes(b'RIFF, but no sound')
+    (folder / 'many.csv').write_text('\n'.join(rows) + '\n')
+    return folder / 'many.csv'
+
+
+def evaluate(folder, task, data='my.csv', *more):
+    files = dict(checkpoint=folder / 'model', data=folder / data, out=folder / f'{task}.json')
+    options = [word for k, f in files.items() for word in (f'--{k}', str(f))]
     with pytest.raises(SystemExit) as e:
-        main(
-            [
-                'eval',
-                '--checkpoint',
-                str(folder / 'model'),
-                '--data',
-                str(folder / data),
-                '--task',
-                task,
-                '--out',
-                str(folder / f'{task}.json'),
-            ]
-        )
+        main(['eval', '--task', task, *options, *more])
     return e.value.code
 
 
@@ -63,12 +78,62 @@ def test_every_task_on_a_users_table(folder, task, metrics, n, capsys):
     r = json.loads((folder / f'{task}.json').read_text())['results']
     assert json.loads(capsys.readouterr().out)['rows'] == r['rows']
     assert {x['metric'] for x in r['rows'] if x['value'] is not None} >= metrics
-    assert (
-        n in {x['n'] for x in r['rows']}
-        and r['checkpoint']
-        and len(r['skipped']) == 1
-        and '27.wav' in str(r['skipped'])
-    )
+    assert n in {x['n'] for x in r['rows']} and r['checkpoint']
+    assert len(r['skipped']) == 1 and '27.wav' in str(r['skipped'])
+
+
+def test_two_ranks_embed_as_one_process_does(folder, many, tmp_path):
+    "Embeddings to the last bit, clips and reasons in the order of the table, on both ranks."
+    args = [str(Path(__file__).parent / 'eval_ranks.py'), str(folder / 'model'), str(many)]
+    subprocess.run([sys.executable, *args, str(tmp_path / 'one')], check=True, capture_output=True)
+    subprocess.run([sys.executable, *TORCHRUN, *args, str(tmp_path / 'two')], check=True, capture_output=True)
+    one, *two = (torch.load(tmp_path / f, weights_only=True) for f in ('one.0', 'two.0', 'two.1'))
+    broken = [Path(s.split(':')[0]).name for s in one['skipped']]
+    assert len(one['paths']) == 73 and broken == ['many3.wav', 'many40.wav']
+    for rank in two:
+        assert torch.equal(rank['z'], one['z']) and torch.equal(rank['y'], one['y'])
+        assert rank['paths'] == one['paths'] and rank['skipped'] == one['skipped']
+
+
+@pytest.mark.skipif(os.cpu_count() < 2, reason='two processes need two cores')
+def test_eval_on_two_processes_says_what_one_says(folder, many, capsys):
+    said = []
+    for more in ([], ['--gpus', '2']):
+        assert evaluate(folder, 'zero_shot', many.name, *more) == 0
+        said.append(json.loads(capsys.readouterr().out))
+    assert said[0] == said[1] and said[0]['clips'] == 73
+    written = json.loads((folder / 'zero_shot.json').read_text())
+    assert written['results'] == said[1]
+
+
+def test_what_is_said_when_a_process_fails(monkeypatch, capsys):
+    "Without starting one: the group of processes is played."
+
+    def run(play):
+        monkeypatch.setattr(zero_shot, 'run_group', play)
+        return zero_shot.in_processes(2, dict(template=''))
+
+    def fails(cmd, failure):
+        failure.write_text('rank 1: ValueError: no clip\nTraceback ...\n')
+        return 1
+
+    def stopped(cmd, failure):
+        raise Preempted('stopped')
+
+    with pytest.raises(RuntimeError, match='the evaluation failed: rank 1: ValueError: no clip$'):
+        run(fails)
+    assert 'Traceback' in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match='one of 2 processes was killed .exit code 9'):
+        run(lambda *_: 9)
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped)
+
+
+def test_more_processes_than_the_machine_has_and_tasks_that_run_in_one(folder, many, capsys):
+    assert evaluate(folder, 'zero_shot', many.name, '--gpus', '999') == 2
+    assert 'this machine has' in capsys.readouterr().err
+    assert evaluate(folder, 'retrieval', many.name, '--gpus', '2') == 2
+    assert 'retrieval runs in one process' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -106,18 +171,14 @@ def test_probe_of_audioset_learns_from_the_balanced_split(folder, tmp_path):
         ('unbalanced', 'unbalanced_train', 2),
     ):
         rows = [(f'{split[:4]}video{i:02d}', i % 2) for i in range(n)]
-        (base / f'{file}_segments.csv').write_text(
-            f'# made\n# num_ytids={n}, num_segs={n}, num_unique_labels=3\n# YTID, start_seconds, end_seconds, positive_labels\n'
-            + ''.join(f'{v}, 0.000, 10.000, "/m/{k},/m/2"\n' for v, k in rows)
-        )
+        lines = ['# made', f'# num_ytids={n}, num_segs={n}, num_unique_labels=3']
+        lines += ['# YTID, start_seconds, end_seconds, positive_labels']
+        lines += [f'{v}, 0.000, 10.000, "/m/{k},/m/2"' for v, k in rows]
+        (base / f'{file}_segments.csv').write_text('\n'.join(lines) + '\n')
         (base / 'audio' / split).mkdir(parents=True)
         for v, k in rows:
-            sf.write(
-                base / f'audio/{split}/{v}.wav',
-                0.2 * (rng.normal(size=16_000) if k else np.sin(np.arange(16_000) * 0.06)),
-                16_000,
-            )
+            wav = rng.normal(size=16_000) if k else np.sin(np.arange(16_000) * 0.06)
+            sf.write(base / f'audio/{split}/{v}.wav', 0.2 * wav, 16_000)
     r = evaluate_data(folder / 'model', 'audioset', root=tmp_path, n_boot=20)
-    assert {(x['metric'], x['n']) for x in r['rows'] if x['metric'] == 'mAP'} == {('mAP', 6)} and all(
-        x['split'] == 'eval' for x in r['rows']
-    )
+    assert {(x['metric'], x['n']) for x in r['rows'] if x['metric'] == 'mAP'} == {('mAP', 6)}
+    assert all(x['split'] == 'eval' for x in r['rows'])

@@ -1,4 +1,5 @@
-"What only a GPU shows: the same numbers as on the CPU, in half precision, compiled, in two passes, and after an interruption. Skipped where there is none."
+"""What only a GPU shows: the same numbers as on the CPU, in half precision, compiled, in two passes,
+and after an interruption. Skipped where there is none."""
 
 import dataclasses
 
@@ -42,16 +43,16 @@ def test_features_equal_the_cpus():
 
 def test_loss_and_gradient_equal_the_cpus():
     p = profile(lambda_uni_token=0.0)  # noise comes from the device's own generator
-    (loss, g), (loss_gpu, g_gpu) = loss_and_gradient(p, 'cpu'), loss_and_gradient(p)
+    loss, g = loss_and_gradient(p, 'cpu')
+    loss_gpu, g_gpu = loss_and_gradient(p)
     assert abs(loss - loss_gpu) < 1e-4 * loss and apart(g_gpu, g) < 1e-3
 
 
 @pytest.mark.parametrize('start', ['fixed', 'resample'])
 def test_two_passes_equal_one(start):
-    (loss, g), (loss2, g2) = (
-        loss_and_gradient(profile(start=start)),
-        loss_and_gradient(dataclasses.replace(profile(start=start), micro_batch=3)),
-    )
+    p = profile(start=start)
+    loss, g = loss_and_gradient(p)
+    loss2, g2 = loss_and_gradient(dataclasses.replace(p, micro_batch=3))
     assert abs(loss - loss2) < 1e-5 * loss and apart(g2, g) < 1e-3
 
 
@@ -64,18 +65,8 @@ def test_half_precision_and_compiled_start_from_the_same_loss():
 
 
 def test_training_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
-    p = profile(
-        batch=8,
-        steps=6,
-        eval_every=6,
-        checkpoint_every=2,
-        warmup=1,
-        precision='bf16',
-        fused=True,
-        workers=2,
-        clip_seconds=1.0,
-    )
-    p = dataclasses.replace(p, shards=str(sound_shards(tmp_path, 32, 1.0)))
+    p = profile(batch=8, steps=6, eval_every=6, checkpoint_every=2, warmup=1, precision='bf16', fused=True)
+    p = dataclasses.replace(p, workers=2, clip_seconds=1.0, shards=str(sound_shards(tmp_path, 32, 1.0)))
     whole = load_file(train(p, tmp_path / 'whole', validate=False) / 'model.safetensors')
     save = Checkpoint.after_batch
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -36,7 +37,8 @@ from collat.image_generation import (
 from collat.model import CoLLAT
 from collat.text_encoder import load_text_encoder
 
-SMOKE, NO = load_profile('smoke'), 'blurred, many dogs'
+SMOKE = load_profile('smoke')
+NO = 'blurred, many dogs'
 PROMPTS = ['a watercolour of a dog beside a church bell', 'rain', '']
 
 
@@ -45,37 +47,27 @@ def clip_tokenizer():
     from open_clip import SimpleTokenizer
     from transformers import CLIPTokenizer
 
-    tok, names = SimpleTokenizer(), {'<start_of_text>': '<|startoftext|>', '<end_of_text>': '<|endoftext|>'}
-    t = CLIPTokenizer(
-        {names.get(k, k): v for k, v in tok.encoder.items()}, sorted(tok.bpe_ranks, key=tok.bpe_ranks.get)
-    )
+    tok = SimpleTokenizer()
+    names = {'<start_of_text>': '<|startoftext|>', '<end_of_text>': '<|endoftext|>'}
+    vocabulary = {names.get(k, k): v for k, v in tok.encoder.items()}
+    t = CLIPTokenizer(vocabulary, sorted(tok.bpe_ranks, key=tok.bpe_ranks.get))
     t.model_max_length = 77
     return t
 
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
-    "A Stable Diffusion pipeline with CLIP ViT-L/14's text transformer in its true size and random weights, written by diffusers."
+    """A Stable Diffusion pipeline, written by diffusers.
+
+    CLIP ViT-L/14's text transformer has its true size; all weights are random."""
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     folder = tmp_path_factory.mktemp('sd') / 'pipe'
     torch.manual_seed(0)
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            hidden_size=768,
-            intermediate_size=3072,
-            num_hidden_layers=12,
-            num_attention_heads=12,
-            max_position_embeddings=77,
-            vocab_size=49408,
-            hidden_act='quick_gelu',
-            projection_dim=768,
-            pad_token_id=1,
-            bos_token_id=49406,
-            eos_token_id=49407,
-        )
-    )
+    size = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    words = dict(vocab_size=49408, max_position_embeddings=77, pad_token_id=1, bos_token_id=49406, eos_token_id=49407)
+    text = CLIPTextModel(CLIPTextConfig(**size, **words, hidden_act='quick_gelu', projection_dim=768))
     with torch.no_grad():  # a LayerNorm that does something, or leaving it out could not be seen
         for n, w in text.named_parameters():
             if 'final_layer_norm' in n:
@@ -97,17 +89,10 @@ def saved(tmp_path_factory):
         norm_num_groups=4,
         latent_channels=4,
     )
-    scheduler = PNDMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule='scaled_linear',
-        skip_prk_steps=True,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-    StableDiffusionPipeline(
-        vae, text, clip_tokenizer(), unet, scheduler, None, None, requires_safety_checker=False
-    ).save_pretrained(folder)
+    noise = dict(beta_start=0.00085, beta_end=0.012, beta_schedule='scaled_linear')
+    scheduler = PNDMScheduler(**noise, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
+    parts = (vae, text, clip_tokenizer(), unet, scheduler, None, None)
+    StableDiffusionPipeline(*parts, requires_safety_checker=False).save_pretrained(folder)
     return folder
 
 
@@ -120,13 +105,9 @@ def pipe(saved):
 
 def test_true_size_and_padding(pipe):
     text = pipeline_text(pipe)
-    assert (text.d, text.n_layers, text.n_ctx, text.pad_id, text.activation) == (
-        768,
-        12,
-        77,
-        49407,
-        'quick_gelu',
-    ) and text.n_params == 123_060_480
+    assert (text.d, text.n_layers, text.n_ctx) == (768, 12, 77)
+    assert (text.pad_id, text.activation) == (49407, 'quick_gelu')
+    assert text.n_params == 123_060_480
     ids = pipe.tokenizer(PROMPTS, padding='max_length', max_length=77, truncation=True, return_tensors='pt').input_ids
     assert [row[-1] for row in ids.tolist()] == [49407] * 3
     with torch.no_grad():
@@ -135,40 +116,30 @@ def test_true_size_and_padding(pipe):
 
 
 def test_written_prompts_give_the_picture_of_the_pipeline(pipe):
-    g = lambda: [torch.Generator().manual_seed(s) for s in (5, 6, 7)]
-    theirs = pipe(
-        prompt=PROMPTS,
-        negative_prompt=[NO] * 3,
-        guidance_scale=7.5,
-        num_inference_steps=4,
-        generator=g(),
-        output_type='np',
-    ).images
+    def by_pipeline(guidance, **more):
+        g = [torch.Generator().manual_seed(s) for s in (5, 6, 7)]
+        few = dict(num_inference_steps=4, output_type='np')
+        return pipe(prompt=PROMPTS, guidance_scale=guidance, generator=g, **few, **more).images
+
+    theirs = by_pipeline(7.5, negative_prompt=[NO] * 3)
     states = written_states(pipeline_text(pipe), PROMPTS, 75)
     ours = draw(pipe, states, NO, steps=4, seeds=[5, 6, 7], output='np', progress=False)
     assert np.array_equal(ours, theirs)
-    plain = pipe(
-        prompt=PROMPTS, guidance_scale=7.5, num_inference_steps=4, generator=g(), output_type='np'
-    ).images  # no negative prompt: ''
+    plain = by_pipeline(7.5)  # no negative prompt: ''
     assert np.array_equal(draw(pipe, states, steps=4, seeds=[5, 6, 7], output='np', progress=False), plain)
     assert np.abs(plain - ours).max() > 1e-3, 'the negative prompt must be heard'
     none = draw(pipe, states, steps=4, seeds=[5, 6, 7], guidance=1.0, output='np', progress=False)
-    assert (
-        np.array_equal(
-            none,
-            pipe(prompt=PROMPTS, guidance_scale=1.0, num_inference_steps=4, generator=g(), output_type='np').images,
-        )
-        and np.abs(none - plain).max() > 1e-3
-    )
+    assert np.array_equal(none, by_pipeline(1.0))
+    assert np.abs(none - plain).max() > 1e-3
 
 
 def test_what_the_test_above_can_see(pipe):
     "Another padding id, and states without the final LayerNorm, give another picture."
-    text, few = pipeline_text(pipe), dict(steps=2, output='np', progress=False)
-    right, (h, pad) = (
-        draw(pipe, written_states(text, PROMPTS[:1], 75), **few),
-        (text.targets(PROMPTS[:1], 75).h, text.pad_id),
-    )
+    text = pipeline_text(pipe)
+    few = dict(steps=2, output='np', progress=False)
+    right = draw(pipe, written_states(text, PROMPTS[:1], 75), **few)
+    h = text.targets(PROMPTS[:1], 75).h
+    pad = text.pad_id
     text.pad_id = 0
     assert np.abs(draw(pipe, written_states(text, PROMPTS[:1], 75), **few) - right).max() > 1e-3
     text.pad_id = pad
@@ -179,12 +150,13 @@ def test_what_the_test_above_can_see(pipe):
 
 def test_the_picture_follows_the_clip(saved, pipe):
     p = dataclasses.replace(SMOKE, text_encoder=f'hf_clip:{saved}/text_encoder', n_tokens=75)
-    model, g = CoLLAT(p).eval(), torch.Generator().manual_seed(0)
+    model = CoLLAT(p).eval()
+    g = torch.Generator().manual_seed(0)
     clips = [torch.randn(32_000, generator=g) * 0.1, torch.sin(torch.arange(32_000) * 0.2) * 0.3]
     states = sound_states(model, clips)
     assert states.shape == (2, 77, 768)
     few = dict(steps=2, seeds=3, output='np', progress=False)
-    a, b = imagine(model, pipe, clips, **few), imagine(model, pipe, clips[::-1], **few)
+    a, b = (imagine(model, pipe, order, **few) for order in (clips, clips[::-1]))
     assert np.array_equal(a, imagine(model, pipe, clips, **few)), 'the same clip, the same picture'
     assert not np.array_equal(a[0], a[1]) and not np.array_equal(a, b), 'another clip, another picture'
     assert np.abs(a - b[::-1]).max() < 1e-3, 'shuffled clips, shuffled pictures'
@@ -193,10 +165,8 @@ def test_the_picture_follows_the_clip(saved, pipe):
     assert c.shape == a[:1].shape and not np.array_equal(c, d), 'the sound to be left out is heard'
     with pytest.raises(ValueError, match='other word embeddings'):
         torch.manual_seed(9)
-        check_tower(
-            CoLLAT(dataclasses.replace(SMOKE, text_encoder='open_clip:tiny-quickgelu', n_tokens=20)),
-            load_text_encoder('open_clip:tiny-quickgelu', seed=5),
-        )
+        tiny = CoLLAT(dataclasses.replace(SMOKE, text_encoder='open_clip:tiny-quickgelu', n_tokens=20))
+        check_tower(tiny, load_text_encoder('open_clip:tiny-quickgelu', seed=5))
     with pytest.raises(ValueError, match='384 wide'):
         imagine(CoLLAT(SMOKE), pipe, clips)
 
@@ -209,12 +179,10 @@ def test_half_precision_and_refusals(saved, tmp_path):
     assert a.shape == (1, 16, 16, 3) and next(half.unet.parameters()).dtype == torch.bfloat16
     assert np.isfinite(a).all() and np.abs(a - b).max() < 0.1
     shutil.copytree(saved, tmp_path / 'both', copy_function=os.symlink)
-    (tmp_path / 'both/unet/diffusion_pytorch_model.fp16.safetensors').write_bytes(
-        b'never read'
-    )  # where both lie, fp32 means the full weights
-    assert np.array_equal(
-        draw(load_stable_diffusion(tmp_path / 'both', device='cpu'), states, steps=1, output='np', progress=False), b
-    )
+    # where both lie, fp32 means the full weights
+    (tmp_path / 'both/unet/diffusion_pytorch_model.fp16.safetensors').write_bytes(b'never read')
+    both = load_stable_diffusion(tmp_path / 'both', device='cpu')
+    assert np.array_equal(draw(both, states, steps=1, output='np', progress=False), b)
     with pytest.raises(ValueError, match='fp32, fp16, bf16'):
         load_stable_diffusion(saved, 'fp8')
     with pytest.raises(FileNotFoundError, match='model_index.json'):
@@ -235,7 +203,8 @@ class Listed:
     split = 'test'
 
     def __init__(self, rows):
-        self.rows, self.classes = rows, sorted({l for r in rows for l in r})
+        self.rows = rows
+        self.classes = sorted(set().union(*rows))
 
     def labels(self, i):
         return self.rows[i % len(self.rows)]
@@ -251,10 +220,9 @@ def test_scenes_that_can_be_painted():
         ['violin', 'helicopter', 'flute'],
     ]
     got = image_scenes(Listed(rows), 7)
-    assert {k: [len(s) for s in got.values()].count(k) for k in (1, 2, 3)} == {1: 3, 2: 2, 3: 2}
-    assert not any(
-        rows[i % 6] in ([['oboe'], ['violin', 'oboe'], ['piano', 'harpsichord']]) for i in got
-    )  # no glyph, or one for two
+    assert Counter(map(len, got.values())) == {1: 3, 2: 2, 3: 2}
+    for i in got:  # no glyph, or one for two
+        assert rows[i % 6] not in (['oboe'], ['violin', 'oboe'], ['piano', 'harpsichord'])
     with pytest.raises(ValueError, match='0 of 3'):
         image_scenes(Listed([['oboe'], ['oboe', 'violin'], ['oboe', 'flute']]), 3, look=50)
 
@@ -264,8 +232,12 @@ def test_coverage_is_the_mean_share():
     sets = [draw_set(rng) for _ in range(40)]
     found = rng.random((40, len(CONCEPTS))) < 0.3
     rows = coverage_rows(found, sets, 50)
-    share = [np.mean([found[i, CONCEPTS.index(c)] for c in s]) for i, s in enumerate(sets)]
-    invented = [sum(found[i]) - sum(found[i, CONCEPTS.index(c)] for c in s) for i, s in enumerate(sets)]
+    share = []
+    invented = []
+    for row, s in zip(found, sets):
+        right = [row[CONCEPTS.index(c)] for c in s]
+        share.append(np.mean(right))
+        invented.append(sum(row) - sum(right))
     assert rows[0]['value'] == pytest.approx(np.mean(share)) and rows[0]['invented'] == pytest.approx(np.mean(invented))
     assert sum(r['n'] for r in rows[1:]) == 40 and all(r['lo'] <= r['value'] <= r['hi'] for r in rows)
 
@@ -279,22 +251,16 @@ def test_a_reader_learns_to_name_what_it_sees(tmp_path):
     sets = [draw_set(rng, tests=True) for _ in range(20)]
     assert all(held_out(s) for s in sets)
     found = concepts_in(reader, np.stack([compose_picture(s, rng) for s in sets]))
-    assert (
-        found.shape == (20, len(CONCEPTS)) and (found & ~multi_hot_sets(sets).bool().numpy()).sum() <= found.sum() / 2
-    )
+    assert found.shape == (20, len(CONCEPTS))
+    assert (found & ~multi_hot_sets(sets).bool().numpy()).sum() <= found.sum() / 2
 
 
 def test_a_painter_learns_a_glyph_and_hears_it(tmp_path):
-    "One step beyond noise: after a short training the loss is well below its start, and the picture depends on the words."
-    p = dataclasses.replace(
-        SMOKE,
-        diffusion_steps=40,
-        diffusion_captions=32,
-        diffusion_batch=16,
-        diffusion_width=32,
-        checkpoint_every=1000,
-        precision='fp32',
-    )
+    """One step beyond noise.
+
+    After a short training the loss is well below its start, and the picture depends on the words."""
+    small = dict(diffusion_steps=40, diffusion_captions=32, diffusion_batch=16, diffusion_width=32)
+    p = dataclasses.replace(SMOKE, **small, checkpoint_every=1000, precision='fp32')
     text = load_text_encoder('minilm')
     painter = train_painter(tmp_path, text, p)
     losses = json.loads((tmp_path / 'config.json').read_text())['losses']
@@ -304,9 +270,8 @@ def test_a_painter_learns_a_glyph_and_hears_it(tmp_path):
     assert a.shape == (2, SIZE, SIZE, 3) and not np.array_equal(a[0], a[1])
     assert np.array_equal(paint(painter, states, seeds=[0, 0], steps=3), a)
     assert not np.array_equal(paint(painter, states, seeds=[1, 1], steps=3), a)
-    no = paint(
-        painter, states, seeds=[0, 0], steps=3, negative=written_states(text, 'This is a sound of bird', p.n_tokens)
-    )
+    bird = written_states(text, 'This is a sound of bird', p.n_tokens)
+    no = paint(painter, states, seeds=[0, 0], steps=3, negative=bird)
     assert not np.array_equal(no, a)
     with pytest.raises(ValueError, match='positions of width'):
         paint(painter, states[:, :4])

@@ -10,9 +10,8 @@ from collat.interaction import TokenInteraction
 @pytest.mark.parametrize('width,self_attn', [(None, True), (16, True), (16, False)])
 def test_every_parameter_trains_in_bf16(width, self_attn):
     torch.manual_seed(0)
-    m = TokenInteraction(
-        5, 32, 24, depth=2, heads=2, width=width, self_attn=self_attn, start='learned', start_scale=0.05
-    )
+    how = dict(width=width, self_attn=self_attn, start='learned', start_scale=0.05)
+    m = TokenInteraction(5, 32, 24, depth=2, heads=2, **how)
     with torch.autocast('cpu', torch.bfloat16):
         h_at = m(torch.randn(3, 9, 24))
     h_at.float().square().sum().backward()
@@ -21,14 +20,15 @@ def test_every_parameter_trains_in_bf16(width, self_attn):
 
 def test_maps_and_fused_kernel_agree_in_both_modes():
     torch.manual_seed(0)
-    m, x = TokenInteraction(20, 64, 32, depth=8, start_scale=0.04), torch.randn(2, 147, 32)
+    m = TokenInteraction(20, 64, 32, depth=8, start_scale=0.04)
+    x = torch.randn(2, 147, 32)
     for mode in (True, False):
         m.train(mode)
         assert (m(x) - m(x, return_attn=True)[0]).abs().max() <= 1e-5
 
 
 def test_weights_and_start_survive_a_round_trip():
-    a, b = TokenInteraction(4, 16, 8, depth=1, heads=2, seed=1), TokenInteraction(4, 16, 8, depth=1, heads=2, seed=2)
+    a, b = (TokenInteraction(4, 16, 8, depth=1, heads=2, seed=seed) for seed in (1, 2))
     x = torch.randn(2, 5, 8)
     assert not torch.equal(a(x), b(x))
     b.load_state_dict(a.state_dict())
@@ -36,7 +36,8 @@ def test_weights_and_start_survive_a_round_trip():
 
 
 def test_resampled_starts_do_not_touch_the_global_generator():
-    m, x = TokenInteraction(4, 16, 8, depth=1, heads=2, start='resample'), torch.randn(2, 5, 8)
+    m = TokenInteraction(4, 16, 8, depth=1, heads=2, start='resample')
+    x = torch.randn(2, 5, 8)
     torch.manual_seed(3)
     want = torch.rand(4)
     torch.manual_seed(3)
@@ -50,7 +51,8 @@ def test_another_modality_in_front():
     torch.manual_seed(0)
     images = nn.Conv2d(3, 24, 8, 8)
     m = TokenInteraction(3, 16, 24, depth=2, heads=2, start_scale=0.1)
-    pics, target = torch.rand(4, 3, 32, 32), 0.1 * torch.randn(4, 3, 16)
+    pics = torch.rand(4, 3, 32, 32)
+    target = 0.1 * torch.randn(4, 3, 16)
     opt = torch.optim.AdamW([*images.parameters(), *m.parameters()], lr=3e-3)
     losses = []
     for _ in range(300):

@@ -1,6 +1,10 @@
-"Contracts of the probe: no test label is heard, the cache survives what disks do, folds and splits keep apart what must be apart."
+"""Contracts of the probe.
+
+No test label is heard, the cache survives what disks do, folds and splits keep apart what must be apart."""
 
 import json
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -34,16 +38,11 @@ class Encoder:
 
     def token_features(self, wavs, kind='audio', batch_size=64):
         Encoder.calls += 1
-        return [
-            torch.stack(
-                [
-                    torch.stack([c.mean(), c.std(), c.abs().max(), c.diff().std()])
-                    for c in torch.as_tensor(w).split(1600)
-                    if len(c) > 2
-                ]
-            )
-            for w in wavs
-        ]
+        return [self.loudness(torch.as_tensor(w)) for w in wavs]
+
+    def loudness(self, wav):
+        parts = [c for c in wav.split(1600) if len(c) > 2]
+        return torch.stack([torch.stack([c.mean(), c.std(), c.abs().max(), c.diff().std()]) for c in parts])
 
 
 @pytest.fixture
@@ -72,23 +71,20 @@ def test_test_labels_are_not_heard(world, kind, more, multilabel):
 def test_a_fold_does_not_hear_its_own_labels(world, kind, more):
     x, y = world
     folds = np.arange(200) % 4 + 1
-    before = probe(x, y, folds, kind=kind, multilabel=False, n_boot=10, **more)['predictions']
+    run = partial(probe, x, folds=folds, kind=kind, multilabel=False, n_boot=10, **more)
+    before = run(y)['predictions']
     for fold in (1, 3):
         lies = y.clone()
         mine = torch.tensor(folds == fold)
         lies[mine] = (y[mine] + 1) % 4
-        assert torch.equal(
-            probe(x, lies, folds, kind=kind, multilabel=False, n_boot=10, **more)['predictions'][mine], before[mine]
-        )
+        assert torch.equal(run(lies)['predictions'][mine], before[mine])
 
 
 def test_same_seed_same_result_and_another_seed_another(world):
     x, y = world
     splits = np.array(['train'] * 150 + ['test'] * 50)
-    a, b, c = (
-        probe(x, y, splits=splits, kind='decoder', multilabel=False, n_boot=10, steps=12, seed=s)['predictions'][150:]
-        for s in (0, 0, 1)
-    )
+    run = partial(probe, x, y, splits=splits, kind='decoder', multilabel=False, n_boot=10, steps=12)
+    a, b, c = (run(seed=s)['predictions'][150:] for s in (0, 0, 1))
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
@@ -117,10 +113,8 @@ def test_multilabel_number_is_scikit_learns(world):
     hot[::2] = torch.maximum(hot[::2], hot[::2].roll(1, 1))
     got = probe(x, hot, splits=['train'] * 80 + ['val'] * 40 + ['eval'] * 80, multilabel=True, n_boot=10)
     (row,) = (r for r in got['rows'] if r['metric'] == 'mAP')
-    assert (
-        row['value'] == pytest.approx(mean_average_precision(got['predictions'][120:].numpy(), hot[120:].numpy()))
-        and row['n'] == 80
-    )
+    want = mean_average_precision(got['predictions'][120:].numpy(), hot[120:].numpy())
+    assert row['value'] == pytest.approx(want) and row['n'] == 80
 
 
 def test_line_is_at_its_minimum():
@@ -133,9 +127,12 @@ def test_line_is_at_its_minimum():
 
 @pytest.mark.parametrize('damage', ['flip', 'cut', 'no description', 'not json', 'empty'])
 def test_a_damaged_part_is_made_again_and_only_that(tmp_path, damage):
-    read = lambda ids: ((i, torch.randn(3200 + 1600 * i, generator=torch.Generator().manual_seed(i))) for i in ids)
-    get = lambda: extract(Encoder(), read, 6, tmp_path, 'a', 'b', part=2)
-    first = [f.tokens(i) for f in [get()] for i in range(6)]  # copies: a mapped file that is cut short is a bus error
+    def read(ids):
+        for i in ids:
+            yield i, torch.randn(3200 + 1600 * i, generator=torch.Generator().manual_seed(i))
+
+    get = partial(extract, Encoder(), read, 6, tmp_path, 'a', 'b', part=2)
+    first = [get().tokens(i) for i in range(6)]  # copies: a mapped file that is cut short is a bus error
     body = next(tmp_path.glob('*/00001.npy'))
     raw = bytearray(body.read_bytes())
     if damage == 'flip':
@@ -157,7 +154,9 @@ def test_a_damaged_part_is_made_again_and_only_that(tmp_path, damage):
 
 
 def test_features_of_other_weights_or_data_are_not_mistaken(tmp_path):
-    read = lambda ids: ((i, torch.ones(3200)) for i in ids)
+    def read(ids):
+        return ((i, torch.ones(3200)) for i in ids)
+
     for name, data, n in (('a', 'x', 2), ('b', 'x', 2), ('a', 'y', 2), ('a', 'x', 3)):
         extract(Encoder(), read, n, tmp_path, name, data)
     assert len(list(tmp_path.iterdir())) == 4
@@ -186,13 +185,13 @@ def test_manifest_with_broken_clips_prints_the_n_it_has(tmp_path):
 
 
 def test_manifest_rules(tmp_path):
-    rule = lambda **kw: list(manifest_plans(tree(tmp_path, 8, **kw).clips))
+    def rule(**kw):
+        return list(manifest_plans(tree(tmp_path, 8, **kw).clips))
+
     assert rule(fold=lambda i: i % 4 + 1, split=lambda i: 'all') == ['folds']  # ESC-50, UrbanSound8K
     assert rule(split=lambda i: ('train', 'val', 'eval')[i % 3]) == ['splits']  # FSD50K
-    assert rule(fold=lambda i: i % 3 + 1 if i < 6 else 0, split=lambda i: 'dev' if i < 6 else 'eval') == [
-        'folds',
-        'splits',
-    ]  # TUT
+    both = rule(fold=lambda i: i % 3 + 1 if i < 6 else 0, split=lambda i: 'dev' if i < 6 else 'eval')
+    assert both == ['folds', 'splits']  # TUT
     with pytest.raises(ValueError, match='three folds'):
         rule(split=lambda i: 'eval')
 
@@ -200,24 +199,11 @@ def test_manifest_rules(tmp_path):
 def test_a_model_without_text_is_evaluated_on_scenes_from_the_cache_the_second_time(tmp_path):
     p = load_profile('smoke', dict(phrases=3, phrases_eval=3, n_train=24, n_valid=12, n_test=12, n_boot=10))
     r = evaluate_probe(Encoder(), p, tmp_path / 'data', tmp_path / 'features', 'x', 'test: contract', steps=12)
-    assert {(x['split'], x['probe'], x['metric']) for x in r['rows']} >= {
-        (s, k, m) for s in ('test',) for k in ('linear', 'decoder') for m in ('top-1', 'mAP')
-    }
+    wanted = set(product(['test'], ['linear', 'decoder'], ['top-1', 'mAP']))
+    assert {(x['split'], x['probe'], x['metric']) for x in r['rows']} >= wanted
     assert 'other' in r['missing'] or any(x['split'] == 'other' for x in r['rows'])
-    assert {
-        'split',
-        'probe',
-        'features',
-        'metric',
-        'value',
-        'lo',
-        'hi',
-        'n',
-        'classes',
-        'folds',
-        'seed',
-        'protocol',
-    } <= set(r['rows'][0])
+    columns = 'split probe features metric value lo hi n classes folds seed protocol'
+    assert set(columns.split()) <= set(r['rows'][0])
     json.dumps(r, allow_nan=False)
     again = evaluate_probe(None, p, tmp_path / 'data', tmp_path / 'features', 'x', 'test: contract', steps=12)
     assert again == r

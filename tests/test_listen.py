@@ -34,12 +34,8 @@ def folder(tmp_path_factory):
 
 
 def collat(*args, **kw):
-    return subprocess.run(
-        [sys.executable, '-c', 'from collat.cli import main; main()', *map(str, args)],
-        capture_output=True,
-        text=True,
-        **kw,
-    )
+    call = [sys.executable, '-c', 'from collat.cli import main; main()', *map(str, args)]
+    return subprocess.run(call, capture_output=True, text=True, **kw)
 
 
 @pytest.mark.parametrize(
@@ -53,18 +49,8 @@ def collat(*args, **kw):
 )
 def test_one_json_object_per_line(folder, question, keys):
     names = sorted((folder / 'sounds').glob('*.wav'))[:3]
-    done = collat(
-        question,
-        '-',
-        '--model',
-        folder / 'model',
-        '--json',
-        '--labels',
-        'dog,bell',
-        '-k',
-        1,
-        input='\n'.join(map(str, names)),
-    )
+    options = '--model', folder / 'model', '--json', '--labels', 'dog,bell', '-k', 1
+    done = collat(question, '-', *options, input='\n'.join(map(str, names)))
     assert done.returncode == 0, done.stderr
     rows = [json.loads(l) for l in done.stdout.splitlines()]
     assert [r['file'] for r in rows] == list(map(str, names)) and all(set(r) == keys | {'file'} for r in rows)
@@ -74,10 +60,12 @@ def test_one_json_object_per_line(folder, question, keys):
 
 
 def test_a_captioner_beside_the_model_speaks(folder):
-    sound, path = folder / 'sounds/0000.wav', folder / f'captioner-{checkpoint_id(folder / "model")}-states.safetensors'
-    says = lambda *more: json.loads(
-        collat('caption', sound, '--model', folder / 'model', '--json', '--quiet', *more).stdout
-    )['caption']
+    path = folder / f'captioner-{checkpoint_id(folder / "model")}-states.safetensors'
+
+    def says(*more):
+        asked = 'caption', folder / 'sounds/0000.wav', '--model', folder / 'model', '--json', '--quiet'
+        return json.loads(collat(*asked, *more).stdout)['caption']
+
     assert says().startswith('The sound of')
     save_captioner(seeded_captioner(384, build_vocabulary(['rain on a roof'])), path, kind='states')
     try:
@@ -96,11 +84,8 @@ def test_search_and_a_composed_query(folder):
 
 def test_without_a_painter_nothing_is_imagined(folder, tmp_path):
     done = collat('imagine', folder / 'sounds/0000.wav', '--out', tmp_path / 'out', '--model', folder / 'model')
-    assert (
-        done.returncode == 2
-        and 'run make reproduce, or --stages image_generation' in done.stderr
-        and 'Traceback' not in done.stderr
-    ), done.stderr
+    assert done.returncode == 2, done.stderr
+    assert 'run make reproduce, or --stages image_generation' in done.stderr and 'Traceback' not in done.stderr
 
 
 def test_an_unreadable_file_among_many_is_skipped_counted_and_listed(folder, tmp_path):
@@ -110,11 +95,8 @@ def test_an_unreadable_file_among_many_is_skipped_counted_and_listed(folder, tmp
     (tmp_path / '0002b.wav').touch()
     done = collat('classify', tmp_path, '--model', folder / 'model', '--json', '--quiet')
     assert done.returncode == 3 and len(done.stdout.splitlines()) == N
-    assert (
-        '0001b.wav: not readable as audio' in done.stderr
-        and '0002b.wav' in done.stderr
-        and f'2 of {N + 2} files could not be read' in done.stderr
-    )
+    for said in ('0001b.wav: not readable as audio', '0002b.wav', f'2 of {N + 2} files could not be read'):
+        assert said in done.stderr
     done = collat('classify', tmp_path / '0000.wav', tmp_path / '0001b.wav', '--model', folder / 'model')
     assert done.returncode == 3 and '2/2' in done.stderr  # the bar ends at the number of files
 
@@ -135,9 +117,8 @@ def test_an_unreadable_file_among_many_is_skipped_counted_and_listed(folder, tmp
 def test_refusals(folder, tmp_path, args, says):
     (tmp_path / 'text.txt').write_text('not a sound')
     (tmp_path / 'empty').mkdir()
-    done = collat(
-        'classify', *(a.format(d=tmp_path, m=folder / 'model', s=folder / 'sounds/0000.wav') for a in args), input=''
-    )
+    places = dict(d=tmp_path, m=folder / 'model', s=folder / 'sounds/0000.wav')
+    done = collat('classify', *(a.format(**places) for a in args), input='')
     assert done.returncode == 2 and says in done.stderr and 'Traceback' not in done.stderr, done.stderr
 
 
@@ -148,9 +129,8 @@ def test_many_files_at_the_rate_of_python(folder, capsys):
     z_t = prompts_of(model, known_labels(model))
 
     def python():
-        return [
-            (model.encode_audio([load_audio(f) for f in files[i : i + 200]]) @ z_t.T).topk(3) for i in range(0, N, 200)
-        ]
+        for i in range(0, N, 200):
+            (model.encode_audio([load_audio(f) for f in files[i : i + 200]]) @ z_t.T).topk(3)
 
     def command(*paths):
         with pytest.raises(SystemExit) as e:
@@ -163,14 +143,15 @@ def test_many_files_at_the_rate_of_python(folder, capsys):
         out = f(*args)
         return time.time() - t, out
 
+    def best(f, *args):
+        return min((seconds(f, *args) for _ in range(3)), key=lambda x: x[0])
+
     python()
-    (inside, _), (start, one), (whole, n) = (
-        min((seconds(f, *a) for _ in range(3)), key=lambda x: x[0])
-        for f, *a in ((python,), (command, files[0]), (command, folder / 'sounds'))
-    )
-    assert (one, n) == (1, N) and inside / (whole - start) >= 0.5, (
-        f'{inside / (whole - start):.2f} of the in-process rate'
-    )
+    inside, _ = best(python)
+    start, one = best(command, files[0])
+    whole, n = best(command, folder / 'sounds')
+    share = inside / (whole - start)
+    assert (one, n) == (1, N) and share >= 0.5, f'{share:.2f} of the in-process rate'
 
 
 def test_show_is_looked_up_when_asked_for(folder):

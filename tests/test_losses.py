@@ -8,18 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from collat.losses import (
-    LABEL,
-    MATCHERS,
-    PAD,
-    TEMPLATE,
-    CoLLATLoss,
-    greedy_match,
-    hungarian_match,
-    match,
-    match_cost,
-    pairwise_distance,
-)
+from collat.losses import MATCHERS, CoLLATLoss, greedy_match, hungarian_match, match, match_cost, pairwise_distance
+from collat.text_encoder import LABEL, PAD, TEMPLATE
 
 
 def literal(D, mask):
@@ -45,7 +35,8 @@ def one_thread():
 
 @pytest.mark.parametrize('masked', [False, True])
 def test_greedy_is_the_literal_loop(masked):
-    "1,000 cases of 1 to 20 tokens with integer coordinates: ties, repeated predictions, repeated words, padding of every length."
+    """1,000 cases of 1 to 20 tokens with integer coordinates.
+    There are ties, repeated predictions, repeated words, and padding of every length."""
     g = torch.Generator().manual_seed(0)
     n_ties = 0
     for trial in range(100):
@@ -58,9 +49,8 @@ def test_greedy_is_the_literal_loop(masked):
         D = pairwise_distance(h_at, h_t)
         n_ties += (D.sort(-1).values.diff(dim=-1) == 0).any(-1).any(-1).sum().item()
         mask = words if masked else None
-        assert greedy_match(D, mask).tolist() == [
-            literal(d, m) for d, m in zip(D.tolist(), words.tolist() if masked else [None] * 10)
-        ]
+        masks = words.tolist() if masked else [None] * 10
+        assert greedy_match(D, mask).tolist() == [literal(d, m) for d, m in zip(D.tolist(), masks)]
     assert n_ties > 800
 
 
@@ -83,11 +73,12 @@ def test_time(one_thread):
         f()
         return time.perf_counter() - t
 
-    pairs = [
-        (seconds(lambda: torch.cdist(h_t, h_at, p=1)), seconds(lambda: greedy_match(pairwise_distance(h_at, h_t))))
-        for _ in range(4)
-    ]
-    assert min(m for _, m in pairs) <= 1.5 * min(c for c, _ in pairs), pairs
+    distance = []
+    matching = []
+    for _ in range(4):
+        distance.append(seconds(lambda: torch.cdist(h_t, h_at, p=1)))
+        matching.append(seconds(lambda: greedy_match(pairwise_distance(h_at, h_t))))
+    assert min(matching) <= 1.5 * min(distance), (matching, distance)
 
 
 MEMORY = """
@@ -118,8 +109,12 @@ def test_gradient_is_that_of_finite_differences(norm):
     h_at, noisy, h_t = torch.randn(3, 3, 4, 2, generator=g, dtype=torch.float64)
     z_a, z_t = torch.randn(2, 3, 5, generator=g, dtype=torch.float64)
     loss = CoLLATLoss((1.0, 0.5, 0.2), norm=norm, embed_scale=0.3)
-    ids, scale = torch.tensor([5, 5, 6]), torch.tensor(3.0, dtype=torch.float64)
-    f = lambda *x: loss(x[0], h_t, x[1], x[2], x[3], x[4], text_ids=ids)['loss']
+    ids = torch.tensor([5, 5, 6])
+    scale = torch.tensor(3.0, dtype=torch.float64)
+
+    def f(h_at, z_a, z_t, scale, noisy):
+        return loss(h_at, h_t, z_a, z_t, scale, noisy, text_ids=ids)['loss']
+
     inputs = [x.clone().requires_grad_() for x in (h_at, z_a, z_t, scale, noisy)]
     assert torch.autograd.gradcheck(f, inputs)
 
@@ -128,7 +123,8 @@ def test_autocast_does_not_round():
     g = torch.Generator().manual_seed(0)
     h_at, noisy, h_t = torch.randn(3, 4, 6, 8, generator=g)
     z_a, z_t = torch.randn(2, 4, 8, generator=g)
-    args, loss = (h_at, h_t, z_a, z_t, torch.tensor(50.0), noisy), CoLLATLoss()
+    loss = CoLLATLoss()
+    args = (h_at, h_t, z_a, z_t, torch.tensor(50.0), noisy)
     ids = torch.arange(4)
     with torch.autocast('cpu', torch.bfloat16):
         a = loss(*args, text_ids=ids)
@@ -149,7 +145,8 @@ def test_order_of_predictions_does_not_matter():
     kind = torch.tensor([TEMPLATE] * 2 + [LABEL] * 2 + [PAD] * 2).expand(4, 6)
     for name in ('greedy', 'hungarian'):
         loss = CoLLATLoss((1.0, 0.0, 0.0), matcher=name)
-        a, b = (loss(x, h_t, None, None, None, kind=kind) for x in (h_at, h_at[:, torch.randperm(6, generator=g)]))
+        shuffled = h_at[:, torch.randperm(6, generator=g)]
+        a, b = (loss(x, h_t, None, None, None, kind=kind) for x in (h_at, shuffled))
         assert a.keys() == b.keys() == {'loss', 'cross_token', 'dist_label', 'dist_template', 'dist_padding'}
         for k in a:
             torch.testing.assert_close(a[k], b[k])

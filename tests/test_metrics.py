@@ -35,10 +35,7 @@ def test_order_of_clips_and_monotone_rescaling_do_not_matter():
         p = rng.permutation(len(s))
         t = y.argmax(1)
         for f, truth in ((mean_average_precision, y), (clipwise_map, y), (accuracy, t), (mrr, y), (recall_at_k, y)):
-            if f in (mrr, recall_at_k, clipwise_map):
-                keep = y.any(1)
-            else:
-                keep = np.ones(len(s), bool)
+            keep = y.any(1) if f in (mrr, recall_at_k, clipwise_map) else np.ones(len(s), bool)
             want = f(s[keep], truth[keep])
             assert f(s[p][keep[p]], truth[p][keep[p]]) == pytest.approx(want, abs=1e-12)
             assert f(np.exp(3 * s[keep]), truth[keep]) == pytest.approx(want, abs=1e-12)
@@ -85,12 +82,9 @@ def test_bootstrap_of_a_mean_agrees_with_theory():
 
 def test_groups_of_equal_rows_are_one_clip_each():
     v = np.random.default_rng(5).random(60)
-    assert bootstrap_ci(np.mean, np.repeat(v, 5), groups=np.repeat(np.arange(60), 5)) == pytest.approx(
-        bootstrap_ci(np.mean, v), abs=1e-12
-    )
-    assert bootstrap_ci(
-        np.mean, np.repeat(v, 5), groups=np.repeat([f'clip{i:03d}' for i in range(60)], 5)
-    ) == pytest.approx(bootstrap_ci(np.mean, v), abs=1e-12)
+    alone = pytest.approx(bootstrap_ci(np.mean, v), abs=1e-12)
+    for names in (np.arange(60), [f'clip{i:03d}' for i in range(60)]):
+        assert bootstrap_ci(np.mean, np.repeat(v, 5), groups=np.repeat(names, 5)) == alone
 
 
 def test_resampled_map_skips_classes_that_a_resample_lost():
@@ -98,7 +92,8 @@ def test_resampled_map_skips_classes_that_a_resample_lost():
     y[:, 2] = False
     y[3, 2] = True
     counts = resample_counts(20, 50)
-    want = [mean_average_precision(s[i], y[i]) for i in (np.repeat(np.arange(20), c) for c in counts.T)]
+    draws = [np.repeat(np.arange(20), c) for c in counts.T]
+    want = [mean_average_precision(s[i], y[i]) for i in draws]
     assert (counts[3] == 0).any()
     assert resampled_map(s, y, counts) == pytest.approx(want, abs=1e-12)
 

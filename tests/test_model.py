@@ -1,4 +1,5 @@
-"The whole model: embeddings that do not depend on company or run, and gradients that do not depend on the number of processes."
+"""The whole model: embeddings that do not depend on company or run, and gradients that do not depend on the number of
+processes."""
 
 import json
 import subprocess
@@ -38,7 +39,8 @@ def test_embeddings_do_not_depend_on_batch_size_or_mates(model):
 
 def test_embeddings_are_the_same_in_another_process(model):
     code = (
-        'import torch; from collat.config import load_profile; from collat.model import CoLLAT; torch.set_num_threads(%d);'
+        'import torch; from collat.config import load_profile; from collat.model import CoLLAT;'
+        'torch.set_num_threads(%d);'
         'w = torch.randn(3, 32000, generator=torch.Generator().manual_seed(0)) * .1;'
         "print(CoLLAT(load_profile('smoke')).eval().encode_audio(w).numpy().tobytes().hex())" % torch.get_num_threads()
     )
@@ -100,7 +102,8 @@ def test_a_backbone_that_is_none_or_has_no_such_weights():
 
 
 def test_token_losses_at_a_deeper_layer_keep_their_unit():
-    "States are larger than static embeddings; in units of their layer the target of Eq. 1 is about as far from zero at every layer."
+    """States are larger than static embeddings; in units of their layer the target of Eq. 1 is about as far from zero
+    at every layer."""
     texts, labels = ['This is a sound of flute', 'This is a sound of piano'], [['flute'], ['piano']]
 
     def far(layer):
@@ -116,27 +119,15 @@ def test_token_losses_at_a_deeper_layer_keep_their_unit():
 )
 def test_ranks_and_micro_batches_equal_one_process(profile, ranks, micro, tmp_path):
     "float64: unequal text lengths, duplicate prompts across ranks, `logit_scale` included."
-    one, two = tmp_path / 'one.pt', tmp_path / 'two.pt'
+    one = tmp_path / 'one.pt'
+    two = tmp_path / 'two.pt'
     script = str(HERE / 'model_ranks.py')
     if isinstance(profile, dict):
         (tmp_path / 'p.json').write_text(json.dumps(profile))
         profile = str(tmp_path / 'p.json')
     subprocess.run([sys.executable, script, profile, str(one), '0'], check=True, capture_output=True)
-    subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'torch.distributed.run',
-            '--standalone',
-            f'--nproc_per_node={ranks}',
-            script,
-            profile,
-            str(two),
-            str(micro),
-        ],
-        check=True,
-        capture_output=True,
-    )
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={ranks}']
+    subprocess.run([*torchrun, script, profile, str(two), str(micro)], check=True, capture_output=True)
     a, b = (torch.load(f, weights_only=True) for f in (one, two))
     assert set(a) == set(b) and 'logit_scale' in a and len(a) > 40
     for k in a:
@@ -146,10 +137,8 @@ def test_ranks_and_micro_batches_equal_one_process(profile, ranks, micro, tmp_pa
 @pytest.mark.clock
 def test_matching_is_a_small_part_of_a_training_step():
     model = CoLLAT(load_profile('mini', dict(precision='fp32'))).train()
-    texts, labels = (
-        [f'This is a sound of {a}, and {b}' for a, b in zip(NAMES, NAMES[1:])],
-        [[a, b] for a, b in zip(NAMES, NAMES[1:])],
-    )
+    labels = [[a, b] for a, b in zip(NAMES, NAMES[1:])]
+    texts = [f'This is a sound of {a}, and {b}' for a, b in labels]
     batch = dict(wav=torch.stack(clips(len(texts), 3.0)), seeds=list(range(len(texts))), texts=texts, labels=labels)
     h_t, kind, _ = model.text_targets(texts, labels)
     h_at = model.interaction.start_for(len(texts)) + torch.randn(len(texts), *h_t.shape[1:]) * model.text.embed_scale

@@ -15,19 +15,27 @@ import pytest
 from collat.config import load_profile
 from collat.pipeline import STAGES, Stage, StageError, open_run, plan, run_pipeline, stages_for
 
-HEAD = """import json, sys, time; sys.path.insert(0, '..')
+HEAD = """import json
+import sys
+import time
 from pathlib import Path
+sys.path.insert(0, '..')
 from collat.config import load_profile
-run_dir, p = Path(run_dir), load_profile(profile, overrides)"""
-COUNT = """state = run_dir/'work/state.json'; state.parent.mkdir(exist_ok=True)
+run_dir = Path(run_dir)
+p = load_profile(profile, overrides)"""
+COUNT = """state = run_dir / 'work/state.json'
+state.parent.mkdir(exist_ok=True)
 seen = json.loads(state.read_text()) if state.exists() else []
 for i in range(len(seen), p.steps):
-    seen.append(i * p.seed); new = state.with_suffix('.new')
-    new.write_text(json.dumps(seen)); new.replace(state); time.sleep(.25)
-(run_dir/'a.json').write_text(json.dumps(seen)); (run_dir/'resumed').write_text('')"""
+    seen.append(i * p.seed)
+    state.with_suffix('.new').write_text(json.dumps(seen))
+    state.with_suffix('.new').replace(state)
+    time.sleep(0.25)
+(run_dir / 'a.json').write_text(json.dumps(seen))
+(run_dir / 'resumed').write_text('')"""
 DOUBLE = """from toy.mod import double
-seen = json.loads((run_dir/'a.json').read_text())
-(run_dir/'b.json').write_text(json.dumps([double(x) for x in seen]))"""
+numbers = json.loads((run_dir / 'a.json').read_text())
+(run_dir / 'b.json').write_text(json.dumps([double(x) for x in numbers]))"""
 TOY = (Stage('01_count', (), ('a.json',), work=('work/*',)), Stage('02_double', ('a.json',), ('b.json',)))
 
 
@@ -66,13 +74,13 @@ def toy(tmp_path):
 def script(root, steps):
     "A process of its own that runs the toy."
     code = f"""import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)   # in the background, a shell has it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background, a shell has it ignored
 from pathlib import Path
 from collat.pipeline import Stage, open_run, run_pipeline
-r = Path({str(root)!r})
-T = Stage('01_count', (), ('a.json',), work=('work/*',)), Stage('02_double', ('a.json',), ('b.json',))
-run = open_run('smoke', dict(steps={steps}, seed=3), r/'run', stages=T, nbs=r/'nbs', package=r/'toy')
-run_pipeline(run, progress=True)"""
+root = Path({str(root)!r})
+toy = (Stage('01_count', (), ('a.json',), work=('work/*',)), Stage('02_double', ('a.json',), ('b.json',)))
+where = dict(stages=toy, nbs=root / 'nbs', package=root / 'toy')
+run_pipeline(open_run('smoke', dict(steps={steps}, seed=3), root / 'run', **where), progress=True)"""
     return [sys.executable, '-c', code]
 
 
@@ -264,11 +272,14 @@ def test_stage_that_writes_nothing_fails(toy):
     assert plan(toy())['01_count']
 
 
-SLEEP = """import os; t = time.time(); (run_dir/f'{name}.here').touch()
-pair = 'left', 'right'; both_here = lambda: all((run_dir/f'{n}.here').exists() for n in pair)
-while name in pair and time.time() < t + 120 and not both_here(): time.sleep(.05)
-time.sleep(.5)
-(run_dir/f'{name}.json').write_text(json.dumps([t, time.time(), os.environ.get('OMP_NUM_THREADS')]))"""
+SLEEP = """import os
+t = time.time()
+(run_dir / f'{name}.here').touch()
+both = [run_dir / f'{n}.here' for n in ('left', 'right')]
+while name in ('left', 'right') and time.time() < t + 120 and not all(f.exists() for f in both):
+    time.sleep(0.05)
+time.sleep(0.5)
+(run_dir / f'{name}.json').write_text(json.dumps([t, time.time(), os.environ.get('OMP_NUM_THREADS')]))"""
 
 
 def test_stages_run_side_by_side(toy, monkeypatch):
@@ -312,7 +323,7 @@ def test_failure_beside_another_stage(toy):
 
 
 def test_a_kernel_that_does_not_start_is_tried_three_times(toy, monkeypatch):
-    "Between the choice of its ports and their use another process may take one: ipykernel ends before it answers."
+    "Between the choice of its ports and their use, another process may take one: ipykernel then ends without answer."
     from collat import pipeline
 
     usual, starts = pipeline.kernel_class, []

@@ -27,7 +27,9 @@ LABELS = ['violin', 'church organ', 'helicopter']
 class Tones:
     "Six scenes, as the rendered ones are asked for."
 
-    split, profile, classes = 'valid', P, LABELS
+    split = 'valid'
+    profile = P
+    classes = LABELS
 
     def __len__(self):
         return 6
@@ -70,9 +72,8 @@ def test_the_pretence_is_as_strict_as_a_gpu(model):
         torch.ones(2) * x.sum()
     with pytest.raises(RuntimeError):
         x.numpy()
-    assert (x + torch.tensor(1.0)).tolist() == [2, 2] and x[
-        torch.tensor([1])
-    ].device == x.device == model.logit_scale.device
+    assert (x + torch.tensor(1.0)).tolist() == [2, 2]
+    assert x[torch.tensor([1])].device == x.device == model.logit_scale.device
     assert type(x.cpu()) is torch.Tensor
 
 
@@ -86,9 +87,8 @@ def test_a_model_goes_to_the_gpu_by_itself_and_answers_as_on_the_cpu(folder, wav
 
 def test_sound_as_words_and_in_prompts(model, wavs):
     assert len(model.words(wavs[0], 2, LABELS).tokens) == P.n_tokens
-    assert {x.device.type for kind in ('audio', 'tokens', 'states') for x in model.token_features(wavs, kind)} == {
-        'cpu'
-    }
+    for kind in ('audio', 'tokens', 'states'):
+        assert {x.device.type for x in model.token_features(wavs, kind)} == {'cpu'}
     z = model.compose('a {audio} without {audio}', [wavs[0], wavs[1]], slots=P.n_tokens).z
     assert (model.encode_audio(wavs) @ z).shape == (6,)
 
@@ -113,55 +113,44 @@ def test_answers(model, wavs, question):
 
 
 def test_grounding(model, wavs):
-    times, z_t = grounding.frame_times(P, 20), grounding.prompts_of(model, LABELS)
-    assert (
-        grounding.detection_scores(model, wavs[:2], z_t, times, 'relevance').shape
-        == (2, 3, 20)
-        == grounding.sliding_scores(model, wavs[:2], z_t, times, 0.6).shape
-    )
-    assert grounding.loudness(model, wavs[:2], times).shape == (2, 20) and grounding.token_maps(model, wavs[:2]).shape[
-        :2
-    ] == (2, P.n_tokens)
+    times = grounding.frame_times(P, 20)
+    z_t = grounding.prompts_of(model, LABELS)
+    assert grounding.detection_scores(model, wavs[:2], z_t, times, 'relevance').shape == (2, 3, 20)
+    assert grounding.sliding_scores(model, wavs[:2], z_t, times, 0.6).shape == (2, 3, 20)
+    assert grounding.loudness(model, wavs[:2], times).shape == (2, 20)
+    assert grounding.token_maps(model, wavs[:2]).shape[:2] == (2, P.n_tokens)
     assert grounding.draw_grounding(model, wavs[0], LABELS[:2], 'rollout', LABELS)
 
 
 def test_retrieval_and_probes(model, wavs):
-    z_a, z_t = model.encode_audio(wavs), retrieval.embed_captions(model, ['a violin', 'a bell', 'a violin'])
-    assert retrieval.retrieve(z_a, z_t, np.arange(6) % 3, np.arange(3)).shape[0] == 6 and retrieval.same_space(
-        model, model.text
-    )
+    z_a = model.encode_audio(wavs)
+    z_t = retrieval.embed_captions(model, ['a violin', 'a bell', 'a violin'])
+    assert retrieval.retrieve(z_a, z_t, np.arange(6) % 3, np.arange(3)).shape[0] == 6
+    assert retrieval.same_space(model, model.text)
     assert zero_shot.class_scores(model, z_a.cpu(), LABELS, P.template).shape == (6, 3)
-    net = linear_probe.train_decoder(
-        f := linear_probe.as_features(model.token_features(wavs, 'tokens')),
-        torch.eye(3).repeat(2, 1),
-        np.arange(6),
-        3,
-        0,
-        lambda *a: False,
-        4,
-    )
-    assert net.query.device == z_a.device and linear_probe.decoder_scores(net, f, np.arange(6)).shape == (6, 3)
+    f = linear_probe.as_features(model.token_features(wavs, 'tokens'))
+    y = torch.eye(3).repeat(2, 1)
+    net = linear_probe.train_decoder(f, y, np.arange(6), 3, 0, lambda *a: False, 4)
+    assert net.query.device == z_a.device
+    assert linear_probe.decoder_scores(net, f, np.arange(6)).shape == (6, 3)
 
 
 def test_captions_and_pictures(model, wavs):
-    data = captioning.Captioned(
-        list('abcdef'), model.token_features(wavs, 'states'), [['a violin sounds', 'we hear a bell']] * 6
-    )
+    captions = [['a violin sounds', 'we hear a bell']] * 6
+    data = captioning.Captioned(list('abcdef'), model.token_features(wavs, 'states'), captions)
     captioner, log = captioning.fit_captioner(data, data, steps=2, look_every=1, batch=4, device=best_device())
-    assert len(captioning.write_captions(captioner, data.features)[0]) == 6 and all(
-        np.isfinite(r['valid']) for r in log
-    )
-    states = (
-        image_generation.sound_states(model, wavs[:2]),
-        image_generation.written_states(model.text, ['a violin', ''], P.n_tokens, P.form),
-    )
+    assert len(captioning.write_captions(captioner, data.features)[0]) == 6
+    assert all(np.isfinite(r['valid']) for r in log)
+    heard = image_generation.sound_states(model, wavs[:2])
+    written = image_generation.written_states(model.text, ['a violin', ''], P.n_tokens, P.form)
     painter = image_generation.Painter(model.text.d, 16)
-    painter.empty = states[1][1:]
-    assert image_generation.paint(painter.eval(), torch.cat(states), steps=1).shape[0] == 4
+    painter.empty = written[1:]
+    assert image_generation.paint(painter.eval(), torch.cat([heard, written]), steps=1).shape[0] == 4
 
 
 def test_a_baseline_too(wavs, tmp_path):
     Baseline(P, BASELINES['clap']).save(tmp_path)
     with pretended_gpu() as place:
         there = load_baseline(tmp_path)
-        assert there.device == place and there.classify(wavs, LABELS).cpu().shape == (6, 3)
+        assert there.device == place
+        assert there.classify(wavs, LABELS).cpu().shape == (6, 3)

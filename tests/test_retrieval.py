@@ -37,8 +37,11 @@ class Words:
 
     words = ['dog', 'rain', 'bell', 'car']
 
+    def embed(self, text):
+        return torch.tensor([float(w in text) for w in self.words] + [0.1])
+
     def encode_text(self, texts):
-        return F.normalize(torch.tensor([[float(w in t) for w in self.words] + [0.1] for t in texts]), dim=1)
+        return F.normalize(torch.stack([self.embed(t) for t in texts]), dim=1)
 
     def encode_audio(self, wavs):
         return F.normalize(torch.stack([F.one_hot(w.long().sum(), 5).float() for w in wavs]) + 0.05, dim=1)
@@ -48,10 +51,9 @@ def loop(sim, rel):
     "R@1/5/10, AP@10, MRR of one query whose gallery is sorted as badly as its scores allow."
     order = sorted(range(len(sim)), key=lambda j: (-sim[j], rel[j]))
     places = [i for i, j in enumerate(order, 1) if rel[j]]
-    return [float(places[0] <= k) for k in (1, 5, 10)] + [
-        sum(h / p for h, p in enumerate(places, 1) if p <= 10) / len(places),
-        1 / places[0],
-    ]
+    recalls = [float(places[0] <= k) for k in (1, 5, 10)]
+    precision = sum(h / p for h, p in enumerate(places, 1) if p <= 10) / len(places)
+    return [*recalls, precision, 1 / places[0]]
 
 
 @pytest.mark.parametrize('kind', ['random', 'ties', 'constant'])
@@ -61,12 +63,11 @@ def test_blocks_equal_the_loop_and_the_full_matrix(kind):
         gids = np.repeat(np.arange(5), rng.integers(1, 8, 5))
         rng.shuffle(gids)
         qids = rng.integers(0, 5, int(rng.integers(1, 9)))
-        sim = dict(
-            random=rng.normal(size=(len(qids), len(gids))),
-            ties=rng.integers(0, 3, (len(qids), len(gids))) / 2,
-            constant=np.ones((len(qids), len(gids))),
-        )[kind].astype(np.float32)
-        rel, v = relevance(qids, gids), rank_values(retrieve(sim, np.eye(len(gids)), qids, gids, block=(2, 3)))
+        shape = len(qids), len(gids)
+        cases = dict(random=rng.normal(size=shape), ties=rng.integers(0, 3, shape) / 2, constant=np.ones(shape))
+        sim = cases[kind].astype(np.float32)
+        rel = relevance(qids, gids)
+        v = rank_values(retrieve(sim, np.eye(len(gids)), qids, gids, block=(2, 3)))
         np.testing.assert_allclose(np.stack(list(v.values()), 1), [loop(s, r) for s, r in zip(sim, rel)], atol=1e-12)
         np.testing.assert_allclose(
             [v['R@5'].mean(), v['AP@10'].mean(), v['MRR'].mean()],
@@ -80,8 +81,9 @@ def test_unit_vectors_in_blocks_equal_the_full_matrix():
     clip = np.arange(700) % 140
     a, t = (F.normalize(torch.randn(n, 24, generator=g), dim=1) for n in (140, 700))
     for x, y, q, k in ((a, t, np.arange(140), clip), (t, a, clip, np.arange(140))):
-        v, sim, rel = rank_values(retrieve(x, y, q, k, block=(50, 90))), (x @ y.T).numpy(), relevance(q, k)
-        sim = sim - 1e-6 * rel  # nearer than that is a tie in `retrieve`, and counts against
+        v = rank_values(retrieve(x, y, q, k, block=(50, 90)))
+        rel = relevance(q, k)
+        sim = (x @ y.T).numpy() - 1e-6 * rel  # nearer than that is a tie in `retrieve`, and counts against
         np.testing.assert_allclose(
             [v['R@10'].mean(), v['AP@10'].mean(), v['MRR'].mean()],
             [recall_at_k(sim, rel), average_precision_at_k(sim, rel), mrr(sim, rel)],
@@ -117,35 +119,24 @@ def test_refused():
 def test_any_model_any_number_of_captions():
     wavs = [torch.eye(5)[i] * i for i in range(4)]
     z = embed_sounds(Words(), iter(wavs), group=3)
-    r = evaluate_retrieval(
-        Words(),
-        z,
-        [['a dog'], ['rain', 'the rain falls'], ['a bell'], ['a car', 'one car', 'cars']],
-        kinds=['x', 'y', 'y', 'z'],
-        n_boot=20,
-        split='made up',
-    )
+    captions = [['a dog'], ['rain', 'the rain falls'], ['a bell'], ['a car', 'one car', 'cars']]
+    r = evaluate_retrieval(Words(), z, captions, kinds=['x', 'y', 'y', 'z'], n_boot=20, split='made up')
     rows = {(x['protocol'], x['direction'], x['metric']): x for x in r['rows']}
-    assert (
-        rows['instance', 'T→A', 'R@1']['value'] == rows['instance', 'A→T', 'R@1']['value'] == 1.0
-        and rows['instance', 'T→A', 'R@1']['n'] == 7
-    )
-    assert (
-        rows['instance', 'A→T', 'AP@10']['value'] == 1.0
-        and rows['label set', 'T→A', 'MRR']['gallery'] == 4
-        and r['duplicates'] == 0
-    )
+    assert rows['instance', 'T→A', 'R@1']['value'] == rows['instance', 'A→T', 'R@1']['value'] == 1.0
+    assert rows['instance', 'T→A', 'R@1']['n'] == 7
+    assert rows['instance', 'A→T', 'AP@10']['value'] == 1.0
+    assert rows['label set', 'T→A', 'MRR']['gallery'] == 4
+    assert r['duplicates'] == 0
     assert all(x['split'] == 'made up' for x in r['rows'])
 
 
 def test_duplicates_and_what_bounds_them():
-    texts, clips = ['a', 'b', 'a', 'c'], [0, 0, 1, 1]
+    texts = ['a', 'b', 'a', 'c']
+    clips = [0, 0, 1, 1]
     assert duplicate_share(texts, clips) == 0.5 and by_heart(texts, clips)['T→A']['R@1'] == 0.5
-    assert (
-        guess_ceiling(['a', 'a']) == 0.75
-        and (fixed_subset(list('abcdef'), 3) == fixed_subset(list('abcdef'), 3)).all()
-        and len(fixed_subset(range(9), 4)) == 4
-    )
+    assert guess_ceiling(['a', 'a']) == 0.75
+    assert (fixed_subset(list('abcdef'), 3) == fixed_subset(list('abcdef'), 3)).all()
+    assert len(fixed_subset(range(9), 4)) == 4
 
 
 def test_interval_draws_clips():
@@ -159,54 +150,40 @@ def test_image_rows():
     z = F.normalize(torch.randn(30, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     rows = image_rows(z, z, list(range(30)), [i // 3 for i in range(30)], n_boot=20, subset=10)
     got = {(r['protocol'], r['direction'], r['metric']): r for r in rows}
-    assert (
-        got['instance', 'A→I', 'MRR']['value'] == 1
-        and abs(got['instance', 'A→I', 'MRR']['ceiling'] - 11 / 18) < 1e-9
-        and got['instance, fixed 10', 'I→A', 'MRR']['gallery'] == 10
-    )
+    assert got['instance', 'A→I', 'MRR']['value'] == 1
+    assert abs(got['instance', 'A→I', 'MRR']['ceiling'] - 11 / 18) < 1e-9
+    assert got['instance, fixed 10', 'I→A', 'MRR']['gallery'] == 10
     with pytest.raises(ValueError, match='29 ids'):
         image_rows(z, z, list(range(29)))
 
 
 def test_glyphs_and_scenes_with_pictures():
     assert set(PICTURED.values()) <= set(glyphs()) and len(glyphs()) > 700
-    a, b = (np.asarray(draw_picture(glyphs()['violin'], np.random.default_rng(i))) for i in (0, 1))
-    assert (
-        a.shape == (32, 32, 3)
-        and (a != b).any()
-        and (a == np.asarray(draw_picture(glyphs()['violin'], np.random.default_rng(0)))).all()
-    )
+    a, b, again = (np.asarray(draw_picture(glyphs()['violin'], np.random.default_rng(i))) for i in (0, 1, 0))
+    assert a.shape == (32, 32, 3) and (a != b).any() and (a == again).all()
 
     class Few(list):
         def labels(self, i):
             return self[i]
 
-    assert scene_glyphs(Few([['piano'], ['piano', 'vibraphone'], ['violin', 'piano', 'harpsichord']])) == {
-        0: ['musical keyboard'],
-        2: ['musical keyboard', 'violin'],
-    }
+    scenes = Few([['piano'], ['piano', 'vibraphone'], ['violin', 'piano', 'harpsichord']])
+    assert scene_glyphs(scenes) == {0: ['musical keyboard'], 2: ['musical keyboard', 'violin']}
 
 
 def test_open_clip_image_tower_from_a_file(tmp_path):
     import open_clip
     from PIL import Image
 
-    (tmp_path / 'collat-test.json').write_text(
-        json.dumps(
-            dict(
-                embed_dim=16,
-                vision_cfg=dict(image_size=16, layers=1, width=64, patch_size=8),
-                text_cfg=dict(context_length=77, vocab_size=49408, width=64, heads=2, layers=1),
-            )
-        )
-    )
+    vision = dict(image_size=16, layers=1, width=64, patch_size=8)
+    text = dict(context_length=77, vocab_size=49408, width=64, heads=2, layers=1)
+    config = dict(embed_dim=16, vision_cfg=vision, text_cfg=text)
+    (tmp_path / 'collat-test.json').write_text(json.dumps(config))
     open_clip.add_model_config(tmp_path / 'collat-test.json')
     torch.manual_seed(0)
     net, _, prepare = open_clip.create_model_and_transforms('collat-test')
     torch.save(net.state_dict(), tmp_path / 'w.pt')
-    pictures = [
-        Image.fromarray(np.random.default_rng(i).integers(0, 255, (20, 24, 3), dtype=np.uint8)) for i in range(3)
-    ]
+    noise = [np.random.default_rng(i).integers(0, 255, (20, 24, 3), dtype=np.uint8) for i in range(3)]
+    pictures = [Image.fromarray(x) for x in noise]
     tower = load_image_tower(f'open_clip:collat-test/{tmp_path}/w.pt')
     with torch.no_grad():
         want = net.eval().encode_image(torch.stack([prepare(p) for p in pictures]), normalize=True)

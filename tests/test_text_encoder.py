@@ -27,9 +27,14 @@ def offline(monkeypatch):
 
 def clip_model(quick_gelu, **text):
     "A whole CLIP model of open_clip, vision tower included."
-    return open_clip.CLIP(
-        embed_dim=48, vision_cfg=VISION, text_cfg=dict(W.TINY['text_cfg'], **text), quick_gelu=quick_gelu
-    ).eval()
+    text = dict(W.TINY['text_cfg'], **text)
+    return open_clip.CLIP(embed_dim=48, vision_cfg=VISION, text_cfg=text, quick_gelu=quick_gelu).eval()
+
+
+def same_as(m, te):
+    "How far an encoder's answer is from that of a whole CLIP model."
+    with torch.no_grad():
+        return diff(te.encode_text(TEXTS, n=77), m.encode_text(open_clip.tokenize(TEXTS)))
 
 
 def diff(a, b):
@@ -66,9 +71,7 @@ def test_open_clip_files(tmp_path, save):
         torch.save(convert_to_custom_text_state_dict(sd), f)
     else:
         torch.save(sd, f)
-    te = load_text_encoder(f'open_clip:tiny/{f}', quick_gelu=True)
-    with torch.no_grad():
-        assert diff(te.encode_text(TEXTS, n=77), m.encode_text(open_clip.tokenize(TEXTS))) <= 1e-5
+    assert same_as(m, load_text_encoder(f'open_clip:tiny/{f}', quick_gelu=True)) <= 1e-5
     with pytest.raises(ValueError, match='say quick_gelu'):
         load_text_encoder(f'open_clip:tiny/{f}')
 
@@ -78,46 +81,38 @@ def openai_archive(m, f):
     del m.context_length, m.vocab_size
     for k, v in (('input_resolution', 32), ('context_length', 77), ('vocab_size', 49408)):
         m.register_buffer(k, torch.tensor(v))
+    example = dict(encode_text=torch.zeros(1, 77, dtype=torch.long))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        torch.jit.trace_module(m, dict(encode_text=torch.zeros(1, 77, dtype=torch.long)), check_trace=False).save(
-            str(f)
-        )
+        torch.jit.trace_module(m, example, check_trace=False).save(str(f))
+
+
+PLAIN = "was trained with 'quick_gelu', but the model would run it with 'gelu'"
 
 
 def test_openai_archive_is_refused_with_plain_gelu(tmp_path):
-    m, f = clip_model(True), tmp_path / 'ViT-tiny.pt'
+    m = clip_model(True)
+    f = tmp_path / 'ViT-tiny.pt'
     openai_archive(m, f)
     assert W.file_activation(f) == 'quick_gelu'
     for kw in ({}, dict(quick_gelu=False)):
-        with pytest.raises(
-            ValueError, match="ViT-tiny.pt was trained with 'quick_gelu', but the model would run it with 'gelu'"
-        ):
+        with pytest.raises(ValueError, match=f'ViT-tiny.pt {PLAIN}'):
             load_text_encoder(f'open_clip:tiny/{f}', **kw)
-    te = load_text_encoder(f'open_clip:tiny-quickgelu/{f}')
-    with torch.no_grad():
-        assert diff(te.encode_text(TEXTS, n=77), m.encode_text(open_clip.tokenize(TEXTS))) <= 1e-5
+    assert same_as(m, load_text_encoder(f'open_clip:tiny-quickgelu/{f}')) <= 1e-5
 
 
 def test_openai_state_dict_in_half_precision(tmp_path):
     from open_clip.model import convert_weights_to_fp16
 
-    m, f = clip_model(True), tmp_path / 'w.pt'
+    m = clip_model(True)
+    f = tmp_path / 'w.pt'
     convert_weights_to_fp16(m)
-    torch.save(
-        dict(
-            m.state_dict(),
-            input_resolution=torch.tensor(32),
-            context_length=torch.tensor(77),
-            vocab_size=torch.tensor(49408),
-        ),
-        f,
-    )
+    numbers = dict(input_resolution=32, context_length=77, vocab_size=49408)
+    torch.save(m.state_dict() | {k: torch.tensor(v) for k, v in numbers.items()}, f)
     with pytest.raises(ValueError, match='quick_gelu'):
         load_text_encoder(f'open_clip:tiny/{f}')
     te = load_text_encoder(f'open_clip:tiny-quickgelu/{f}')
-    with torch.no_grad():
-        assert diff(te.encode_text(TEXTS, n=77), m.float().encode_text(open_clip.tokenize(TEXTS))) <= 1e-5
+    assert same_as(m.float(), te) <= 1e-5
     assert te.dtype == torch.float32
 
 
@@ -151,34 +146,14 @@ def save_hf_clip(folder, cls='CLIPTextModelWithProjection', tokenizer=None, **kw
 
     tok = open_clip.SimpleTokenizer()
     names = {'<start_of_text>': '<|startoftext|>', '<end_of_text>': '<|endoftext|>'}
-    H.CLIPTokenizer(
-        {names.get(k, k): v for k, v in tok.encoder.items()}, sorted(tok.bpe_ranks, key=tok.bpe_ranks.get)
-    ).save_pretrained(tokenizer or folder)
-    text = dict(
-        dict(
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            projection_dim=48,
-            bos_token_id=49406,
-            eos_token_id=49407,
-        ),
-        **kw,
-    )
+    vocabulary = {names.get(k, k): v for k, v in tok.encoder.items()}
+    H.CLIPTokenizer(vocabulary, sorted(tok.bpe_ranks, key=tok.bpe_ranks.get)).save_pretrained(tokenizer or folder)
+    size = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, projection_dim=48)
+    text = size | dict(bos_token_id=49406, eos_token_id=49407) | kw
     if cls == 'CLIPModel':
-        c = H.CLIPConfig(
-            text_config=text,
-            vision_config=dict(
-                hidden_size=64,
-                intermediate_size=64,
-                num_hidden_layers=1,
-                num_attention_heads=4,
-                image_size=32,
-                patch_size=16,
-            ),
-            projection_dim=48,
-        )
+        vision = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4)
+        vision |= dict(image_size=32, patch_size=16)
+        c = H.CLIPConfig(text_config=text, vision_config=vision, projection_dim=48)
     else:
         c = H.CLIPTextConfig(**text)
     m = getattr(H, cls)(c).eval()
@@ -193,7 +168,8 @@ def test_hf_clip_whole_model(tmp_path, eos):
     te = load_text_encoder(f'hf_clip:{tmp_path}')
     i = te.tokenizer(TEXTS, padding='max_length', max_length=77, return_tensors='pt')
     with torch.no_grad():
-        z, x = m.get_text_features(**i).pooler_output, m.text_model(**i).last_hidden_state
+        z = m.get_text_features(**i).pooler_output
+        x = m.text_model(**i).last_hidden_state
     t = te.tokenize(TEXTS, n=77)
     assert torch.equal(t.ids, i['input_ids']) and torch.equal(t.mask, i['attention_mask'].bool())
     assert diff(te.encode_text(TEXTS, n=77), z) <= 1e-5
@@ -214,9 +190,7 @@ def test_hf_clip_of_stable_diffusion(tmp_path):
 
 def test_hf_clip_of_openai_needs_quick_gelu(tmp_path):
     save_hf_clip(tmp_path / 'clip-vit-large-patch14', hidden_act='gelu')
-    with pytest.raises(
-        ValueError, match="clip-vit-large-patch14 was trained with 'quick_gelu', but the model would run it with 'gelu'"
-    ):
+    with pytest.raises(ValueError, match=f'clip-vit-large-patch14 {PLAIN}'):
         load_text_encoder(f'hf_clip:{tmp_path}/clip-vit-large-patch14')
     save_hf_clip(tmp_path / 'laion', hidden_act='gelu')
     assert load_text_encoder(f'hf_clip:{tmp_path}/laion').activation == 'gelu'
@@ -244,37 +218,34 @@ def hf_names(w):
         if not k.startswith('transformer.resblocks.'):
             continue
         i, rest = k.removeprefix('transformer.resblocks.').split('.', 1)
-        at, (part, kind) = f'text_model.encoder.layers.{i}', rest.rsplit('.', 1)
+        at = f'text_model.encoder.layers.{i}'
+        part, kind = rest.rsplit('.', 1)
         if part == 'attn':
-            out |= {f'{at}.self_attn.{x}_proj.{kind.removeprefix("in_proj_")}': y for x, y in zip('qkv', v.chunk(3))}
+            kind = kind.removeprefix('in_proj_')
+            out |= {f'{at}.self_attn.{x}_proj.{kind}': y for x, y in zip('qkv', v.chunk(3))}
         else:
             out[f'{at}.{inner[part]}.{kind}'] = v
     return out
 
 
 def test_both_libraries_agree_on_vit_l_14(tmp_path):
-    "True text size of ViT-L/14, one set of random weights under both libraries' names: equal ids, equal states of every layer, equal z_t."
+    """True text size of ViT-L/14, one set of random weights under both libraries' names.
+    They give equal ids, equal states of every layer, equal z_t."""
     ours = load_text_encoder('open_clip:ViT-L-14', pad_id=49407, quick_gelu=True)
     with torch.no_grad():  # larger than the initialisation, so that the activation function matters
         for k, v in ours.locked.named_parameters():
             if 'mlp' in k:
                 v.mul_(3)
-    m = save_hf_clip(
-        tmp_path,
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        projection_dim=768,
-        hidden_act='quick_gelu',
-    )
+    size = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    m = save_hf_clip(tmp_path, **size, projection_dim=768, hidden_act='quick_gelu')
     found = m.load_state_dict(hf_names(ours.locked.state_dict()), strict=False)
     assert not found.unexpected_keys and set(found.missing_keys) <= {'text_model.embeddings.position_ids'}
     m.save_pretrained(tmp_path)
     theirs = load_text_encoder(f'hf_clip:{tmp_path}')
     (tmp_path / 'model.safetensors').unlink()  # half a gigabyte
-    a, b = ours.tokenize(TEXTS, n=77), theirs.tokenize(TEXTS, n=77)
-    assert all(torch.equal(x, y) for x, y in zip(a, b)) and (theirs.d, theirs.d_out, theirs.n_layers) == (768, 768, 12)
+    a, b = (te.tokenize(TEXTS, n=77) for te in (ours, theirs))
+    assert all(torch.equal(x, y) for x, y in zip(a, b))
+    assert (theirs.d, theirs.d_out, theirs.n_layers) == (768, 768, 12)
     with torch.no_grad():
         x, y = (te.hidden_states(te.static_embeddings(a.ids), a.mask) for te in (ours, theirs))
         assert len(x) == len(y) == 13 and min(v.std() for v in x[1:]) > 0.01
@@ -296,41 +267,46 @@ def in_hub_cache(repo, monkeypatch, tmp_path):
     return at / 'snapshots' / ('0' * 40)
 
 
-@pytest.mark.parametrize('way', ['name', 'hub id', 'file'])
-def test_openai_weights_run_quick_gelu_each_way(way, tmp_path, monkeypatch):
-    "By open_clip name and tag, by hub id, by file: the same small tower, and never with plain GELU."
+def openai_weights(way, tmp_path, monkeypatch):
+    "A small CLIP model in OpenAI's fashion, the name of its text encoder, and arguments that ask for plain GELU."
     m = clip_model(True)
     if way == 'name':
         from safetensors.torch import save_file
 
         d = in_hub_cache('timm/tiny.openai', monkeypatch, tmp_path)
         save_file({k: v.contiguous() for k, v in m.state_dict().items()}, d / 'open_clip_model.safetensors')
-        monkeypatch.setattr(
-            'open_clip.pretrained.get_pretrained_cfg',
-            lambda model, tag: dict(hf_hub='timm/tiny.openai/', quick_gelu=True) if tag == 'openai' else {},
-        )
-        name, wrong = 'open_clip:tiny/openai', dict(name='open_clip:tiny/openai', quick_gelu=False)
+        records = dict(openai=dict(hf_hub='timm/tiny.openai/', quick_gelu=True))
+        monkeypatch.setattr('open_clip.pretrained.get_pretrained_cfg', lambda model, tag: records.get(tag, {}))
+        name = 'open_clip:tiny/openai'
+        wrong = dict(name=name, quick_gelu=False)
     elif way == 'hub id':
         d = in_hub_cache('openai/clip-vit-base-patch32', monkeypatch, tmp_path)
         hf = save_hf_clip(d, intermediate_size=256, hidden_act='quick_gelu')
         hf.load_state_dict(hf_names(m.state_dict()), strict=False)
         hf.save_pretrained(d)
-        name, wrong = 'hf_clip:openai/clip-vit-base-patch32', None
+        name = 'hf_clip:openai/clip-vit-base-patch32'
+        wrong = dict(name=name)  # whose configuration will say so
     else:
         openai_archive(clip_model(True), tmp_path / 'w.pt')
         torch.manual_seed(0)
         m = clip_model(True)
         openai_archive(m, tmp_path / 'w.pt')
-        name, wrong = f'open_clip:tiny-quickgelu/{tmp_path / "w.pt"}', dict(name=f'open_clip:tiny/{tmp_path / "w.pt"}')
+        name = f'open_clip:tiny-quickgelu/{tmp_path / "w.pt"}'
+        wrong = dict(name=f'open_clip:tiny/{tmp_path / "w.pt"}')
+    return m, name, wrong
+
+
+@pytest.mark.parametrize('way', ['name', 'hub id', 'file'])
+def test_openai_weights_run_quick_gelu_each_way(way, tmp_path, monkeypatch):
+    "By open_clip name and tag, by hub id, by file: the same small tower, and never with plain GELU."
+    m, name, wrong = openai_weights(way, tmp_path, monkeypatch)
     te = load_text_encoder(name)
     assert te.activation == 'quick_gelu'
-    with torch.no_grad():
-        assert diff(te.encode_text(TEXTS, n=77), m.encode_text(open_clip.tokenize(TEXTS))) <= 1e-5
+    assert same_as(m, te) <= 1e-5
     if way == 'hub id':
-        c = json.loads((d / 'config.json').read_text())
-        (d / 'config.json').write_text(json.dumps(c | dict(hidden_act='gelu')))
-        wrong = dict(name=name)
-    with pytest.raises(ValueError, match="trained with 'quick_gelu', but the model would run it with 'gelu'"):
+        (config,) = (tmp_path / 'hub').rglob('snapshots/*/config.json')
+        config.write_text(json.dumps(json.loads(config.read_text()) | dict(hidden_act='gelu')))
+    with pytest.raises(ValueError, match=PLAIN):
         load_text_encoder(**wrong)
 
 
@@ -342,21 +318,12 @@ def test_roberta_and_cls_pooling(tmp_path):
     b = ByteLevelBPETokenizer()
     b.train_from_iterator(TEXTS * 3, vocab_size=300, special_tokens=['<s>', '<pad>', '</s>', '<unk>', '<mask>'])
     b.save_model(str(tmp_path))
-    vocab, merges = (
-        json.loads((tmp_path / 'vocab.json').read_text()),
-        [tuple(l.split()) for l in (tmp_path / 'merges.txt').read_text().splitlines() if l and not l.startswith('#')],
-    )
+    vocab = json.loads((tmp_path / 'vocab.json').read_text())
+    lines = (tmp_path / 'merges.txt').read_text().splitlines()
+    merges = [tuple(l.split()) for l in lines if l and not l.startswith('#')]
     H.RobertaTokenizer(vocab=vocab, merges=merges).save_pretrained(tmp_path)
-    m = H.RobertaModel(
-        H.RobertaConfig(
-            vocab_size=300,
-            hidden_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=96,
-            max_position_embeddings=42,
-        )
-    ).eval()
+    size = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96)
+    m = H.RobertaModel(H.RobertaConfig(**size, vocab_size=300, max_position_embeddings=42)).eval()
     m.save_pretrained(tmp_path)
     te = load_text_encoder(f'bert:{tmp_path}')
     i = te.tokenizer(TEXTS, padding=True, return_tensors='pt')
@@ -420,25 +387,25 @@ def test_gradient_is_right():
     te = load_text_encoder('open_clip:tiny-quickgelu').double()
     h = te.targets(['a dog'], 3).h.clone().requires_grad_()
     p = torch.full((1, 3), 0.6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(
-        lambda h, p: te.encode_audio_tokens(h, presence=p)[0][:, :4], (h, p), fast_mode=True
-    )
+    f = lambda h, p: te.encode_audio_tokens(h, presence=p)[0][:, :4]
+    assert torch.autograd.gradcheck(f, (h, p), fast_mode=True)
 
 
-@pytest.mark.parametrize(
-    'name, what',
-    [
-        ('open_clip:ViT-L-14/openai', 'timm/vit_large_patch14_clip_224.openai'),
-        ('hf_clip:openai/clip-vit-base-patch32', 'openai/clip-vit-base-patch32'),
-        ('bert:no-such/model', 'no-such/model'),
-    ],
-)
+WANTED = {  # name of an encoder -> what would be downloaded
+    'open_clip:ViT-L-14/openai': 'timm/vit_large_patch14_clip_224.openai',
+    'hf_clip:openai/clip-vit-base-patch32': 'openai/clip-vit-base-patch32',
+    'bert:no-such/model': 'no-such/model',
+}
+
+
+@pytest.mark.parametrize('name, what', WANTED.items())
 def test_offline_fails_at_once(name, what, monkeypatch):
     import time
 
-    monkeypatch.setattr(
-        'huggingface_hub.snapshot_download', lambda *a, **k: (_ for _ in ()).throw(OSError('not in the cache'))
-    )
+    def snapshot_download(*args, **kwargs):
+        raise OSError('not in the cache')
+
+    monkeypatch.setattr('huggingface_hub.snapshot_download', snapshot_download)
     t = time.time()
     with pytest.raises(ConnectionError, match='OFFLINE') as e:
         load_text_encoder(name)
@@ -446,7 +413,6 @@ def test_offline_fails_at_once(name, what, monkeypatch):
 
 
 def test_offline_tag_with_a_plain_url():
-    with pytest.raises(
-        ConnectionError, match='cannot download m/t from https://example.org/w.pt: .*By hand.*open_clip:m/PATH'
-    ):
+    said = 'cannot download m/t from https://example.org/w.pt: .*By hand.*open_clip:m/PATH'
+    with pytest.raises(ConnectionError, match=said):
         W._tag_file('m', 't', dict(url='https://example.org/w.pt'))

@@ -10,13 +10,13 @@ from collat.words import CASES, FORMS, compose_cases
 
 
 def test_committed_cases_are_what_the_code_builds():
-    p, kept = load_profile('mini'), json.loads(CASES.read_text())
+    p = load_profile('mini')
+    kept = json.loads(CASES.read_text())
     classes = split_classes('test', p)
 
     def label(i):
-        return classes[
-            int(np.random.default_rng([p.seed_data, SPLIT_IDS['test'], 1, i]).choice(len(classes), 1, replace=False)[0])
-        ]
+        rng = np.random.default_rng([p.seed_data, SPLIT_IDS['test'], 1, i])
+        return classes[int(rng.choice(len(classes), 1, replace=False)[0])]
 
     assert kept['cases'] == compose_cases({i: label(i) for i in range(0, p.n_test, 2)}, classes, p.compose_cases)
     assert len(kept['cases']) >= 100 and {c['kind'] for c in kept['cases']} == set(FORMS)

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from collat.losses import LABEL, PAD, TEMPLATE, CoLLATLoss
+from collat.losses import CoLLATLoss
+from collat.text_encoder import LABEL, PAD, TEMPLATE
 
 B, N, D = 8, 6, 5
 CASES = dict(
@@ -34,22 +35,19 @@ class Model(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.tokens, self.audio, self.text = nn.Linear(7, N * D), nn.Linear(D, 4), nn.Linear(D, 4)
+        self.tokens = nn.Linear(7, N * D)
+        self.audio = nn.Linear(D, 4)
+        self.text = nn.Linear(D, 4)
         self.logit_scale = nn.Parameter(torch.tensor(2.0))
 
     def forward(self, x, noise, h_t):
         h_at, noisy = (self.tokens(v).tanh().unflatten(1, (N, D)) for v in (x, x + noise))
-        return dict(
-            h_at=h_at,
-            h_t=h_t,
-            z_a=self.audio(h_at).tanh().mean(1),
-            z_t=self.text(h_t).tanh().mean(1),
-            logit_scale=self.logit_scale.exp(),
-            h_at_noisy=noisy,
-        )
+        z_a = self.audio(h_at).tanh().mean(1)
+        z_t = self.text(h_t).tanh().mean(1)
+        return dict(h_at=h_at, h_t=h_t, z_a=z_a, z_t=z_t, logit_scale=self.logit_scale.exp(), h_at_noisy=noisy)
 
 
-def batch():
+def batch():  # what the model reads, what the loss reads besides
     "Whole batch: texts of unequal length, equal texts within and across the halves."
     g = torch.Generator().manual_seed(1)
     rand = lambda *s: torch.randn(*s, generator=g, dtype=torch.float64)
@@ -57,30 +55,42 @@ def batch():
     length = 2 + ids % 5
     table = rand(10, N, D)
     table[:, :2] = table[0, :2]  # template words, the same everywhere
-    h_t, slot = table[ids], torch.arange(N)[None]
+    slot = torch.arange(N)[None]
     kind = torch.where(slot < 2, TEMPLATE, torch.where(slot < length[:, None], LABEL, PAD))
-    return dict(x=rand(B, 7), noise=0.1 * rand(B, 7), h_t=h_t.masked_fill((kind == PAD)[..., None], 0.0)), dict(
-        kind=kind, text_ids=ids
-    )
+    views = dict(x=rand(B, 7), noise=0.1 * rand(B, 7), h_t=table[ids].masked_fill((kind == PAD)[..., None], 0.0))
+    return views, dict(kind=kind, text_ids=ids)
 
 
 def gradients(model, loss_fn, views, rest):
     model.zero_grad()
     out = loss_fn(**model(**views), **rest)
     out['loss'].backward()
-    return out, {k.removeprefix('module.'): p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
+    learnt = [(k, p) for k, p in model.named_parameters() if p.grad is not None]
+    return out, {k.removeprefix('module.'): p.grad.clone() for k, p in learnt}
+
+
+def apart(a, b):
+    return ((a - b).norm() / b.norm()).item()
+
+
+def write(path, result):
+    tmp = Path(path).with_suffix('.tmp')
+    tmp.write_text(json.dumps(result, indent=1))
+    os.replace(tmp, path)
 
 
 def main(path):
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model, (views, rest) = Model().double(), batch()
+    model = Model().double()
+    views, rest = batch()
     weights = {'filler': torch.tensor([1.0, 1, 1, 1, 1, 1, 0, 0], dtype=torch.float64)}
     fns = {k: CoLLATLoss(embed_scale=0.8, **v) for k, v in CASES.items()}
     whole = {k: gradients(model, f, views, rest | dict(weight=weights.get(k))) for k, f in fns.items()}
 
     dist.init_process_group('gloo')
-    r, R = dist.get_rank(), dist.get_world_size()
+    r = dist.get_rank()
+    R = dist.get_world_size()
     mine = lambda d: {k: None if v is None else v.chunk(R)[r] for k, v in d.items()}
     result = {}
     for k, f in fns.items():
@@ -92,18 +102,17 @@ def main(path):
         loss = out['loss'].detach().clone()
         dist.all_reduce(loss)
         result[k] = dict(
-            gradient={p: ((grads[p] - ref_grads[p]).norm() / ref_grads[p].norm()).item() for p in grads},
-            loss=((loss / R - ref['loss']) / ref['loss']).abs().item(),
+            gradient={p: apart(grads[p], ref_grads[p]) for p in grads},
+            loss=apart(loss / R, ref['loss'].detach()),
             n_duplicates=out['duplicates'].item() * B / R,
         )
+    unequal = lambda d: {k: v[: 3 + r] for k, v in d.items()}
     try:
-        fns['default'](**model(**{k: v[: 3 + r] for k, v in views.items()}), **{k: v[: 3 + r] for k, v in rest.items()})
+        fns['default'](**model(**unequal(views)), **unequal(rest))
     except ValueError as e:
         result['unequal'] = str(e)
     if r == 0:
-        tmp = Path(path).with_suffix('.tmp')
-        tmp.write_text(json.dumps(result, indent=1))
-        os.replace(tmp, path)
+        write(path, result)
     dist.barrier()
     os._exit(0)  # all is written; tearing gloo's threads down sometimes aborts (torch 2.14)
 

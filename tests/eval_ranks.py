@@ -1,0 +1,19 @@
+"Embeddings of a table's clips, in one process or shared out over ranks: `eval_ranks.py MODEL TABLE OUT`."
+
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+
+from collat.training import ranks
+from collat.zero_shot import embed_manifest, evaluation_set, load_any
+
+torch.set_num_threads(1)
+checkpoint, table, out = sys.argv[1:]
+rank, world = ranks()
+e, clips, skipped = embed_manifest(load_any(checkpoint), evaluation_set(table))
+torch.save(dict(z=e.z, y=e.y, paths=[str(c.path) for c in clips], skipped=skipped), f'{out}.{rank}')
+if world > 1:
+    dist.barrier()
+    os._exit(0)  # all is written; tearing gloo's threads down sometimes aborts (torch 2.14)
