@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_the_readme_has_the_numbers_of_the_results_file():
     shown = re.search(r'<!-- esc50:begin -->\n(.*)\n<!-- esc50:end -->', (ROOT / 'README.md').read_text(), re.S)[1]
-    assert shown == readme_table(read_results(ROOT / 'figures/esc50/esc50.json')['results'])
+    assert shown == readme_table(read_results(ROOT / 'figures/esc50_long/esc50.json')['results'])
 
 
 def test_the_readme_has_the_main_table_of_its_file():
