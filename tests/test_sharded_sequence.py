@@ -9,10 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
+import torch
+import transformers
 
-from collat.baselines import load_baseline
+from collat import architecture as A
+from collat import baselines as B
 from collat.config import load_profile, read_results
+from collat.model import make_audio_encoder
 from collat.pipeline import open_run, plan, stages_for
+from collat.streaming import shard
 
 ROOT = Path(__file__).parent.parent
 RATE = 16_000
@@ -116,9 +121,9 @@ def test_whatever_is_trained_reads_the_shards(run):
     assert {r['name'] for r in rows if r['act1_steps']} >= {'clap', 'supervise', 'collat-equal'}
     assert all(set(r['valid'][-1]) == {'step', 'top1', 'map', 'clips'} for r in rows)
     heard = ['Bell', 'Engine', 'Knock', 'Rain', 'Street']
-    assert load_baseline(folder / 'checkpoints/baselines/supervise').classes == heard
+    assert B.load_baseline(folder / 'checkpoints/baselines/supervise').classes == heard
     variants = [json.loads(f.read_text()) for f in folder.glob('a*/**/checkpoints/model/config.json')]
-    assert len(variants) > 8 and {v['profile']['shards'] for v in variants} == {str(folder / 'data/shards')}
+    assert len(variants) > 8 and {v['shards'] for v in variants} == {str(folder / 'data/shards')}
 
 
 @pytest.mark.slow
@@ -127,3 +132,39 @@ def test_other_scenes_do_not_train_the_model_again(run):
     assert not any(plan(open_run(profile, run_dir=folder)).values())
     why = plan(open_run(profile, dict(eval_world='esc50'), folder))
     assert [n for n, w in why.items() if not w] == ['05_datasets', '06_streaming', '12_training', '28_public_sets']
+
+
+@pytest.fixture
+def published(tmp_path):
+    "A profile whose AST begins with published weights (random ones), and a run folder with the shards it trains on."
+    shape = dict(hidden_size=32, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2)
+    front = dict(num_mel_bins=64, max_length=98, frequency_stride=16, time_stride=16)
+    torch.manual_seed(0)
+    ast = transformers.ASTForAudioClassification(transformers.ASTConfig(**shape, **front, num_labels=5))
+    ast.save_pretrained(tmp_path / 'ast')
+    table = str(write_table(tmp_path))
+    shard(table, tmp_path / 'run/data/shards', per_shard=5, workers=1)
+    start = dict(audio_weights=f'hf:{tmp_path}/ast', stem='patch', lr_audio=0.0, scratch_steps=1)
+    short = dict(steps=1, baseline_steps=1, encoder_steps=1, n_valid=4, sweeps='')
+    profile = {k: v for k, v in TINY.items() if k != 'base'} | start | short | dict(data=table)
+    return load_profile('smoke', profile), tmp_path / 'run'
+
+
+def act_one(folder):
+    "Steps of the first act of a trained method; a CoLLAT's config is its profile."
+    config = json.loads((folder / 'config.json').read_text())
+    return config.get('profile', config)['pretrain_steps']
+
+
+def test_whoever_has_no_published_weights_gets_an_act_one(published, monkeypatch):
+    p, run = published
+    theirs = B.load_ears(make_audio_encoder(p), p).state_dict()
+    supervise, clap = (B.train_baseline(n, p, run) for n in ('supervise', 'clap'))
+    assert (act_one(supervise), act_one(clap)) == (0, 1)
+    ours = B.load_baseline(supervise).audio.net.state_dict()
+    assert all(torch.equal(ours[k].cpu(), w) for k, w in theirs.items() if not k.startswith('head.'))
+    monkeypatch.setattr(A, 'model_row', lambda group, name, folder, *_, **more: dict(name=name, acts=act_one(folder)))
+    monkeypatch.setattr(A, 'compared', lambda rows, n_boot: rows)
+    encoders = {r['name']: r['acts'] for r in A.encoder_rows(p, run, 1, 1)}
+    assert [n for n, acts in encoders.items() if not acts] == ['AST, pretrained', 'AST, from scratch']
+    assert {r['acts'] for r in A.size_rows(p, run, 1, 1)} == {1}
