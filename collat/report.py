@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['PAPER_ZERO_SHOT', 'PAPER_METHODS', 'PAPER_RETRIEVAL', 'PAPER_LOSSES', 'GROUP_TITLES', 'SPLIT_NAMES', 'RECORDED',
-           'TABLE_2', 'WORLDS', 'markdown_table', 'with_interval', 'interval_of', 'zero_shot_table', 'mean_spread',
-           'ablation_columns', 'ablation_table', 'zero_distance', 'difference', 'findings', 'seeds_table',
-           'grounding_table', 'words_table', 'words_parts', 'grounding_parts', 'beyond', 'method', 'by_method',
-           'is_row', 'with_n', 'methods_table', 'retrieval_table', 'captioning_table', 'retention_table',
+           'TABLE_2', 'WORLDS', 'markdown_table', 'short_reason', 'with_interval', 'interval_of', 'zero_shot_table',
+           'mean_spread', 'ablation_columns', 'ablation_table', 'zero_distance', 'difference', 'findings',
+           'seeds_table', 'grounding_table', 'words_table', 'words_parts', 'grounding_parts', 'beyond', 'method',
+           'by_method', 'is_row', 'with_n', 'methods_table', 'retrieval_table', 'captioning_table', 'retention_table',
            'datasets_table', 'images_table', 'images_parts', 'figure1b', 'figure2a', 'optional_results', 'cost_table',
            'find_recorded', 'recorded_parts', 'paper_number', 'public_parts', 'gain', 'errata', 'paired',
            'architecture_parts', 'draw_methods', 'comparison', 'heard', 'heading', 'validated', 'zero_shot_parts',
            'loss_parts', 'report_page', 'fill_markers', 'publish', 'publish_model']
 
 # %% ../nbs/50_report.ipynb #e77fc709
+import re
 import shutil
 import sys
 import time
@@ -85,6 +86,11 @@ def markdown_table(rows: list, columns: list) -> str:  # rows of values, as text
     lines = ['| ' + ' | '.join(columns) + ' |', '|' + '---|' * len(columns)]
     lines += ['| ' + ' | '.join(map(_shown, r)) + ' |' for r in rows]
     return '\n'.join(lines)
+
+
+def short_reason(why: str) -> str:
+    "Why something is missing, without the advice and without this machine's folders."
+    return re.sub(r'(?<![\w`])(/[^\s/()]+)+/', '', why.split('. By hand')[0].split(': ', 1)[-1])
 
 
 def with_interval(r: dict) -> str:
@@ -408,8 +414,7 @@ def datasets_table(rows: list) -> str:  # `rows`: of notebook 05
     heads = ['data set', 'metric', 'paper', 'official', 'found here', 'classes, paper', 'classes, official']
     body = []
     for r in rows:
-        why = r['reason'].split('. By hand')[0].split(': ', 1)[-1]
-        body.append([*(r[k] for k in keys), r['remark'] or None, why or None])
+        body.append([*(r[k] for k in keys), r['remark'] or None, short_reason(r['reason']) or None])
     return markdown_table(body, [*heads, 'remark', 'why empty'])
 
 # %% ../nbs/50_report.ipynb #d7102ff7
@@ -598,9 +603,12 @@ def public_parts(got: dict) -> list:  # `got`: results of notebook 28; parts of 
         how = next((r[k] for k in ('probe', 'direction', 'decoding', 'protocol') if r.get(k)), None)
         body.append([r['data'], r['task'], how, r['metric'], with_interval(r), r['n'], r['skipped'], paper_number(r)])
     heads = ['data set', 'task', 'how', 'metric', 'value', 'N', 'skipped', 'paper']
-    lost = '; '.join(f'{k}: {v.split(" (looked")[0].split(": ", 1)[-1]}' for k, v in got.get('missing', {}).items())
     out = [markdown_table(body, heads)] if body else []
-    out += [f'Without a number: {lost}.'] if lost else []
+    lost = {}  # reason -> evaluations
+    for what, why in got.get('missing', {}).items():
+        lost.setdefault(short_reason(why), []).append(what)
+    if lost:
+        out.append('Without a number: ' + '; '.join(f'{", ".join(names)}: {why}' for why, names in lost.items()) + '.')
     return ['## Recorded sound: public sets (Tables 2 to 4)', *out] if out else []
 
 # %% ../nbs/50_report.ipynb #7cae26fa
