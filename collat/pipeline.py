@@ -148,7 +148,7 @@ _ESC50 = Stage(
     (),
     ('results/esc50.json',),
     outside=('[eE][sS][cC]*50*/', 'yamnet/*'),
-    work=('esc50/**/*', 'tokens/*'),
+    work=('esc50/**/*', 'results/esc50/*', 'tokens/*'),
     alone=True,
     shows='ESC-50: Table 2, and Table 3a on recordings',
 )
