@@ -553,6 +553,7 @@ def load_checkpoint(path, model, opt, profile: Profile) -> dict | None:  # data 
 
 _machine = 'name gpus data_root shards workers prefetch shipped_ears compile fused micro_batch checkpoint_every'
 _studies = 'n_boot n_test noise_test ablation_steps ablation_batch ablation_seeds ablation_groups main_seeds'
+_studies += ' sweep_steps sweep_seeds'
 _harmless = {*_machine.split(), *_studies.split(), *(f.name for f in dataclasses.fields(EvaluationFields))}
 
 
@@ -931,7 +932,7 @@ def train(
     run_dir: str | Path,  # where checkpoints, logs and results go
     pretrained: str | Path | None = None,  # weights of the audio encoder
     data: str | Path | None = None,  # rendered data; None = `data` in the run folder
-    validate: bool = True,  # zero-shot on `valid` after every `eval_every` steps
+    validate=True,  # after every `eval_every` steps: zero-shot on `valid`, or a function model -> dict of numbers
 ) -> Path:  # folder for `CoLLAT.from_pretrained`
     "Act two. Done already when the model is there; raises ValueError when that one was made with another profile."
     p = profile
@@ -951,7 +952,7 @@ def train(
     loader = make_loader(p, clips, p.batch, p.steps, run_dir, 'train', make_prompt)
     new = [*model.interaction.parameters(), model.logit_scale]
     groups = [(model.audio.parameters(), p.lr_audio), (new, p.lr)]
-    evaluate = validator(p, run_dir, data) if validate else None
+    evaluate = validator(p, run_dir, data) if validate is True else validate
     model, rows = run_steps(model, loader, groups, p, run_dir, 'train', evaluate)
     if model.text.fingerprint() != locked:
         raise RuntimeError('the weights of the locked text encoder have changed in training')
