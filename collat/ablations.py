@@ -26,6 +26,7 @@ from .learning_curves import CurveScorer
 from .metrics import accuracy, mean_average_precision
 from .model import CoLLAT, load_published
 from .scenes import Scenes
+from .text_encoder import load_text_encoder
 from collat.training import (
     block_distances,
     clips_of,
@@ -240,7 +241,8 @@ def ablate(
 ) -> list:  # of rows: group, variant, seed, steps, own, numbers, scores
     "All variants of some groups, each seed of each once. Seeds come one after the other: a stop leaves whole groups."
     run = Path(run_dir)
-    asked = variant_jobs(profile, run, groups, steps, seeds, within)
+    depth = load_text_encoder(profile.text_encoder).n_layers  # a tower has no more layers than that
+    asked = [job for job in variant_jobs(profile, run, groups, steps, seeds, within) if job[0].token_layer <= depth]
     homes = [Path(keep) / f'{steps}-steps' if keep else folder / 'results' for _, _, folder in asked]
     print(plan(asked, homes, jobs), flush=True)
     pretrained = pretrain(profile, run) if profile.pretrain_steps else None
