@@ -11,10 +11,13 @@ import time
 from pathlib import Path
 
 from .baselines import on_shards
+from .checkpoints import read_log
 from .config import Profile, nearest_name, read_results, write_results
+from .launch import launch
 from .model import CoLLAT
 from .scenes import Scenes
-from .training import block_distances, launch, pretrain, read_log, train
+from .training import pretrain, train
+from .validation import block_distances
 from .zero_shot import embed_split, noise_levels, score_split
 
 # %% ../nbs/30_ablations.ipynb #c540d198
