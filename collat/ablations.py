@@ -21,23 +21,17 @@ from joblib import Parallel, delayed
 from safetensors.torch import load_file, save_file
 
 from .baselines import load_baseline, on_shards
+from .batches import clips_of, heard_once
+from .checkpoints import read_log, same_profile
 from .config import Profile, atomic_path, load_profile, nearest_name, read_results, write_results
+from .launch import launch
 from .learning_curves import CurveScorer
 from .metrics import accuracy, mean_average_precision
 from .model import CoLLAT, load_published
 from .scenes import Scenes
 from .text_encoder import load_text_encoder
-from collat.training import (
-    block_distances,
-    clips_of,
-    heard_once,
-    launch,
-    load_audio_encoder,
-    pretrain,
-    read_log,
-    same_profile,
-    train,
-)
+from .training import load_audio_encoder, pretrain, train
+from .validation import block_distances
 from .verdicts import not_converged, paired_over_seeds, verdict
 from .zero_shot import checkpoint_id, class_scores, embed_split, noise_levels, score_split
 

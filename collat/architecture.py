@@ -15,12 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 from .ablations import MEASURES, Claim, ablate, measured, numbers, valid_scores, views_of
-from .baselines import train_baseline, train_equal
+from .baselines import load_baseline, train_baseline, train_equal
+from .batches import prompt_maker
+from .checkpoints import read_log
 from .config import Profile, load_profile, read_results
 from .losses import greedy_match, hungarian_match, match_cost, pairwise_distance
 from .metrics import paired_bootstrap
 from .scenes import Scenes
-from .training import prompt_maker, read_log
 
 # %% ../nbs/31_architecture.ipynb #e5ca382f
 def against(a: dict, b: dict, key: str, n_boot: int) -> dict:  # difference, lo, hi, share_above

@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from .batches import StepLoader, prompt_maker, read_ahead
 from .cached_tokens import CachedTokens, cache_tokens
 from .config import Profile, atomic_path, read_results, write_results
 from .linear_probe import probe
@@ -35,7 +36,7 @@ from .metrics import accuracy, average_precision_at_k, bootstrap_ci, hits, recal
 from .model import CoLLAT, best_device, evaluating, load_published
 from .prompts import class_prompts
 from .recordings import DESCRIBED, ESC10, ESC50, WholeClips, class_split, esc50_clips
-from .training import StepLoader, load_audio_encoder, pretrain, prompt_maker, read_ahead, run_steps
+from .training import load_audio_encoder, pretrain, run_steps
 from .yamnet import TOP, scores_by_name, yamnet_names
 
 # %% ../nbs/32_esc50.ipynb #f06457cf

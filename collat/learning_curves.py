@@ -19,7 +19,7 @@ from .metrics import accuracy, mean_average_precision
 from .model import CoLLAT, best_device, evaluating
 from .prompts import class_prompts, label_to_words
 from .scenes import Scenes
-from .training import multi_hot
+from .validation import multi_hot
 
 # %% ../nbs/12c_learning_curves.ipynb #74040faf
 @dataclass

@@ -23,13 +23,16 @@ from tqdm import tqdm
 
 from .ablations import lambdas
 from .baselines import load_baseline, train_baseline
+from .batches import heard_once
 from .cached_tokens import CachedTokens
 from .config import Profile, read_results, write_results
 from .learning_curves import HeardSplit, embed_heard, hear_split
 from .linear_probe import probe
 from .model import CoLLAT, best_device, load_published
+from .optimizer import best_precision
 from .scenes import Scenes
-from .training import best_precision, heard_once, multi_hot, train
+from .training import train
+from .validation import multi_hot
 from .zero_shot import Embedded, noise_levels, score_split
 
 # %% ../nbs/33_recorded_scenes.ipynb #ec0b1138

@@ -24,6 +24,7 @@ import torch
 
 from .architecture import over_seeds
 from .baselines import method_color
+from .batches import prompt_maker
 from .config import Profile, atomic_path, load_profile, read_results, write_results
 from .esc50 import readme_table
 from .interaction import token_distance
@@ -31,7 +32,6 @@ from .model import CoLLAT
 from .recorded_scenes import readme_recorded
 from .scenes import Scenes, world_of
 from .streaming import shards_of
-from .training import prompt_maker
 
 # %% ../nbs/50_report.ipynb #9dad0a43
 PAPER_ZERO_SHOT = {
