@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from .audio import load_audio
 from .config import Profile
+from .ears import load_published
 from .grounding import concept_maps, overlay, prompts_of
-from .model import CoLLAT, best_device, load_published
+from .model import CoLLAT, best_device
 from .prompts import class_prompts
 from .recordings import ESC50, GROUPS, esc50_clips
 

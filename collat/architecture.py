@@ -23,7 +23,7 @@ from .config import Profile, atomic_path, read_results
 from .losses import greedy_match, hungarian_match, match_cost, pairwise_distance
 from .metrics import accuracy, mean_average_precision, paired_bootstrap
 from .scenes import Scenes
-from .text_encoder import load_text_encoder
+from .text_families import load_text_encoder
 from .training import pretrain, prompt_maker, read_log, train
 from .zero_shot import checkpoint_id, class_scores, embed_split, noise_levels
 

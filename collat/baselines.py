@@ -33,6 +33,8 @@ from .audio_encoder import classification_loss, from_hf_ast
 from .backbones import make_cnn
 from .cached_tokens import CachedTokens
 from .config import Profile, atomic_path, load_profile, nearest_name
+from .ears import front_end, make_audio_encoder
+from .ears import load_published as load_ears
 from .losses import global_contrastive_loss
 from collat.model import (
     CoLLAT,
@@ -41,16 +43,14 @@ from collat.model import (
     drop_tokens,
     encode_each,
     evaluating,
-    front_end,
-    make_audio_encoder,
     text_id,
     window_batches,
 )
-from .model import load_published as load_ears
 from .prompts import class_prompts, label_to_words
 from .scenes import Scenes, split_classes
 from .streaming import ShardLoader, Shards, shards_of, sounds_of
-from .text_encoder import LockedTextEncoder, load_text_encoder
+from .text_encoder import LockedTextEncoder
+from .text_families import load_text_encoder
 from collat.training import (
     StepLoader,
     before,

@@ -34,7 +34,8 @@ from .model import CoLLAT, as_waveforms, best_device
 from .prompts import TEMPLATES, join_labels
 from .retrieval import GLYPH_OF, PICTURED, glyphs, glyphs_of
 from .scenes import Scenes, world_of
-from .text_encoder import HFCLIPText, LockedTextEncoder, load_text_encoder
+from .text_encoder import LockedTextEncoder
+from .text_families import HFCLIPText, load_text_encoder
 from .training import best_precision, launch, lr_factor, prompt_maker, training_attention
 from .weights import _offline
 from .zero_shot import at_least, checkpoint_id

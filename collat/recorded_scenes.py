@@ -28,8 +28,9 @@ from .audio import add_noise, sample_seed
 from .baselines import load_baseline, train_baseline
 from .cached_tokens import CachedTokens
 from .config import Profile, read_results, write_results
+from .ears import load_published
 from .linear_probe import probe
-from .model import CoLLAT, best_device, evaluating, load_published
+from .model import CoLLAT, best_device, evaluating
 from .scenes import Scenes
 from .training import best_precision, heard_once, multi_hot, train
 from .zero_shot import Embedded, noise_levels, score_split

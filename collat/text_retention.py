@@ -23,7 +23,7 @@ from .config import AUDIOCAPS_TEST, Profile, find_data, write_results
 from .model import CoLLAT
 from .retrieval import baseline_models, duplicate_share, embed_captions, rank_rows, retrieve
 from .scenes import Scenes
-from .text_encoder import load_text_encoder
+from .text_families import load_text_encoder
 from .training import launch
 from .zero_shot import checkpoint_id
 

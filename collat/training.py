@@ -59,9 +59,10 @@ from collat.config import (
     read_results,
     write_results,
 )
+from .ears import front_end, load_published, make_audio_encoder
 from .interaction import token_distance
 from .metrics import accuracy, mean_average_precision
-from .model import TEXTS_KEPT, CoLLAT, best_device, front_end, load_published, make_audio_encoder
+from .model import TEXTS_KEPT, CoLLAT, best_device
 from .prompts import class_prompts, fit_prompt, label_to_words
 from .scenes import Scenes, split_classes
 from .streaming import ShardError, ShardLoader, Shards, as_float, shards_of, sounds_of

@@ -13,7 +13,7 @@ from collat import baselines as B
 from collat.backbones import BACKBONES
 from collat.config import load_profile
 from collat.model import CoLLAT
-from collat.text_encoder import load_text_encoder
+from collat.text_families import load_text_encoder
 from collat.training import StepLoader
 
 Q = load_profile(

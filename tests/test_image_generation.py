@@ -35,7 +35,7 @@ from collat.image_generation import (
     written_states,
 )
 from collat.model import CoLLAT
-from collat.text_encoder import load_text_encoder
+from collat.text_families import load_text_encoder
 
 SMOKE = load_profile('smoke')
 NO = 'blurred, many dogs'

@@ -6,7 +6,8 @@ import torch
 from collat import baselines as B
 from collat.cached_tokens import CachedTokens
 from collat.config import load_profile
-from collat.model import CoLLAT, front_end
+from collat.ears import front_end
+from collat.model import CoLLAT
 from collat.scenes import Scenes, split_classes
 from collat.training import StepLoader, launch
 
