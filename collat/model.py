@@ -4,19 +4,16 @@
 
 # %% auto #0
 __all__ = ['CLIPS_AT_ONCE', 'TEXTS_KEPT', 'SCENES_HEARD', 'CoLLAT', 'text_id', 'encode_each', 'drop_tokens', 'as_waveforms',
-           'window_batches', 'evaluating', 'name_words', 'template_words', 'Heard', 'Composed', 'prompt_parts',
-           'model_card', 'best_device']
+           'window_batches', 'evaluating', 'model_card', 'best_device']
 
 # %% ../nbs/11_model.ipynb #f6c5126a
 import dataclasses
 import json
 import math
-import re
 import zlib
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +57,6 @@ class CoLLAT(nn.Module, ModelHubMixin):
         if p.token_layer:
             self.loss.embed_scale = self.token_scale()
         self.text_cache = {}
-        self.readings = {}
         self.precision = 'fp32'
 
     def train(self, mode: bool = True):
@@ -473,210 +469,6 @@ def classify(
 ) -> Tensor:  # (b k) cosine similarities
     "Zero-shot classification (§5.1): cosine between each sound and one prompt per class."
     return self.encode_audio(wavs) @ self.encode_text(class_prompts([label_to_words(l) for l in labels], template)).T
-
-
-def name_words(name: str) -> list:  # 'hi-hat' -> ['hi', 'hat']
-    "The words of a class name, in lower case."
-    return re.findall(r'[^\W_]+', name.lower())
-
-
-@patch
-def word_table(
-    self: CoLLAT,
-    names=(),  # class names whose words are candidates too
-) -> tuple:  # words (v,), their static embeddings (v d)
-    """Candidates of `words`: the vocabulary's whole words, those of `names` that it spells in pieces, and padding,
-    as '', at the end."""
-    key = tuple(names)
-    if key not in self.readings:
-        own, _, whole = self.text.vocabulary
-        have = [own[i] for i in whole.tolist()]
-        more = sorted({w for n in key for w in name_words(n)} - set(have))
-        pieces = [self.text.targets(w, self.text.count_tokens(w)).h[0].mean(0) for w in more]
-        table = self.text.table
-        rows = torch.cat([table[whole.to(table.device)], *(x[None] for x in pieces), table[self.text.pad_id][None]])
-        self.readings = {key: ([*have, *more, ''], rows)}  # one list is kept
-    return self.readings[key]
-
-
-def template_words(template: str) -> set:
-    "Words that every training prompt of a template has, and the joints of a list."
-    return set(name_words(prompt(['x'], template))) - {'x'} | {'and'}
-
-# %% ../nbs/11_model.ipynb #7b454e15
-class Heard(NamedTuple):
-    "A sound read as words."
-
-    tokens: list  # n entries [(word, score)], nearest first; '' is padding
-    concepts: list  # [(word, score)]: what slots say beyond padding and the training template, best first
-
-
-@patch
-@torch.no_grad()
-def read_tokens(
-    self: CoLLAT,
-    h: Tensor,  # (n d) predicted tokens
-    k: int = 3,  # words per token
-    metric: str = 'cosine',  # cosine, or as `nearest_tokens`
-    names=(),  # as `word_table`
-) -> list:  # n entries [(word, score)], a larger score is nearer
-    "Each token as its nearest candidates. Raises ValueError on k < 1 and on another metric."
-    if k < 1:
-        raise ValueError(f'k is {k}; 1 or more words per token are accepted')
-    if metric not in ('cosine', 'l1', 'l2'):
-        raise ValueError(f"metric is '{metric}'; cosine, l1 or l2 is accepted")
-    words, rows = self.word_table(names)
-    h = h.to(rows)
-    if metric == 'cosine':
-        score = F.normalize(h, dim=-1) @ F.normalize(rows, dim=-1).T
-    else:
-        score = -torch.cdist(h, rows, p=int(metric[1]))
-    best = score.topk(min(k, len(words)), dim=1)
-    read = []
-    for scores, ids in zip(best.values.tolist(), best.indices.tolist()):
-        read.append([(words[i], float(v)) for v, i in zip(scores, ids)])
-    return read
-
-
-@patch
-def words(
-    self: CoLLAT,
-    audio,  # (s,) waveform or file name
-    k: int = 3,  # words per token
-    names=(),  # class names whose words are candidates too
-    metric: str = 'cosine',  # how nearness is measured
-) -> Heard:
-    """Each predicted token as its nearest words with a score, and the concepts heard.
-    The windows of a long sound follow each other."""
-    tokens = self.read_tokens(self.token_features(audio, 'tokens')[0], k, metric, names)
-    known = template_words(self.profile.template) | {''}
-    best = {}
-    for (word, score), *_ in tokens:
-        if word not in known:
-            best[word] = max(score, best.get(word, -math.inf))
-    return Heard(tokens, sorted(best.items(), key=lambda x: -x[1]))
-
-# %% ../nbs/11_model.ipynb #7935b651
-class Composed(NamedTuple):
-    "A prompt with sounds in it."
-
-    z: Tensor  # (d_out,) unit norm: classification, retrieval
-    states: Tensor  # (n d) the locked encoder's last layer, special tokens included: image generation
-    without: list  # (n d) states of each sound to be left out: the negative prompt
-
-
-def prompt_parts(text: str, n: int) -> tuple:  # written parts, for each {audio} whether it is to be left out
-    """A prompt cut at its sounds; 'without' goes with its sound.
-    Raises ValueError when places and sounds differ in number."""
-    *before, last = text.split('{audio}')
-    if len(before) != n:
-        raise ValueError(f"{n} sounds for {len(before)} places in '{text}': one {{audio}} for each sound is accepted")
-    out = [bool(re.search(r'\bwithout\s*$', t, re.I)) for t in before]
-    written = [re.sub(r',?\s*\bwithout\s*$', '', t, flags=re.I) if o else t for t, o in zip(before, out)]
-    return [*written, last], out
-
-
-@patch
-def without(self: CoLLAT, z: Tensor, u: Tensor, weight: float = 1.0) -> Tensor:  # (d_out,) each, of unit norm
-    "What is left of `z` when its share of `u` is taken away. Raises ValueError when nothing is."
-    left = z - weight * (z @ u).clamp(min=0) * u
-    if left.norm() < 1e-4:
-        raise ValueError('nothing is left of the prompt without this sound; a prompt that says more is accepted')
-    return F.normalize(left, dim=-1)
-
-# %% ../nbs/11_model.ipynb #1f539f4b
-@patch
-def telling(self: CoLLAT, sounds: list, room: int) -> list:  # of (n d) each -> fewer slots of each, in their order
-    """Slots that are nearer to a word than to padding, at least one of each sound; the best of them when there is
-    room for so many only. Raises ValueError when one of each does not fit."""
-    if room < len(sounds):
-        raise ValueError(
-            f'room for {max(room, 0)} slots beside the words, {len(sounds)} sounds: '
-            'a shorter prompt, or more slots, are accepted'
-        )
-    found = []
-    for j, h in enumerate(sounds):
-        read = sorted((w == '', -s, i) for i, [(w, s)] in enumerate(self.read_tokens(h, 1)))
-        found += [(k > 0, s, j, i) for k, (padding, s, i) in enumerate(read) if not (k and padding)]
-    kept = [[] for _ in sounds]
-    for *_, j, i in sorted(found)[:room]:
-        kept[j].append(i)
-    return [h[sorted(rows)] for h, rows in zip(sounds, kept)]
-
-
-@patch
-def _telling_in(self: CoLLAT, sounds: list, parts: list, out: list, slots: int) -> list:  # of (n d) each
-    "The sounds of a prompt in so few slots that all fits into `slots`; those to be left out stand alone, in all slots."
-    room = slots - sum(self.text.count_tokens(part) for part in parts)
-    inside = iter(self.telling([h for h, o in zip(sounds, out) if not o], room))
-    return [self.telling([h], slots)[0] if o else next(inside) for h, o in zip(sounds, out)]
-
-# %% ../nbs/11_model.ipynb #eba3110e
-@patch
-def _present(self: CoLLAT, h: Tensor, slots: int | None) -> Tensor:  # (n d) -> (n,)
-    "How present the slots of one sound are; all of them fully in a prompt of a fixed number of slots."
-    if self.profile.presence and slots is None:
-        return self.text.presence(h[None])[0]
-    return torch.ones(len(h), device=h.device)
-
-
-@patch
-def _in_a_row(self: CoLLAT, parts: list, sounds: list, out: list, weights: list, slots: int | None) -> tuple:
-    "Tokens of words and sounds in the order of the prompt, a list of (n d), and how present each token is, (n,)."
-    seq, count = [], []
-    for part, sound, o, w in zip(parts, [*sounds, None], [*out, True], [*weights, 1.0]):
-        if n := self.text.count_tokens(part):
-            seq.append(self.text.targets(part, n).h[0])
-            count += [1.0] * n
-        if not o:
-            seq.append(sound)
-            count += [w * c for c in self._present(sound, slots).tolist()]
-    return seq, count
-
-
-@patch
-def _encode_slots(self: CoLLAT, h: Tensor, presence: Tensor | None, slots: int | None) -> tuple:  # (n d), (1 n)
-    "z (d_out,) and last states of one row of tokens, filled up with padding to `slots`."
-    if slots is not None:
-        h = torch.cat([h, self.text.targets('', slots).h[0][len(h) :]])
-    z, states = self.text.encode_audio_tokens(h[None], 'slots', presence=presence, normalize=True)
-    return z[0], states[0]
-
-# %% ../nbs/11_model.ipynb #e18e6266
-@patch
-def compose(
-    self: CoLLAT,
-    text: str,  # a prompt with one {audio} for each sound, perhaps 'without {audio}'
-    audio,  # waveform or file name, or a list of them
-    weights=None,  # (b,) of the sounds, positive; None: all 1
-    slots: int | None = None,  # positions between the special tokens; None: as many as words and sounds have
-) -> Composed:
-    """A written prompt with the tokens heard in sounds put into it.
-    Raises ValueError when sounds, places and weights do not fit, or the encoder has no room."""
-    device, sounds = self.logit_scale.device, []
-    if not isinstance(audio, (list, tuple)) or audio:
-        sounds = [h.to(device) for h in self.token_features(audio, 'tokens')]
-    parts, out = prompt_parts(text, len(sounds))
-    weights = [1.0] * len(sounds) if weights is None else [float(w) for w in weights]
-    if len(weights) != len(sounds) or min(weights, default=1) <= 0:
-        raise ValueError(f'weights {weights} for {len(sounds)} sounds: one positive number for each is accepted')
-    if slots is not None:
-        sounds = self._telling_in(sounds, parts, out, slots)
-    seq, count = self._in_a_row(parts, sounds, out, weights, slots)
-    if not seq:
-        raise ValueError(f"'{text}': nothing is left beside what it is to be without; words or sounds are accepted")
-    count += [1.0] * ((slots or 0) - len(count))
-    presence = None if set(count) == {1.0} else torch.tensor([count], device=device)
-    negative = []
-    with evaluating(self):
-        z, states = self._encode_slots(torch.cat(seq), presence, slots)
-        for sound, o, w in zip(sounds, out, weights):
-            if o:
-                seen = self._present(sound, slots)[None] if slots is None else None
-                u, alone = self._encode_slots(sound, seen, slots)
-                z = self.without(z, u, w)
-                negative.append(alone)
-    return Composed(z, states, negative)
 
 # %% ../nbs/11_model.ipynb #f87d8996
 SCENES_HEARD = (
