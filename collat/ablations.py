@@ -24,12 +24,13 @@ from .baselines import load_baseline, on_shards
 from .batches import clips_of, heard_once
 from .checkpoints import read_log, same_profile
 from .config import Profile, atomic_path, load_profile, nearest_name, read_results, write_results
+from .ears import load_published
 from .launch import launch
 from .learning_curves import CurveScorer
 from .metrics import accuracy, mean_average_precision
-from .model import CoLLAT, load_published
+from .model import CoLLAT
 from .scenes import Scenes
-from .text_encoder import load_text_encoder
+from .text_families import load_text_encoder
 from .training import load_audio_encoder, pretrain, train
 from .validation import block_distances
 from .verdicts import not_converged, paired_over_seeds, verdict

@@ -35,6 +35,8 @@ from .batches import StepLoader, heard_once, make_loader, prompt_maker
 from .cached_tokens import CachedTokens
 from .checkpoints import previous_checkpoint, read_log, same_profile
 from .config import Profile, atomic_path, load_profile, nearest_name
+from .ears import front_end, make_audio_encoder
+from .ears import load_published as load_ears
 from .losses import global_contrastive_loss
 from collat.model import (
     CoLLAT,
@@ -43,16 +45,14 @@ from collat.model import (
     drop_tokens,
     encode_each,
     evaluating,
-    front_end,
-    make_audio_encoder,
     text_id,
     window_batches,
 )
-from .model import load_published as load_ears
 from .prompts import class_prompts, label_to_words
 from .scenes import Scenes, split_classes
 from .streaming import ShardLoader, Shards, shards_of, sounds_of
-from .text_encoder import LockedTextEncoder, load_text_encoder
+from .text_encoder import LockedTextEncoder
+from .text_families import load_text_encoder
 from .training import run_steps, train
 from .validation import hear_shards, multi_hot, zero_shot_scores
 from .weights import HF_FILES, _quiet, hub_folder

@@ -112,7 +112,7 @@ class SceneFields:
 class ModelFields:
     "Locked text encoder, audio encoder, interaction module."
 
-    text_encoder: str = doc('minilm', 'locked text encoder, see notebook 07')
+    text_encoder: str = doc('minilm', 'locked text encoder, see notebook 07a')
     pad_id: int = doc(-1, "padding token id; -1 = what the encoder's library uses")
     form: str = doc('slots', 'what the audio path feeds the encoder: slots | raw (notebook 07)', 'slots raw')
     presence: bool = doc(

@@ -29,8 +29,9 @@ from .config import Profile, load_profile, write_results
 from .image_generation import Painter, paint, sound_states, train_painter
 from .launch import launch
 from .metrics import bootstrap_ci, mean_average_precision, paired_bootstrap
-from .model import CoLLAT, name_words, template_words
+from .model import CoLLAT
 from .prompts import class_prompts, label_to_words
+from .reading import name_words, read_tokens, read_words, template_words
 from .scenes import Scenes
 from .yamnet import PATCH_HOP, YAMNet
 from .zero_shot import checkpoint_id
@@ -551,7 +552,7 @@ def overlay(ax, spec: Tensor, grid: Tensor | None, p: Profile, title: str):  # (
 # %% ../nbs/26_grounding.ipynb #b10b1fd8
 def _telling_tokens(model: CoLLAT, wav: Tensor, names, n: int) -> list:  # of (word, cosine, number of the token)
     "The surest tokens among those that read as words rather than as padding or template."
-    read = model.read_tokens(model.audio_tokens(wav[None])[0].detach(), 1, names=names)
+    read = read_tokens(model, model.audio_tokens(wav[None])[0].detach(), 1, names=names)
     filler = template_words(model.profile.template) | {''}
     told = [(*best, i) for i, (best, *_) in enumerate(read) if best[0] not in filler]
     return sorted(told, key=lambda t: -t[1])[:n]
@@ -622,7 +623,7 @@ def draw_figure1a(
     k = len(concepts)
     z_t = prompts_of(model, list(dict.fromkeys([*concepts, *names])))
     maps = concept_maps(model, wav.repeat(k, 1), z_t[:k], z_t.mean(0))[method]
-    heard = model.words(wav, 1, names).concepts
+    heard = read_words(model, wav, 1, names).concepts
 
     def said(concept):
         words = [f'“{w}” {s:.2f}' for w, s in heard if w in name_words(concept)]

@@ -37,7 +37,8 @@ from .optimizer import best_precision, lr_factor, training_attention
 from .prompts import TEMPLATES, join_labels
 from .retrieval import GLYPH_OF, PICTURED, glyphs, glyphs_of
 from .scenes import Scenes, world_of
-from .text_encoder import HFCLIPText, LockedTextEncoder, load_text_encoder
+from .text_encoder import LockedTextEncoder
+from .text_families import HFCLIPText, load_text_encoder
 from .weights import _offline
 from .zero_shot import at_least, checkpoint_id
 

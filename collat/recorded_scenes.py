@@ -26,9 +26,10 @@ from .baselines import load_baseline, train_baseline
 from .batches import heard_once
 from .cached_tokens import CachedTokens
 from .config import Profile, read_results, write_results
+from .ears import load_published
 from .learning_curves import HeardSplit, embed_heard, hear_split
 from .linear_probe import probe
-from .model import CoLLAT, best_device, load_published
+from .model import CoLLAT, best_device
 from .optimizer import best_precision
 from .scenes import Scenes
 from .training import train

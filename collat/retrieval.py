@@ -36,7 +36,8 @@ from .launch import launch
 from .metrics import bootstrap_ci
 from .model import CoLLAT
 from .scenes import Scenes
-from .text_encoder import LockedTextEncoder, load_text_encoder
+from .text_encoder import LockedTextEncoder
+from .text_families import load_text_encoder
 from .zero_shot import checkpoint_id, embed_sounds, evaluation_split, load_any
 
 # %% ../nbs/22_retrieval.ipynb #9645dc35
@@ -422,7 +423,7 @@ def _activation(quick) -> str:
 
 
 def load_image_tower(name: str) -> CLIPTower:
-    """The image tower that belongs to the text encoder `open_clip:MODEL[/TAG|/FILE]` (notebook 07).
+    """The image tower that belongs to the text encoder `open_clip:MODEL[/TAG|/FILE]` (notebook 07a).
 
     Raises ValueError on other encoders,
     ConnectionError or FileNotFoundError with instructions when weights are absent."""
@@ -626,7 +627,7 @@ def fit_tower(
 # %% ../nbs/22_retrieval.ipynb #2761d7d0
 def train_image_tower(
     folder: str | Path,  # checkpoints/image_tower of a run
-    text_encoder: str = 'minilm',  # the locked encoder, see notebook 07
+    text_encoder: str = 'minilm',  # the locked encoder, see notebook 07a
     steps: int = 400,
     seed: int = 0,
     pad_id: int | None = None,

@@ -24,7 +24,7 @@ from .launch import launch
 from .model import CoLLAT
 from .retrieval import baseline_models, duplicate_share, embed_captions, rank_rows, retrieve
 from .scenes import Scenes
-from .text_encoder import load_text_encoder
+from .text_families import load_text_encoder
 from .zero_shot import checkpoint_id
 
 # %% ../nbs/25_text_retention.ipynb #27000137

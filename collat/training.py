@@ -45,7 +45,8 @@ from collat.batches import (
 from .cached_tokens import CachedTokens
 from .checkpoints import StepLog, load_checkpoint, same_profile, save_checkpoint, unwrap
 from .config import Preempted, Profile, asked_to_stop, atomic_path, read_results, write_results
-from .model import CoLLAT, best_device, front_end, load_published, make_audio_encoder
+from .ears import front_end, load_published, make_audio_encoder
+from .model import CoLLAT, best_device
 from .optimizer import best_precision, lr_factor, make_optimizer, param_groups, training_attention
 from .scenes import Scenes, split_classes
 from .streaming import ShardLoader, Shards

@@ -20,6 +20,7 @@ from collat import (
 from collat.baselines import BASELINES, Baseline, load_baseline
 from collat.config import load_profile
 from collat.model import CoLLAT, best_device
+from collat.reading import compose, read_words
 
 P = load_profile('smoke')
 LABELS = ['violin', 'church organ', 'helicopter']
@@ -87,10 +88,10 @@ def test_a_model_goes_to_the_gpu_by_itself_and_answers_as_on_the_cpu(folder, wav
 
 
 def test_sound_as_words_and_in_prompts(model, wavs):
-    assert len(model.words(wavs[0], 2, LABELS).tokens) == P.n_tokens
+    assert len(read_words(model, wavs[0], 2, LABELS).tokens) == P.n_tokens
     for kind in ('audio', 'tokens', 'states'):
         assert {x.device.type for x in model.token_features(wavs, kind)} == {'cpu'}
-    z = model.compose('a {audio} without {audio}', [wavs[0], wavs[1]], slots=P.n_tokens).z
+    z = compose(model, 'a {audio} without {audio}', [wavs[0], wavs[1]], slots=P.n_tokens).z
     assert (model.encode_audio(wavs) @ z).shape == (6,)
 
 
