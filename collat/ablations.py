@@ -12,10 +12,10 @@ from pathlib import Path
 
 from .baselines import on_shards
 from .config import Profile, nearest_name, read_results, write_results
+from .evaluate import embed_split, noise_levels, score_split
 from .model import CoLLAT
 from .scenes import Scenes
 from .training import block_distances, launch, pretrain, read_log, train
-from .zero_shot import embed_split, noise_levels, score_split
 
 # %% ../nbs/30_ablations.ipynb #c540d198
 def lambdas(*l):

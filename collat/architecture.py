@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save_file
 from .ablations import variant_jobs
 from .baselines import load_baseline, train_baseline, train_equal
 from .config import Profile, atomic_path, read_results
+from .evaluate import checkpoint_id, class_scores, embed_split, noise_levels
 from .losses import greedy_match, hungarian_match, match_cost, pairwise_distance
 from .metrics import accuracy, mean_average_precision, paired_bootstrap
 from .scenes import Scenes
 from .text_encoder import load_text_encoder
 from .training import pretrain, prompt_maker, read_log, train
-from .zero_shot import checkpoint_id, class_scores, embed_split, noise_levels
 
 # %% ../nbs/31_architecture.ipynb #e5ca382f
 def valid_scores(

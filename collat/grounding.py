@@ -26,6 +26,7 @@ from torch import Tensor
 from .audio import windows
 from .audio_encoder import AST
 from .config import Profile, load_profile, write_results
+from .evaluate import checkpoint_id
 from .image_generation import Painter, paint, sound_states, train_painter
 from .metrics import bootstrap_ci, mean_average_precision, paired_bootstrap
 from .model import CoLLAT, name_words, template_words
@@ -33,7 +34,6 @@ from .prompts import class_prompts, label_to_words
 from .scenes import Scenes
 from .training import launch
 from .yamnet import PATCH_HOP, YAMNet
-from .zero_shot import checkpoint_id
 
 # %% ../nbs/26_grounding.ipynb #730145a7
 def attended(

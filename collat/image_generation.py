@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from .audio import load_audio
 from .config import Profile, atomic_path, write_results
+from .evaluate import at_least, checkpoint_id
 from .metrics import bootstrap_ci, paired_bootstrap
 from .model import CoLLAT, as_waveforms, best_device
 from .prompts import TEMPLATES, join_labels
@@ -37,7 +38,6 @@ from .scenes import Scenes, world_of
 from .text_encoder import HFCLIPText, LockedTextEncoder, load_text_encoder
 from .training import best_precision, launch, lr_factor, prompt_maker, training_attention
 from .weights import _offline
-from .zero_shot import at_least, checkpoint_id
 
 # %% ../nbs/24_image_generation.ipynb #d710fbfa
 @torch.no_grad()

@@ -8,7 +8,7 @@ __all__ = ['POOLS', 'L2', 'TRAIN', 'VALID', 'PROBE_SPLITS', 'Features', 'as_feat
            'line_probe', 'DecoderProbe', 'decoder_scores', 'train_decoder', 'decoder_probe', 'cut_valid', 'plan_folds',
            'plan_splits', 'fold_mean', 'probe_rows', 'probe', 'scene_features', 'phrase_folds', 'decoder_minus_line',
            'probe_unseen', 'evaluate_probe', 'manifest_features', 'manifest_plans', 'evaluate_manifest',
-           'feature_folder', 'evaluate_data', 'probe_others', 'plot_curve']
+           'feature_folder', 'linear_probe_on_data', 'probe_others', 'plot_curve']
 
 # %% ../nbs/21_linear_probe.ipynb #e7e922f5
 import hashlib
@@ -30,6 +30,7 @@ from tqdm import tqdm
 from .baselines import load_baseline, trained_methods
 from .config import Profile, atomic_path, write_results
 from .datasets import Clip, Manifest, load_dataset, read_clips, source_of
+from .evaluate import at_least, checkpoint_id, embed_split, load_any, number, score_split
 from collat.metrics import (
     accuracy,
     clipwise_map,
@@ -43,7 +44,6 @@ from .model import CoLLAT, best_device
 from .prompts import label_hash
 from .scenes import Scenes
 from .training import launch, multi_hot
-from .zero_shot import at_least, checkpoint_id, embed_split, load_any, number, score_split
 
 # %% ../nbs/21_linear_probe.ipynb #19a7a058
 @dataclass
@@ -764,7 +764,7 @@ def feature_folder(checkpoint: str | Path) -> Path:
 PROBE_SPLITS = dict(audioset=('balanced', 'eval'))  # all splits of the others; two million clips are not for a probe
 
 
-def evaluate_data(
+def linear_probe_on_data(
     checkpoint: str | Path,  # folder of CoLLAT or a baseline, or the name of a published model
     data: str | Path,  # name of a data set, or a table (*.csv) with splits or folds
     protocol: str = 'paper',  # prompt form; a probe reads no prompt

@@ -28,11 +28,11 @@ from .audio import add_noise, sample_seed
 from .baselines import load_baseline, train_baseline
 from .cached_tokens import CachedTokens
 from .config import Profile, read_results, write_results
+from .evaluate import Embedded, noise_levels, score_split
 from .linear_probe import probe
 from .model import CoLLAT, best_device, evaluating, load_published
 from .scenes import Scenes
 from .training import best_precision, heard_once, multi_hot, train
-from .zero_shot import Embedded, noise_levels, score_split
 
 # %% ../nbs/33_recorded_scenes.ipynb #ec0b1138
 VARIANTS = {

@@ -9,7 +9,7 @@ __all__ = ['CURVE', 'NEWER', 'DRAWN', 'GLYPH_OF', 'RECORDED_GLYPHS', 'PICTURED',
            'ImageTower', 'as_picture', 'embed_frames', 'CLIPTower', 'load_image_tower', 'glyph_name', 'glyph_font',
            'glyphs', 'draw_picture', 'GlyphTower', 'name_targets', 'glyph_bank', 'fit_tower', 'train_image_tower',
            'tower_check', 'glyphs_of', 'scene_glyphs', 'scene_pictures', 'guess_ceiling', 'fixed_subset', 'image_rows',
-           'scene_images', 'evaluate_data', 'baseline_models', 'same_space', 'evaluate_model']
+           'scene_images', 'retrieval_on_data', 'baseline_models', 'same_space', 'evaluate_model']
 
 # %% ../nbs/22_retrieval.ipynb #473d2cdf
 import json
@@ -32,12 +32,12 @@ from tqdm import tqdm
 from .baselines import Baseline, load_baseline, trained_methods
 from .config import atomic_path, write_results
 from .datasets import read_clips
+from .evaluate import checkpoint_id, embed_sounds, evaluation_split, load_any
 from .metrics import bootstrap_ci
 from .model import CoLLAT
 from .scenes import Scenes
 from .text_encoder import LockedTextEncoder, load_text_encoder
 from .training import launch
-from .zero_shot import checkpoint_id, embed_sounds, evaluation_split, load_any
 
 # %% ../nbs/22_retrieval.ipynb #9645dc35
 def relevant_items(
@@ -818,7 +818,7 @@ def scene_images(
     return dict(rows=rows, **found, kinds=len({str(k) for k in kinds}), ceiling=guess_ceiling(kinds))
 
 # %% ../nbs/22_retrieval.ipynb #4e94662d
-def evaluate_data(
+def retrieval_on_data(
     checkpoint: str | Path,  # folder of CoLLAT or a baseline, or the name of a published model
     data: str | Path,  # audiocaps, vggsound, or a table (*.csv) with captions
     protocol: str = '',  # prompt form; captions are read as they are

@@ -6,8 +6,8 @@ import sys
 import torch
 import torch.distributed as dist
 
+from collat.evaluate import embed_manifest, evaluation_set, load_any
 from collat.training import ranks
-from collat.zero_shot import embed_manifest, evaluation_set, load_any
 
 torch.set_num_threads(1)
 checkpoint, table, out = sys.argv[1:]

@@ -100,9 +100,9 @@ def test_a_missing_set_says_where_size_licence_and_place(name, tmp_path):
 def test_three_percent_corrupt_clips_are_evaluated_with_n(tmp_path, capsys):
     "Model and metrics are the real ones, the weights are random."
     from collat.config import load_profile
+    from collat.evaluate import Embedded, score_split
     from collat.model import CoLLAT
     from collat.training import multi_hot
-    from collat.zero_shot import Embedded, score_split
 
     base = esc50(tmp_path, 100, corrupt=(7, 50, 93))
     (base / 'audio/1-195-A-1.wav').unlink()

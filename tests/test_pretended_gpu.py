@@ -8,13 +8,13 @@ from pretend_gpu import pretended_gpu
 from collat import (
     architecture,
     captioning,
+    evaluate,
     grounding,
     image_generation,
     linear_probe,
     listen,
     retrieval,
     training,
-    zero_shot,
 )
 from collat.baselines import BASELINES, Baseline, load_baseline
 from collat.config import load_profile
@@ -127,7 +127,7 @@ def test_retrieval_and_probes(model, wavs):
     z_t = retrieval.embed_captions(model, ['a violin', 'a bell', 'a violin'])
     assert retrieval.retrieve(z_a, z_t, np.arange(6) % 3, np.arange(3)).shape[0] == 6
     assert retrieval.same_space(model, model.text)
-    assert zero_shot.class_scores(model, z_a.cpu(), LABELS, P.template).shape == (6, 3)
+    assert evaluate.class_scores(model, z_a.cpu(), LABELS, P.template).shape == (6, 3)
     f = linear_probe.as_features(model.token_features(wavs, 'tokens'))
     y = torch.eye(3).repeat(2, 1)
     net = linear_probe.train_decoder(f, y, np.arange(6), 3, 0, lambda *a: False, 4)
