@@ -42,7 +42,7 @@ from .baselines import load_baseline, trained_methods
 from .config import AUDIOCAPS_TEST, Profile, atomic_path, find_data, package_version, write_results
 from .datasets import Clip, Manifest, load_dataset
 from .evaluate import checkpoint_id, load_any
-from .linear_probe import Features, feature_folder, manifest_features, scene_features
+from .features import Features, feature_folder, manifest_features, scene_features
 from .metrics import bootstrap_ci
 from .model import CoLLAT, best_device, evaluating
 from .scenes import Scenes, split_classes

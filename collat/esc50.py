@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 from .cached_tokens import CachedTokens, cache_tokens
 from .config import Profile, atomic_path
-from .linear_probe import probe
 from .metrics import accuracy, average_precision_at_k, bootstrap_ci, hits, recall_at_k
 from .model import CoLLAT, best_device, evaluating, load_published
+from .probes import probe
 from .prompts import class_prompts
 from .recordings import DESCRIBED, ESC10, ESC50, WholeClips, class_split, esc50_clips
 from .training import StepLoader, load_audio_encoder, pretrain, prompt_maker, read_ahead, run_steps

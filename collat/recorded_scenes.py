@@ -29,8 +29,8 @@ from .baselines import load_baseline, train_baseline
 from .cached_tokens import CachedTokens
 from .config import Profile, read_results, write_results
 from .evaluate import Embedded, noise_levels, score_split
-from .linear_probe import probe
 from .model import CoLLAT, best_device, evaluating, load_published
+from .probes import probe
 from .scenes import Scenes
 from .training import best_precision, heard_once, multi_hot, train
 

@@ -9,10 +9,11 @@ from collat import (
     architecture,
     captioning,
     evaluate,
+    features,
     grounding,
     image_generation,
-    linear_probe,
     listen,
+    probes,
     retrieval,
     training,
 )
@@ -128,11 +129,11 @@ def test_retrieval_and_probes(model, wavs):
     assert retrieval.retrieve(z_a, z_t, np.arange(6) % 3, np.arange(3)).shape[0] == 6
     assert retrieval.same_space(model, model.text)
     assert evaluate.class_scores(model, z_a.cpu(), LABELS, P.template).shape == (6, 3)
-    f = linear_probe.as_features(model.token_features(wavs, 'tokens'))
+    f = features.as_features(model.token_features(wavs, 'tokens'))
     y = torch.eye(3).repeat(2, 1)
-    net = linear_probe.train_decoder(f, y, np.arange(6), 3, 0, lambda *a: False, 4)
+    net = probes.train_decoder(f, y, np.arange(6), 3, 0, lambda *a: False, 4)
     assert net.query.device == z_a.device
-    assert linear_probe.decoder_scores(net, f, np.arange(6)).shape == (6, 3)
+    assert probes.decoder_scores(net, f, np.arange(6)).shape == (6, 3)
 
 
 def test_captions_and_pictures(model, wavs):
