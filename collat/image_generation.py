@@ -32,8 +32,8 @@ from .config import Profile, atomic_path, write_results
 from .evaluate import at_least, checkpoint_id
 from .metrics import bootstrap_ci, paired_bootstrap
 from .model import CoLLAT, as_waveforms, best_device
+from .pictures import GLYPH_OF, PICTURED, glyphs, glyphs_of
 from .prompts import TEMPLATES, join_labels
-from .retrieval import GLYPH_OF, PICTURED, glyphs, glyphs_of
 from .scenes import Scenes, world_of
 from .text_encoder import HFCLIPText, LockedTextEncoder, load_text_encoder
 from .training import best_precision, launch, lr_factor, prompt_maker, training_attention

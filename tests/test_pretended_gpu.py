@@ -14,6 +14,7 @@ from collat import (
     image_generation,
     listen,
     probes,
+    ranking,
     retrieval,
     training,
 )
@@ -125,8 +126,8 @@ def test_grounding(model, wavs):
 
 def test_retrieval_and_probes(model, wavs):
     z_a = model.encode_audio(wavs)
-    z_t = retrieval.embed_captions(model, ['a violin', 'a bell', 'a violin'])
-    assert retrieval.retrieve(z_a, z_t, np.arange(6) % 3, np.arange(3)).shape[0] == 6
+    z_t = ranking.embed_captions(model, ['a violin', 'a bell', 'a violin'])
+    assert ranking.retrieve(z_a, z_t, np.arange(6) % 3, np.arange(3)).shape[0] == 6
     assert retrieval.same_space(model, model.text)
     assert evaluate.class_scores(model, z_a.cpu(), LABELS, P.template).shape == (6, 3)
     f = features.as_features(model.token_features(wavs, 'tokens'))
