@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['EVAL_SPLITS', 'GROUP', 'load_any', 'checkpoint_id', 'Embedded', 'embed_split', 'noise_levels', 'class_scores',
-           'number', 'score_split', 'evaluation_split', 'evaluation_set', 'at_least', 'embed_sounds', 'group_ids',
-           'read_group', 'ahead', 'reading_threads', 'from_all_ranks', 'embed_clips', 'embed_manifest']
+           'number', 'score_split', 'prompts_of', 'softmax_scores', 'evaluation_split', 'evaluation_set', 'at_least',
+           'embed_sounds', 'group_ids', 'read_group', 'ahead', 'reading_threads', 'from_all_ranks', 'embed_clips',
+           'embed_manifest']
 
 # %% ../nbs/14_evaluate.ipynb #5b5d652d
 import hashlib
@@ -124,6 +125,17 @@ def score_split(
         for name, f in (('mAP', mean_average_precision), ('clip-wise mAP', clipwise_map)):
             out.append(number(name, f, scores[~one], y[~one], n_boot, **more))
     return out
+
+# %% ../nbs/14_evaluate.ipynb #74d88220
+def prompts_of(model: CoLLAT, classes: list) -> Tensor:  # (k d)
+    "One prompt per class, in the training template."
+    return model.encode_text(class_prompts([label_to_words(c) for c in classes], model.profile.template))
+
+
+def softmax_scores(model: CoLLAT, cosines: np.ndarray, axis: int = 1) -> np.ndarray:
+    "Cosines as probabilities under the learned temperature."
+    x = torch.as_tensor(cosines) * model.logit_scale.detach().cpu().exp().clamp(max=100)
+    return x.softmax(axis).numpy()
 
 # %% ../nbs/14_evaluate.ipynb #bb475876
 EVAL_SPLITS = dict(  # all splits of the others

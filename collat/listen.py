@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from .maps import METHODS, concept_maps, draw_grounding, map_frames, unit_range
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,8 +25,7 @@ import collat
 from .audio import AudioError, load_audio
 from .captioning import describe, load_captioner
 from .config import SCENE_WORLDS, nearest_name
-from .evaluate import at_least, checkpoint_id
-from .grounding import METHODS, concept_maps, draw_grounding, map_frames, prompts_of, softmax_scores, unit_range
+from .evaluate import at_least, checkpoint_id, prompts_of, softmax_scores
 from .model import CoLLAT, as_waveforms
 from .scenes import all_classes
 

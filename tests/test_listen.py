@@ -14,8 +14,7 @@ from collat.audio import load_audio
 from collat.captioning import build_vocabulary, save_captioner, seeded_captioner
 from collat.cli import main
 from collat.config import load_profile
-from collat.evaluate import checkpoint_id
-from collat.grounding import prompts_of
+from collat.evaluate import checkpoint_id, prompts_of
 from collat.listen import known_labels, open_model, sound_files
 from collat.model import CoLLAT
 

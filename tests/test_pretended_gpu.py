@@ -13,6 +13,7 @@ from collat import (
     grounding,
     image_generation,
     listen,
+    maps,
     probes,
     ranking,
     retrieval,
@@ -116,12 +117,12 @@ def test_answers(model, wavs, question):
 
 def test_grounding(model, wavs):
     times = grounding.frame_times(P, 20)
-    z_t = grounding.prompts_of(model, LABELS)
+    z_t = evaluate.prompts_of(model, LABELS)
     assert grounding.detection_scores(model, wavs[:2], z_t, times, 'relevance').shape == (2, 3, 20)
     assert grounding.sliding_scores(model, wavs[:2], z_t, times, 0.6).shape == (2, 3, 20)
     assert grounding.loudness(model, wavs[:2], times).shape == (2, 20)
-    assert grounding.token_maps(model, wavs[:2]).shape[:2] == (2, P.n_tokens)
-    assert grounding.draw_grounding(model, wavs[0], LABELS[:2], 'rollout', LABELS)
+    assert maps.token_maps(model, wavs[:2]).shape[:2] == (2, P.n_tokens)
+    assert maps.draw_grounding(model, wavs[0], LABELS[:2], 'rollout', LABELS)
 
 
 def test_retrieval_and_probes(model, wavs):
