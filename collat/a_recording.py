@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from .maps import concept_maps, overlay
 from safetensors.torch import load_file
 
 from .audio import load_audio
 from .config import Profile
 from .evaluate import prompts_of
+from .maps import concept_maps, overlay
 from .model import CoLLAT, best_device, load_published
 from .prompts import class_prompts
 from .recordings import ESC50, GROUPS, esc50_clips

@@ -65,7 +65,8 @@ from collat.training import (
     train,
     zero_shot_scores,
 )
-from .weights import HF_FILES, _quiet, hub_folder
+from .weights import HF_FILES, hub_folder
+from .weights import quiet as _quiet
 
 # %% ../nbs/13_baselines.ipynb #806d3541
 @dataclass(frozen=True)

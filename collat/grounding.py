@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from .maps import METHODS, at_frames, concept_maps, draw_grounding, map_frames, overlay, unit_range
 from einops import rearrange
 from sklearn.metrics import average_precision_score
 from torch import Tensor
@@ -25,6 +24,7 @@ from .audio import windows
 from .config import Profile, load_profile, write_results
 from .evaluate import checkpoint_id, prompts_of, softmax_scores
 from .image_generation import Painter, paint, sound_states, train_painter
+from .maps import METHODS, at_frames, concept_maps, draw_grounding, map_frames, overlay, unit_range
 from .metrics import bootstrap_ci, mean_average_precision, paired_bootstrap
 from .model import CoLLAT, name_words
 from .scenes import Scenes

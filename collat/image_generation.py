@@ -37,7 +37,7 @@ from .prompts import TEMPLATES, join_labels
 from .scenes import Scenes, world_of
 from .text_encoder import HFCLIPText, LockedTextEncoder, load_text_encoder
 from .training import best_precision, launch, lr_factor, prompt_maker, training_attention
-from .weights import _offline
+from .weights import is_offline as _offline
 
 # %% ../nbs/24_image_generation.ipynb #d710fbfa
 @torch.no_grad()

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from .maps import METHODS, concept_maps, draw_grounding, map_frames, unit_range
 from torch import Tensor
 from tqdm import tqdm
 
@@ -26,6 +25,7 @@ from .audio import AudioError, load_audio
 from .captioning import describe, load_captioner
 from .config import SCENE_WORLDS, nearest_name
 from .evaluate import at_least, checkpoint_id, prompts_of, softmax_scores
+from .maps import METHODS, concept_maps, draw_grounding, map_frames, unit_range
 from .model import CoLLAT, as_waveforms
 from .scenes import all_classes
 

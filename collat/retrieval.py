@@ -220,13 +220,13 @@ def _tower_weights(model: str, source: str) -> tuple:  # (file or None, what ope
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
 
-    from collat.weights import _tag_file
+    from collat.weights import tag_file
 
     if not source:
         return None, None
     base = model.removesuffix('-quickgelu')
     record = get_pretrained_cfg(base, source) or get_pretrained_cfg(model, source)
-    path = Path(_tag_file(model, source, record) if record else source).expanduser()
+    path = Path(tag_file(model, source, record) if record else source).expanduser()
     if not path.is_file():
         tags = ', '.join(open_clip.list_pretrained_tags_by_model(base)) or 'none'
         raise FileNotFoundError(f'{source!r} is neither a file nor a tag of {model}; tags: {tags}')

@@ -19,18 +19,14 @@ from einops import rearrange, repeat
 from fastcore.basics import patch, store_attr
 from torch import Tensor, nn
 
-from collat.weights import (
-    _build_tower,
-    _folder,
-    _quiet,
-    _tag_file,
-    _text_weights,
-    _tower_config,
-    _weights_in,
-    check_activation,
-    file_activation,
-    hf_activation,
-)
+from .weights import build_tower as _build_tower
+from .weights import check_activation, file_activation, hf_activation
+from .weights import encoder_folder as _folder
+from .weights import quiet as _quiet
+from .weights import tag_file as _tag_file
+from .weights import text_weights as _text_weights
+from .weights import tower_config as _tower_config
+from .weights import weights_in as _weights_in
 
 # %% ../nbs/07_text_encoder.ipynb #5babe9f5
 PAD, TEMPLATE, LABEL, SPECIAL = range(4)
