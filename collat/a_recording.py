@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from .audio import load_audio
 from .config import Profile
 from .ears import load_published
-from .grounding import concept_maps, overlay, prompts_of
+from .evaluate import prompts_of
+from .maps import concept_maps, overlay
 from .model import CoLLAT, best_device
 from .prompts import class_prompts
 from .reading import read_words

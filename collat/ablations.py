@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['GROUPS', 'MEASURES', 'POINTS', 'KEPT', 'CLAIMS', 'lambdas', 'variants', 'views_of', 'valid_scores', 'measured',
            'numbers', 'outcome', 'constants', 'run_variant', 'read_variant', 'variant_jobs', 'ablate', 'hear_first',
-           'rows_of', 'plan', 'kept_rows', 'summary', 'Claim', 'finding', 'unfinished', 'findings', 'main', 'main_rows']
+           'rows_of', 'remaining', 'kept_rows', 'summary', 'Claim', 'finding', 'unfinished', 'findings', 'main',
+           'main_rows']
 
 # %% ../nbs/30_ablations.ipynb #384c3883
 import dataclasses
@@ -25,6 +26,7 @@ from .batches import clips_of, heard_once
 from .checkpoints import read_log, same_profile
 from .config import Profile, atomic_path, load_profile, nearest_name, read_results, write_results
 from .ears import load_published
+from .evaluate import checkpoint_id, class_scores, embed_split, noise_levels, score_split
 from .launch import launch
 from .learning_curves import CurveScorer
 from .metrics import accuracy, mean_average_precision
@@ -34,7 +36,6 @@ from .text_families import load_text_encoder
 from .training import load_audio_encoder, pretrain, train
 from .validation import block_distances
 from .verdicts import not_converged, paired_over_seeds, verdict
-from .zero_shot import checkpoint_id, class_scores, embed_split, noise_levels, score_split
 
 # %% ../nbs/30_ablations.ipynb #c540d198
 def lambdas(*l):
@@ -239,7 +240,7 @@ def ablate(
     depth = load_text_encoder(profile.text_encoder).n_layers  # a tower has no more layers than that
     asked = [job for job in variant_jobs(profile, run, groups, steps, seeds, within) if job[0].token_layer <= depth]
     homes = [Path(keep) / f'{steps}-steps' if keep else folder / 'results' for _, _, folder in asked]
-    print(plan(asked, homes, jobs), flush=True)
+    print(remaining(asked, homes, jobs), flush=True)
     pretrained = pretrain(profile, run) if profile.pretrain_steps else None
     if jobs > 1:
         hear_first(asked[0][0], run, pretrained)
@@ -268,7 +269,7 @@ def rows_of(job: tuple, found: dict) -> list:  # of rows
     return [dict(group=g, variant=v) | about | found for g, v in names]
 
 
-def plan(asked: list, homes: list, jobs: int) -> str:
+def remaining(asked: list, homes: list, jobs: int) -> str:
     "How much is to be done, and how long that takes by what has been done."
     files = [home / f'{folder.name}.json' for (_, _, folder), home in zip(asked, homes)]
     done = [f for f in files if f.exists()]

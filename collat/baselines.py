@@ -55,7 +55,8 @@ from .text_encoder import LockedTextEncoder
 from .text_families import load_text_encoder
 from .training import run_steps, train
 from .validation import hear_shards, multi_hot, zero_shot_scores
-from .weights import HF_FILES, _quiet, hub_folder
+from .weights import HF_FILES, hub_folder
+from .weights import quiet as _quiet
 
 # %% ../nbs/13_baselines.ipynb #806d3541
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ from .optimizer import best_precision, param_groups
 from .prompts import prompt
 from .streaming import shard
 from .training import train
-from .weights import _quiet
+from .weights import quiet
 
 # %% ../nbs/40_benchmarks.ipynb #78d64a36
 def the_device() -> torch.device:
@@ -157,7 +157,7 @@ def ast_pair(size: str, seed: int = 0) -> tuple:  # transformers' ASTModel, our 
         for k, x in theirs.named_parameters():  # so large that clips differ
             if x.ndim == 2:
                 x.mul_(2)
-    with tempfile.TemporaryDirectory() as d, _quiet():
+    with tempfile.TemporaryDirectory() as d, quiet():
         theirs.save_pretrained(d)
         config = json.loads((Path(d) / 'config.json').read_text())
         ours = from_hf_ast(load_file(f'{d}/model.safetensors'), config)

@@ -10,7 +10,7 @@ __all__ = ['METRICS', 'INTERVALS', 'PAPER_TABLE4', 'PAD', 'START', 'END', 'UNKNO
            'clip_captioned', 'pad_memory', 'Captioner', 'caption_loss', 'seeded_captioner', 'beam_search',
            'write_captions', 'valid_loss', 'check_captioned', 'fit_captioner', 'save_captioner', 'load_captioner',
            'describe', 'named_labels', 'label_f1', 'train_captioner', 'score_captioner', 'evaluate_captioning',
-           'evaluate_data', 'caption_others']
+           'captioning_on_data', 'caption_others']
 
 # %% ../nbs/23_captioning.ipynb #09041da4
 import csv
@@ -41,13 +41,13 @@ from tqdm import tqdm
 from .baselines import load_baseline, trained_methods
 from .config import AUDIOCAPS_TEST, Profile, atomic_path, find_data, package_version, write_results
 from .datasets import Clip, Manifest, load_dataset
+from .evaluate import checkpoint_id, load_any
+from .features import Features, feature_folder, manifest_features, scene_features
 from .launch import launch
-from .linear_probe import Features, feature_folder, manifest_features, scene_features
 from .metrics import bootstrap_ci
 from .model import CoLLAT, best_device, evaluating
 from .optimizer import lr_factor
 from .scenes import Scenes, split_classes
-from .zero_shot import checkpoint_id, load_any
 
 # %% ../nbs/23_captioning.ipynb #1733dd4b
 def java_bin() -> Path:
@@ -815,7 +815,7 @@ def evaluate_captioning(
     return dict(rows=r['rows'], missing=r['missing'], examples=examples)
 
 # %% ../nbs/23_captioning.ipynb #0cba74ce
-def evaluate_data(
+def captioning_on_data(
     checkpoint: str | Path,  # folder of CoLLAT or a baseline
     data: str | Path,  # audiocaps, audiocaps2, or a table (*.csv) with captions and splits
     protocol: str = 'paper',  # prompt form; a captioner reads no prompt

@@ -51,7 +51,7 @@ def cmd_run(args) -> int:
     return 0
 
 # %% ../nbs/52_cli.ipynb #9df73e0a
-TASKS = {t: f'collat.{t}' for t in ('zero_shot', 'linear_probe', 'retrieval', 'captioning')}  # each has `evaluate_data`
+TASKS = 'zero_shot', 'linear_probe', 'retrieval', 'captioning'  # modules, each with a function `<task>_on_data`
 
 
 def cmd_eval(args) -> int:
@@ -71,8 +71,8 @@ def cmd_eval(args) -> int:
 
         check_gpus(args.gpus)
         more = dict(gpus=args.gpus)
-    evaluate_data = importlib.import_module(TASKS[args.task]).evaluate_data
-    results = evaluate_data(args.checkpoint, args.data, args.protocol, args.out, args.root, **more)
+    on_data = getattr(importlib.import_module(f'collat.{args.task}'), f'{args.task}_on_data')
+    results = on_data(args.checkpoint, args.data, args.protocol, args.out, args.root, **more)
     print(json.dumps(results, indent=1, ensure_ascii=False))
     return 0
 

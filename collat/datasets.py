@@ -8,7 +8,7 @@ __all__ = ['TROUBLES', 'AUDIOSET_LISTS', 'SOURCES', 'ALIASES', 'ADAPTERS', 'UNRE
            'missing_data', 'locate', 'csv_rows', 'table', 'by_number', 'list_esc50', 'list_urbansound8k', 'tabbed',
            'tut_folds', 'list_tut2017', 'list_fsd50k', 'segments', 'list_audioset', 'list_vggsound', 'list_audiocaps',
            'index_files', 'spellings', 'find_youtube', 'trouble', 'check_clips', 'Listing', 'listed', 'load_dataset',
-           'load_csv', 'held_out_ids', 'training_clips', 'check_data', 'data_check', 'table_1']
+           'load_csv', 'held_out_ids', 'clips_without_leaks', 'check_data', 'data_check', 'table_1']
 
 # %% ../nbs/05_datasets.ipynb #c9e6e027
 import csv
@@ -950,7 +950,7 @@ def held_out_ids(name: str, split: str, root: str | Path) -> set:
     return set()
 
 
-def training_clips(
+def clips_without_leaks(
     manifest: Manifest,  # of fsd50k or audioset
     root: str | Path = '',  # folders of the data sets, as in `data_folders`
     allow_missing: bool = False,  # go on when another set's list is not there

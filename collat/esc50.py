@@ -32,9 +32,9 @@ from .batches import StepLoader, prompt_maker, read_ahead
 from .cached_tokens import CachedTokens, cache_tokens
 from .config import Profile, atomic_path, read_results, write_results
 from .ears import load_published
-from .linear_probe import probe
 from .metrics import accuracy, average_precision_at_k, bootstrap_ci, hits, recall_at_k
 from .model import CoLLAT, best_device, evaluating
+from .probes import probe
 from .prompts import class_prompts
 from .recordings import DESCRIBED, ESC10, ESC50, WholeClips, class_split, esc50_clips
 from .training import load_audio_encoder, pretrain, run_steps

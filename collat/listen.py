@@ -24,11 +24,11 @@ import collat
 from .audio import AudioError, load_audio
 from .captioning import describe, load_captioner
 from .config import SCENE_WORLDS, nearest_name
-from .grounding import METHODS, concept_maps, draw_grounding, map_frames, prompts_of, softmax_scores, unit_range
+from .evaluate import at_least, checkpoint_id, prompts_of, softmax_scores
+from .maps import METHODS, concept_maps, draw_grounding, map_frames, unit_range
 from .model import CoLLAT, as_waveforms
 from .reading import compose, read_words
 from .scenes import all_classes
-from .zero_shot import at_least, checkpoint_id
 
 # %% ../nbs/29_listen.ipynb #e57a168f
 MODELS = (

@@ -11,7 +11,7 @@ __all__ = ['STAGES', 'SUMMARY', 'PARAMETERS', 'Stage', 'reads_more', 'recorded_s
            'StageError', 'check_parameters', 'kernel_class', 'Live', 'live_engine', 'execute', 'failure', 'set_aside',
            'bring_back', 'prepare', 'begin_stage', 'run_stage', 'next_stage', 'share', 'ended_on_interrupt',
            'end_children', 'Turns', 'run_pipeline', 'prepare_training', 'job_script', 'minutes', 'seconds_of',
-           'to_come', 'summary']
+           'to_come', 'run_summary']
 
 # %% ../nbs/51_pipeline.ipynb #14992feb
 import ast
@@ -901,7 +901,7 @@ def run_pipeline(
             raise turns.failed[1]
         _write(run.run_dir / 'stages' / 'hashes.json', run.hashes)
         if turns.ran:
-            write_results(run.run_dir / SUMMARY, summary(run, turns.ran), run.profile, turns.started)
+            write_results(run.run_dir / SUMMARY, run_summary(run, turns.ran), run.profile, turns.started)
     return turns.ran
 
 # %% ../nbs/51_pipeline.ipynb #63648863
@@ -941,7 +941,7 @@ def to_come(run: Run, stages: list[Stage], jobs: int = 1) -> str:
     return f'; about {minutes(sum(known) / jobs)} to go, as last time' if len(known) == len(stages) else ''
 
 
-def summary(run: Run, ran: list[str]) -> dict:
+def run_summary(run: Run, ran: list[str]) -> dict:
     "Each stage with its wall time, and whether it ran now."
     rows = [
         dict(notebook=s.notebook, seconds=seconds_of(run, s), ran=s.notebook in ran)

@@ -27,14 +27,14 @@ from .batches import heard_once
 from .cached_tokens import CachedTokens
 from .config import Profile, read_results, write_results
 from .ears import load_published
+from .evaluate import Embedded, noise_levels, score_split
 from .learning_curves import HeardSplit, embed_heard, hear_split
-from .linear_probe import probe
 from .model import CoLLAT, best_device
 from .optimizer import best_precision
+from .probes import probe
 from .scenes import Scenes
 from .training import train
 from .validation import multi_hot
-from .zero_shot import Embedded, noise_levels, score_split
 
 # %% ../nbs/33_recorded_scenes.ipynb #ec0b1138
 VARIANTS = {

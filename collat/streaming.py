@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 from .audio import sample_seed
 from .config import SCENE_WORLDS, Profile, atomic_path
-from .datasets import LEAKS, Clip, Manifest, load_dataset, read_clips, source_of, training_clips
+from .datasets import LEAKS, Clip, Manifest, clips_without_leaks, load_dataset, read_clips, source_of
 
 # %% ../nbs/06_streaming.ipynb #5c40433b
 INDEX = np.dtype(
@@ -254,7 +254,7 @@ def clips_to_shard(
                 f"{name}: split '{min(odd)}' is not trained on; "
                 f'shards hold either training splits ({", ".join(sorted(train))}) or others'
             )
-        clips, counts = training_clips(dataclasses.replace(m, clips=clips), root)
+        clips, counts = clips_without_leaks(dataclasses.replace(m, clips=clips), root)
     if not clips:
         raise ValueError(f'{name}: no clip of {wanted or "any split"} is left; its splits are {m.splits}')
     kept = {c.id for c in clips}

@@ -18,16 +18,16 @@ from torch import nn
 
 from .text_encoder import LockedTextEncoder
 from collat.weights import (
-    _build_tower,
-    _folder,
-    _quiet,
-    _tag_file,
-    _text_weights,
-    _tower_config,
-    _weights_in,
+    build_tower,
     check_activation,
+    encoder_folder,
     file_activation,
     hf_activation,
+    quiet,
+    tag_file,
+    text_weights,
+    tower_config,
+    weights_in,
 )
 
 # %% ../nbs/07a_text_families.ipynb #e9c212dc
@@ -98,7 +98,7 @@ class BERTText(_HFText):
 
 # %% ../nbs/07a_text_families.ipynb #6d52b596
 def _from_files(te, folder):
-    te.files = _weights_in(folder)
+    te.files = weights_in(folder)
     return te
 
 
@@ -108,7 +108,7 @@ def _bert_in(folder, name, pad_id, origin):
 
     cfg = Path(folder) / '1_Pooling' / 'config.json'
     first = cfg.exists() and json.loads(cfg.read_text()).get('pooling_mode_cls_token', False)
-    with _quiet():
+    with quiet():
         m = AutoModel.from_pretrained(folder, local_files_only=True)
         t = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return _from_files(BERTText(m.float(), t, name, pad_id, 'first' if first else 'mean', origin), folder)
@@ -123,7 +123,7 @@ def load_minilm(which='', name='minilm', pad_id=None) -> BERTText:
 
 def load_bert(which, name, pad_id=None) -> BERTText:
     "`bert:FOLDER` or `bert:ID` (BERT family)"
-    d, origin = _folder(which, name)
+    d, origin = encoder_folder(which, name)
     return _bert_in(d, name, pad_id, origin)
 
 # %% ../nbs/07a_text_families.ipynb #153215af
@@ -278,7 +278,7 @@ def load_open_clip(
     """`open_clip:MODEL` (random weights; `tiny` and `tiny-quickgelu` are small ones for tests),
     `open_clip:MODEL/TAG` (pretrained, e.g. `open_clip:ViT-L-14/openai`), `open_clip:MODEL/FILE` (weights in a file)"""
     model, _, source = which.partition('/')
-    config = _tower_config(model)
+    config = tower_config(model)
     record = _tag_record(model, source)
     quick = config.get('quick_gelu', False) if quick_gelu is None else quick_gelu
     if record and quick_gelu is None and not model.endswith('-quickgelu'):
@@ -293,10 +293,10 @@ def load_open_clip(
         path = _weights_file(model, source)
         check_activation(which, file_activation(path) or (None if quick_gelu is None else runs), runs)
         origin = f'file {path.name}'
-    tower, tokenizer = _build_tower(config, quick, seed)
+    tower, tokenizer = build_tower(config, quick, seed)
     if source:
-        path = path or _tag_file(model, source, record)
-        tower.load_state_dict(_text_weights(path), strict=True)
+        path = path or tag_file(model, source, record)
+        tower.load_state_dict(text_weights(path), strict=True)
     te = OpenCLIPText(tower, tokenizer, name, pad_id, runs, origin)
     te.files = [path] if source else []
     return te
@@ -309,11 +309,11 @@ def load_hf_clip(which, name, pad_id=None) -> HFCLIPText:
     The latter is Stable Diffusion's text_encoder, with the tokenizer beside it."""
     from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection
 
-    d, origin = _folder(which, name)
+    d, origin = encoder_folder(which, name)
     config = json.loads((d / 'config.json').read_text())
     cls = CLIPTextModel if 'CLIPTextModel' in config.get('architectures', []) else CLIPTextModelWithProjection
     inside = any((d / f).exists() for f in ('tokenizer.json', 'vocab.json'))
-    with _quiet():
+    with quiet():
         m = cls.from_pretrained(d, local_files_only=True)
         t = AutoTokenizer.from_pretrained(d if inside else d.parent / 'tokenizer', local_files_only=True)
     runs = m.config.hidden_act
@@ -325,8 +325,8 @@ def load_t5(which, name, pad_id=None) -> T5Text:
     "`t5:FOLDER` or `t5:ID` (T5 encoder)"
     from transformers import AutoTokenizer, T5EncoderModel
 
-    d, origin = _folder(which, name)
-    with _quiet():
+    d, origin = encoder_folder(which, name)
+    with quiet():
         m = T5EncoderModel.from_pretrained(d, local_files_only=True)
         t = AutoTokenizer.from_pretrained(d, local_files_only=True)
     return _from_files(T5Text(m.float(), t, name, pad_id, origin), d)

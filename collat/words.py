@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['READINGS', 'CASES', 'FORMS', 'tokens_of', 'nearest_words', 'is_read', 'reading_rows', 'concept_row', 'read_splits',
-           'compose_cases', 'cases_for', 'ranks', 'moved', 'run_cases', 'compose_rows']
+           'compose_cases', 'cases_for', 'mean_rank', 'moved', 'run_cases', 'compose_rows']
 
 # %% ../nbs/27_words.ipynb #f3234deb
 import json
@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from .config import Profile, load_profile, write_results
+from .evaluate import checkpoint_id
 from .launch import launch
 from .metrics import bootstrap_ci
 from .model import CoLLAT
 from .prompts import class_prompts, label_to_words
 from .reading import compose, name_words, read_tokens, template_words, word_table
 from .scenes import Scenes, all_classes
-from .zero_shot import checkpoint_id
 
 # %% ../nbs/27_words.ipynb #b27cbf1f
 READINGS = {
@@ -198,7 +198,7 @@ def cases_for(scenes: Scenes, n: int, path: Path = CASES) -> tuple:  # cases, wh
     return compose_cases(labels, scenes.classes, n), False
 
 # %% ../nbs/27_words.ipynb #195286aa
-def ranks(z: Tensor, gallery: Tensor, relevant: np.ndarray) -> float:  # (d,), (g d), (g,) bool
+def mean_rank(z: Tensor, gallery: Tensor, relevant: np.ndarray) -> float:  # (d,), (g d), (g,) bool
     "Mean rank of what is relevant, from 1, ties against."
     s = (gallery @ z).cpu().numpy()
     return float(np.mean([(s >= v).sum() for v in s[relevant]]))
@@ -227,7 +227,7 @@ def run_cases(
         has_a = np.array([c['concept'] in s and i != c['scene'] for i, s in zip(ids, sets)])
 
         def measure(z):
-            return ranks(z, prompts, is_a), ranks(z, gallery, has_a) if has_a.any() else np.nan
+            return mean_rank(z, prompts, is_a), mean_rank(z, gallery, has_a) if has_a.any() else np.nan
 
         before = measure(model.encode_text(c['plain'])[0])
         row = dict(kind=c['kind'])

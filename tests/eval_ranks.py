@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from collat.batches import rank_and_world
-from collat.zero_shot import embed_manifest, evaluation_set, load_any
+from collat.evaluate import embed_manifest, evaluation_set, load_any
 
 torch.set_num_threads(1)
 checkpoint, table, out = sys.argv[1:]

@@ -24,13 +24,13 @@ from collat.datasets import (
     DatasetMissing,
     Remote,
     check_data,
+    clips_without_leaks,
     data_check,
     listed,
     load_csv,
     load_dataset,
     read_clips,
     table_1,
-    training_clips,
 )
 from collat.downloads import DownloadError, data_get, fetch, git_blob, unpack
 from collat.prompts import class_prompts, label_to_words
@@ -100,7 +100,9 @@ def test_a_missing_set_says_where_size_licence_and_place(name, tmp_path):
 def test_three_percent_corrupt_clips_are_evaluated_with_n(tmp_path, capsys):
     "Model and metrics are the real ones, the weights are random."
     from collat.config import load_profile
+    from collat.evaluate import Embedded, score_split
     from collat.model import CoLLAT
+    from collat.training import multi_hot
     from collat.validation import multi_hot
     from collat.zero_shot import Embedded, score_split
 
@@ -211,14 +213,14 @@ def test_fsd50k_training_leaves_out_shared_freesound_ids(tmp_path):
     ]
     fsd50k(tmp_path, ['Bark', 'Crying_and_sobbing'], dev, [(400, ['Bark'])])
     m = load_dataset('fsd50k', tmp_path)
-    kept, counts = training_clips(m, tmp_path)
+    kept, counts = clips_without_leaks(m, tmp_path)
     assert [c.id for c in kept] == ['200']
     by_list = {'fsd50k eval': 1, 'esc50 all': 1, 'urbansound8k all': 1}
     assert counts == dict(listed=4, kept=1, left_out=3, by_list=by_list)
     shutil.rmtree(tmp_path / 'UrbanSound8K')
     with pytest.raises(DatasetMissing, match='UrbanSound8K.*only the list'):
-        training_clips(m, tmp_path)
-    assert training_clips(m, tmp_path, allow_missing=True)[1]['by_list']['urbansound8k all'] is None
+        clips_without_leaks(m, tmp_path)
+    assert clips_without_leaks(m, tmp_path, allow_missing=True)[1]['by_list']['urbansound8k all'] is None
     p = tmp_path / 'FSD50K/FSD50K.ground_truth/dev.csv'
     p.write_text(p.read_text().replace('/m/00001', '/m/xxxxx'))
     notes = load_dataset('fsd50k', tmp_path).report.notes
@@ -246,10 +248,10 @@ def test_audioset_training_leaves_out_test_videos(tmp_path):
         'vggtestvid0,1,people marching,test\n--PJHxphWEs,30,waterfall burbling,train\n',
     )
     with pytest.raises(DatasetMissing, match='AudioCaps'):
-        training_clips(m, tmp_path)
+        clips_without_leaks(m, tmp_path)
     version_2 = tmp_path / 'AudioCaps/dataset2.0/test.csv'  # does as well
     text(version_2, 'audiocap_id,youtube_id,start_time,caption\n1,7fmOlUlwoNg,90,a rattle\n')
-    kept, counts = training_clips(m, tmp_path)
+    kept, counts = clips_without_leaks(m, tmp_path)
     assert [c.id for c in kept] == ['--PJHxphWEs']
     # the eval video is an unreadable file
     assert counts['by_list'] == {'audioset eval': 0, 'audiocaps test': 1, 'vggsound test': 1}
@@ -472,8 +474,6 @@ def test_a_killed_process_leaves_what_the_next_one_needs(server, tmp_path):
     server.plan[:] = [4 * BLOCK]
     code = f"""
 import os, time
-from collat.datasets import Remote
-from collat.downloads import fetch
 time.sleep = lambda s: os._exit(9)
 fetch(Remote({r.url!r}, {r.checksum!r}), {str(tmp_path)!r}, progress=False)
 """

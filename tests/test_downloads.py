@@ -115,11 +115,11 @@ def test_open_clip_tag_with_a_plain_url(tmp_path, monkeypatch):
     record = dict(url='https://example.org/w.pt')
     said = r'cannot download m/t from https://example.org/w.pt: .*\.cache/clip/w.pt.*By hand.*open_clip:m/PATH'
     with pytest.raises(ConnectionError, match=said):
-        W._tag_file('m', 't', record)
+        W.tag_file('m', 't', record)
     to = tmp_path / '.cache/clip/w.pt'
     to.parent.mkdir(parents=True)
     to.write_bytes(b'x')
-    assert str(W._tag_file('m', 't', record)) == str(to)
+    assert str(W.tag_file('m', 't', record)) == str(to)
 
 
 def sha256(path):

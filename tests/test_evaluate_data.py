@@ -157,7 +157,7 @@ def test_all_tasks_are_tried():
 
 def test_probe_of_audioset_learns_from_the_balanced_split(folder, tmp_path):
     "Balanced to learn from, eval to be judged by, both multi-label; what lies in `unbalanced` is not read."
-    from collat.linear_probe import evaluate_data
+    from collat.linear_probe import linear_probe_on_data
 
     base = tmp_path / 'AudioSet'
     base.mkdir()
@@ -179,6 +179,6 @@ def test_probe_of_audioset_learns_from_the_balanced_split(folder, tmp_path):
         for v, k in rows:
             wav = rng.normal(size=16_000) if k else np.sin(np.arange(16_000) * 0.06)
             sf.write(base / f'audio/{split}/{v}.wav', 0.2 * wav, 16_000)
-    r = evaluate_data(folder / 'model', 'audioset', root=tmp_path, n_boot=20)
+    r = linear_probe_on_data(folder / 'model', 'audioset', root=tmp_path, n_boot=20)
     assert {(x['metric'], x['n']) for x in r['rows'] if x['metric'] == 'mAP'} == {('mAP', 6)}
     assert all(x['split'] == 'eval' for x in r['rows'])

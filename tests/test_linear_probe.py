@@ -14,20 +14,10 @@ import torch
 
 from collat.config import load_profile
 from collat.datasets import Clip, Manifest
-from collat.linear_probe import (
-    as_features,
-    evaluate_manifest,
-    evaluate_probe,
-    extract,
-    fit_line,
-    manifest_features,
-    manifest_plans,
-    plan_folds,
-    plan_splits,
-    probe,
-    take,
-)
+from collat.features import as_features, extract, manifest_features, take
+from collat.linear_probe import evaluate_manifest, evaluate_probe, manifest_plans
 from collat.metrics import mean_average_precision
+from collat.probes import fit_line, plan_folds, plan_splits, probe
 
 
 class Encoder:

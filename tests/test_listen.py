@@ -14,10 +14,9 @@ from collat.audio import load_audio
 from collat.captioning import build_vocabulary, save_captioner, seeded_captioner
 from collat.cli import main
 from collat.config import load_profile
-from collat.grounding import prompts_of
+from collat.evaluate import checkpoint_id, prompts_of
 from collat.listen import known_labels, open_model, sound_files
 from collat.model import CoLLAT
-from collat.zero_shot import checkpoint_id
 
 N = int(os.environ.get('COLLAT_FILES', 200))  # 1,000 for the number of the issue
 

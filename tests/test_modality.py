@@ -9,7 +9,7 @@ from torch import nn
 from collat.interaction import TokenInteraction
 from collat.losses import CoLLATLoss
 from collat.model import text_id
-from collat.retrieval import draw_picture, glyphs
+from collat.pictures import draw_picture, glyphs
 from collat.text_families import load_text_encoder
 
 NAMES = ['violin', 'trumpet', 'bird', 'helicopter', 'telephone', 'banjo']

@@ -9,13 +9,16 @@ from collat import (
     architecture,
     batches,
     captioning,
+    evaluate,
+    features,
     grounding,
     image_generation,
-    linear_probe,
     listen,
+    maps,
+    probes,
+    ranking,
     retrieval,
     validation,
-    zero_shot,
 )
 from collat.baselines import BASELINES, Baseline, load_baseline
 from collat.config import load_profile
@@ -116,25 +119,25 @@ def test_answers(model, wavs, question):
 
 def test_grounding(model, wavs):
     times = grounding.frame_times(P, 20)
-    z_t = grounding.prompts_of(model, LABELS)
+    z_t = evaluate.prompts_of(model, LABELS)
     assert grounding.detection_scores(model, wavs[:2], z_t, times, 'relevance').shape == (2, 3, 20)
     assert grounding.sliding_scores(model, wavs[:2], z_t, times, 0.6).shape == (2, 3, 20)
     assert grounding.loudness(model, wavs[:2], times).shape == (2, 20)
-    assert grounding.token_maps(model, wavs[:2]).shape[:2] == (2, P.n_tokens)
-    assert grounding.draw_grounding(model, wavs[0], LABELS[:2], 'rollout', LABELS)
+    assert maps.token_maps(model, wavs[:2]).shape[:2] == (2, P.n_tokens)
+    assert maps.draw_grounding(model, wavs[0], LABELS[:2], 'rollout', LABELS)
 
 
 def test_retrieval_and_probes(model, wavs):
     z_a = model.encode_audio(wavs)
-    z_t = retrieval.embed_captions(model, ['a violin', 'a bell', 'a violin'])
-    assert retrieval.retrieve(z_a, z_t, np.arange(6) % 3, np.arange(3)).shape[0] == 6
+    z_t = ranking.embed_captions(model, ['a violin', 'a bell', 'a violin'])
+    assert ranking.retrieve(z_a, z_t, np.arange(6) % 3, np.arange(3)).shape[0] == 6
     assert retrieval.same_space(model, model.text)
-    assert zero_shot.class_scores(model, z_a.cpu(), LABELS, P.template).shape == (6, 3)
-    f = linear_probe.as_features(model.token_features(wavs, 'tokens'))
+    assert evaluate.class_scores(model, z_a.cpu(), LABELS, P.template).shape == (6, 3)
+    f = features.as_features(model.token_features(wavs, 'tokens'))
     y = torch.eye(3).repeat(2, 1)
-    net = linear_probe.train_decoder(f, y, np.arange(6), 3, 0, lambda *a: False, 4)
+    net = probes.train_decoder(f, y, np.arange(6), 3, 0, lambda *a: False, 4)
     assert net.query.device == z_a.device
-    assert linear_probe.decoder_scores(net, f, np.arange(6)).shape == (6, 3)
+    assert probes.decoder_scores(net, f, np.arange(6)).shape == (6, 3)
 
 
 def test_captions_and_pictures(model, wavs):

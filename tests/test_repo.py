@@ -76,6 +76,55 @@ def test_imports_go_down(path):
 
 
 @pytest.mark.parametrize('path', MODULES, ids=ids)
+def test_no_module_uses_private_names_of_another(path):
+    tree = ast.parse(path.read_text())
+    ours = set()
+    for n in ast.walk(tree):
+        if isinstance(n, ast.ImportFrom) and (n.level or (n.module or '').startswith('collat')):
+            private = [a.name for a in n.names if re.match('_(?!_)', a.name)]
+            assert not private, f'{path.name}:{n.lineno} imports {private}'
+            ours |= {a.asname or a.name for a in n.names if a.name in number_of()}
+    for n in ast.walk(tree):
+        if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id in ours:
+            assert not n.attr.startswith('_'), f'{path.name}:{n.lineno} uses {n.value.id}.{n.attr}'
+
+
+BETWEEN_EVALUATIONS = {
+    'grounding': {'image_generation'},  # Figure 1a shows what the painter of 24 makes of the sound
+    'public_sets': {'zero_shot', 'linear_probe', 'retrieval', 'captioning'},  # calls these four, as `collat eval` does
+    'listen': {'captioning'},  # the captioner of 23 answers
+    'architecture': {'ablations'},  # variants that are trained in the same way
+    'recorded_scenes': {'ablations'},  # the same weights of the losses
+}
+
+
+def test_no_evaluation_imports_another():
+    "What they share stands below 20; all imports go down (above), so there is no circle either."
+    number = number_of()
+    evaluations = {m for m, n in number.items() if '20' <= n < '40'}
+    between = {}
+    for m in evaluations:
+        if used := {i for i, _ in imports(ast.parse((ROOT / f'collat/{m}.py').read_text()))} & evaluations:
+            between[m] = used
+    assert between == BETWEEN_EVALUATIONS
+
+
+SAME_NAME = {'main', 'load_published'}  # of three programs; of ears (11) and of whole models (13)
+
+
+def test_one_name_one_function():
+    "Across modules; methods that are patched into a class belong to the class."
+    places = {}
+    for path in MODULES:
+        for n in ast.parse(path.read_text()).body:
+            patched = any('patch' in ast.unparse(d) for d in getattr(n, 'decorator_list', ()))
+            if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith('_') and not patched:
+                places.setdefault(n.name, []).append(path.stem)
+    twice = {name: found for name, found in places.items() if len(found) > 1}
+    assert set(twice) == SAME_NAME, twice
+
+
+@pytest.mark.parametrize('path', MODULES, ids=ids)
 def test_no_star_imports_and_no_side_effects(path):
     for n in ast.walk(tree := ast.parse(path.read_text())):
         assert not (isinstance(n, ast.ImportFrom) and n.names[0].name == '*'), f'{path.name}:{n.lineno} star import'

@@ -8,28 +8,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from collat.evaluate import embed_sounds
 from collat.metrics import average_precision_at_k, mrr, recall_at_k, relevance
+from collat.pictures import PICTURED, draw_picture, glyphs, scene_glyphs
+from collat.ranking import clip_interval, embed_captions, rank_values, repeated_share, retrieve
 from collat.retrieval import (
-    PICTURED,
     by_heart,
-    draw_picture,
-    duplicate_share,
-    embed_captions,
     embed_frames,
     evaluate_retrieval,
     fixed_subset,
-    glyphs,
     guess_ceiling,
     image_rows,
-    interval,
     load_image_tower,
-    rank_values,
-    retrieve,
     same_space,
-    scene_glyphs,
 )
-from collat.text_retention import audiocaps_captions, caption_rows
-from collat.zero_shot import embed_sounds
+from collat.text_retention import audiocaps_captions, same_clip_rows
 
 
 class Words:
@@ -133,7 +126,7 @@ def test_any_model_any_number_of_captions():
 def test_duplicates_and_what_bounds_them():
     texts = ['a', 'b', 'a', 'c']
     clips = [0, 0, 1, 1]
-    assert duplicate_share(texts, clips) == 0.5 and by_heart(texts, clips)['T→A']['R@1'] == 0.5
+    assert repeated_share(texts, clips) == 0.5 and by_heart(texts, clips)['T→A']['R@1'] == 0.5
     assert guess_ceiling(['a', 'a']) == 0.75
     assert (fixed_subset(list('abcdef'), 3) == fixed_subset(list('abcdef'), 3)).all()
     assert len(fixed_subset(range(9), 4)) == 4
@@ -141,8 +134,8 @@ def test_duplicates_and_what_bounds_them():
 
 def test_interval_draws_clips():
     v = np.random.default_rng(0).random(40).repeat(5)
-    lo, hi = interval(v, np.arange(40).repeat(5), 300)
-    narrow = interval(v, np.arange(200), 300)
+    lo, hi = clip_interval(v, np.arange(40).repeat(5), 300)
+    narrow = clip_interval(v, np.arange(200), 300)
     assert hi - lo > narrow[1] - narrow[0] and lo < v.mean() < hi
 
 
@@ -195,13 +188,15 @@ def test_open_clip_image_tower_from_a_file(tmp_path):
 
 
 def test_captions_find_their_sisters(tmp_path):
-    r = {x['metric']: x for x in caption_rows(Words(), ['a dog', 'dog', 'rain', 'some rain'], [0, 0, 1, 1], n_boot=10)}
+    r = {
+        x['metric']: x for x in same_clip_rows(Words(), ['a dog', 'dog', 'rain', 'some rain'], [0, 0, 1, 1], n_boot=10)
+    }
     assert r['R@1']['value'] == 1 and r['R@1']['gallery'] == 3
     f = tmp_path / 'test.csv'
     f.write_text('youtube_id,start_time,caption\na,0,"x, y"\na,0,z\nb,0,alone\n')
     assert audiocaps_captions(f) == (['x, y', 'z'], ['a_0', 'a_0'])
     with pytest.raises(ValueError, match='stand|relevant'):
-        caption_rows(Words(), ['a', 'b', 'c'], [0, 0, 1])
+        same_clip_rows(Words(), ['a', 'b', 'c'], [0, 0, 1])
 
 
 def test_same_space_needs_the_locked_text_side():

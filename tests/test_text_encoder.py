@@ -130,7 +130,7 @@ def test_config_beside_the_file_tells_the_activation(tmp_path):
 
 def test_tag_openai_runs_quick_gelu(tmp_path, monkeypatch):
     "open_clip 3.3.0 only warns for ViT-B-32 with the tag openai; here the tag's record decides."
-    tower, _ = W._build_tower(W._tower_config('ViT-B-32'), True, seed=1)
+    tower, _ = W.build_tower(W.tower_config('ViT-B-32'), True, seed=1)
     torch.save(tower.state_dict(), tmp_path / 'w.pt')
     monkeypatch.setattr(T, '_tag_file', lambda *a: tmp_path / 'w.pt')
     te = load_text_encoder('open_clip:ViT-B-32/openai')
@@ -416,4 +416,4 @@ def test_offline_fails_at_once(name, what, monkeypatch):
 def test_offline_tag_with_a_plain_url():
     said = 'cannot download m/t from https://example.org/w.pt: .*By hand.*open_clip:m/PATH'
     with pytest.raises(ConnectionError, match=said):
-        W._tag_file('m', 't', dict(url='https://example.org/w.pt'))
+        W.tag_file('m', 't', dict(url='https://example.org/w.pt'))
