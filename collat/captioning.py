@@ -41,11 +41,12 @@ from tqdm import tqdm
 from .baselines import load_baseline, trained_methods
 from .config import AUDIOCAPS_TEST, Profile, atomic_path, find_data, package_version, write_results
 from .datasets import Clip, Manifest, load_dataset
+from .launch import launch
 from .linear_probe import Features, feature_folder, manifest_features, scene_features
 from .metrics import bootstrap_ci
 from .model import CoLLAT, best_device, evaluating
+from .optimizer import lr_factor
 from .scenes import Scenes, split_classes
-from .training import launch, lr_factor
 from .zero_shot import checkpoint_id, load_any
 
 # %% ../nbs/23_captioning.ipynb #1733dd4b

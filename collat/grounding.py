@@ -27,12 +27,12 @@ from .audio import windows
 from .audio_encoder import AST
 from .config import Profile, load_profile, write_results
 from .image_generation import Painter, paint, sound_states, train_painter
+from .launch import launch
 from .metrics import bootstrap_ci, mean_average_precision, paired_bootstrap
 from .model import CoLLAT
 from .prompts import class_prompts, label_to_words
 from .reading import name_words, read_tokens, read_words, template_words
 from .scenes import Scenes
-from .training import launch
 from .yamnet import PATCH_HOP, YAMNet
 from .zero_shot import checkpoint_id
 

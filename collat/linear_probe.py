@@ -30,6 +30,7 @@ from tqdm import tqdm
 from .baselines import load_baseline, trained_methods
 from .config import Profile, atomic_path, write_results
 from .datasets import Clip, Manifest, load_dataset, read_clips, source_of
+from .launch import launch
 from collat.metrics import (
     accuracy,
     clipwise_map,
@@ -42,7 +43,7 @@ from collat.metrics import (
 from .model import CoLLAT, best_device
 from .prompts import label_hash
 from .scenes import Scenes
-from .training import launch, multi_hot
+from .validation import multi_hot
 from .zero_shot import at_least, checkpoint_id, embed_split, load_any, number, score_split
 
 # %% ../nbs/21_linear_probe.ipynb #19a7a058

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from .architecture import over_seeds
+from .batches import prompt_maker
 from .config import Profile, atomic_path, load_profile, read_results, write_results
 from .esc50 import readme_table
 from .interaction import token_distance
@@ -32,7 +33,6 @@ from .paper import PAPER_LOSSES, PAPER_METHODS, PAPER_RETRIEVAL, PAPER_ZERO_SHOT
 from .recorded_scenes import readme_recorded
 from .scenes import Scenes, world_of
 from .streaming import shards_of
-from .training import prompt_maker
 
 # %% ../nbs/50_report.ipynb #1c531e71
 def interval_of(d: dict) -> str:

@@ -32,12 +32,12 @@ from tqdm import tqdm
 from .baselines import Baseline, load_baseline, trained_methods
 from .config import atomic_path, write_results
 from .datasets import read_clips
+from .launch import launch
 from .metrics import bootstrap_ci
 from .model import CoLLAT
 from .scenes import Scenes
 from .text_encoder import LockedTextEncoder
 from .text_families import load_text_encoder
-from .training import launch
 from .zero_shot import checkpoint_id, embed_sounds, evaluation_split, load_any
 
 # %% ../nbs/22_retrieval.ipynb #9645dc35

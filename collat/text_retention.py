@@ -20,11 +20,11 @@ from torch import Tensor
 
 from .baselines import Baseline
 from .config import AUDIOCAPS_TEST, Profile, find_data, write_results
+from .launch import launch
 from .model import CoLLAT
 from .retrieval import baseline_models, duplicate_share, embed_captions, rank_rows, retrieve
 from .scenes import Scenes
 from .text_families import load_text_encoder
-from .training import launch
 from .zero_shot import checkpoint_id
 
 # %% ../nbs/25_text_retention.ipynb #27000137

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from .config import Profile, load_profile, write_results
+from .launch import launch
 from .metrics import bootstrap_ci
 from .model import CoLLAT
 from .prompts import class_prompts, label_to_words
 from .reading import compose, name_words, read_tokens, template_words, word_table
 from .scenes import Scenes, all_classes
-from .training import launch
 from .zero_shot import checkpoint_id
 
 # %% ../nbs/27_words.ipynb #b27cbf1f

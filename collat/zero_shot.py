@@ -35,13 +35,15 @@ from tqdm import tqdm
 
 from .audio import add_noise, sample_seed, snr_db
 from .baselines import PUBLISHED, load_baseline, load_published
+from .batches import rank_and_world
 from .config import Preempted, Profile, atomic_path, write_results
 from .datasets import Manifest, load_dataset, read_clips, source_of
+from .launch import launch, leave_traceback, lost_peer, run_group
 from .metrics import accuracy, bootstrap_ci, clipwise_map, hits, mean_average_precision
 from .model import CoLLAT
 from .prompts import TEMPLATES, class_prompts, label_hash, label_to_words, protocol
 from .scenes import Scenes, all_classes, recorded_clips
-from .training import launch, leave_traceback, lost_peer, multi_hot, ranks, run_group
+from .validation import multi_hot
 
 # %% ../nbs/20_zero_shot.ipynb #08b8ef8f
 @dataclass
@@ -290,7 +292,7 @@ def embed_clips(
     name: str = '',  # of the progress bar
 ) -> tuple:  # z (b d) of those that could be read, their numbers (b,), [(number, reason)] of the others
     "Audio embeddings of clips. Ranks share the work, and each gets the whole. Raises ValueError when nothing is read."
-    rank, world = ranks()
+    rank, world = rank_and_world()
     groups = group_ids(len(clips), rank, world)
     mine = []
     read = partial(read_group, clips, model.profile.sample_rate)
@@ -362,7 +364,7 @@ def evaluate_data(
     if gpus > 1:
         paths = dict(checkpoint=str(checkpoint), data=str(data), out=out and str(out), root=str(root))
         return in_processes(gpus, paths | dict(template=template, n_boot=n_boot))
-    rank, _ = ranks()  # before the model is loaded: a rank has a GPU of its own
+    rank, _ = rank_and_world()  # before the model is loaded: a rank has a GPU of its own
     model = load_any(checkpoint)
     if model.encode_text is None:
         raise ValueError(f'{checkpoint}: a supervised model has no text side; linear_probe is the task for it')

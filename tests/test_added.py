@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from collat.checkpoints import read_log
 from collat.config import load_profile
 from collat.ears import AUDIO_ENCODERS, Ears
+from collat.launch import launch
 from collat.model import CoLLAT
 from collat.text_encoder import LockedTextEncoder
 from collat.text_families import TEXT_FAMILIES, load_text_encoder
-from collat.training import launch, read_log
 
 WORDS = '[pad] [start] [end] this is a sound of dog cat rain'.split()
 

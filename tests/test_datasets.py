@@ -101,7 +101,7 @@ def test_three_percent_corrupt_clips_are_evaluated_with_n(tmp_path, capsys):
     "Model and metrics are the real ones, the weights are random."
     from collat.config import load_profile
     from collat.model import CoLLAT
-    from collat.training import multi_hot
+    from collat.validation import multi_hot
     from collat.zero_shot import Embedded, score_split
 
     base = esc50(tmp_path, 100, corrupt=(7, 50, 93))

@@ -7,13 +7,14 @@ from pretend_gpu import pretended_gpu
 
 from collat import (
     architecture,
+    batches,
     captioning,
     grounding,
     image_generation,
     linear_probe,
     listen,
     retrieval,
-    training,
+    validation,
     zero_shot,
 )
 from collat.baselines import BASELINES, Baseline, load_baseline
@@ -96,14 +97,14 @@ def test_sound_as_words_and_in_prompts(model, wavs):
 
 def test_training_and_what_it_looks_at(model, wavs):
     clips = Tones()
-    make = training.prompt_maker(model)
-    batch, _ = training.StepLoader(clips, 6, 2, 2, 0, make).load(0)
+    make = batches.prompt_maker(model)
+    batch, _ = batches.StepLoader(clips, 6, 2, 2, 0, make).load(0)
     loss = model.train()(batch)['loss']
     loss.backward()
     assert all(w.grad is not None and w.grad.device == w.device for w in model.interaction.parameters())
     model.eval()
-    assert 0 <= training.zero_shot_scores(model, clips, LABELS, P.template)['top1'] <= 1
-    assert training.block_distances(model, clips, 6).shape[1] == 3
+    assert 0 <= validation.zero_shot_scores(model, clips, LABELS, P.template)['top1'] <= 1
+    assert validation.block_distances(model, clips, 6).shape[1] == 3
     assert len(architecture.greedy_optimality(model, clips)['optimal']) == 3
 
 

@@ -16,7 +16,6 @@ from collat.retrieval import (
     duplicate_share,
     embed_captions,
     embed_frames,
-    embed_sounds,
     evaluate_retrieval,
     fixed_subset,
     glyphs,
@@ -30,6 +29,7 @@ from collat.retrieval import (
     scene_glyphs,
 )
 from collat.text_retention import audiocaps_captions, caption_rows
+from collat.zero_shot import embed_sounds
 
 
 class Words:
