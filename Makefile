@@ -64,7 +64,7 @@ esc50-long: recordings
 	$(BIN)/collat run --profile esc50_long --jobs $(JOBS) $(ARGS)
 
 pretrain: setup
-	$(BIN)/python -m collat.training --profile $(PROFILE) --run_dir runs/ears --acts 1 --gpus $(JOBS)
+	$(BIN)/python -m collat.launch --profile $(PROFILE) --run_dir runs/ears --acts 1 --gpus $(JOBS)
 	@echo 'runs/ears/checkpoints/pretrain.safetensors and runs/ears/results/pretrain.json are what figures/$(PROFILE) has as ears.safetensors and pretrain.json'
 
 benchmarks: setup

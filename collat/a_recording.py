@@ -14,10 +14,12 @@ from safetensors.torch import load_file
 
 from .audio import load_audio
 from .config import Profile
+from .ears import load_published
 from .evaluate import prompts_of
 from .maps import concept_maps, overlay
-from .model import CoLLAT, best_device, load_published
+from .model import CoLLAT, best_device
 from .prompts import class_prompts
+from .reading import read_words
 from .recordings import ESC50, GROUPS, esc50_clips
 
 # %% ../nbs/34_a_recording.ipynb #5537ba75
@@ -53,7 +55,7 @@ def heard_row(model: CoLLAT, clip) -> dict:  # clip, label, answers, words, toke
     "A clip by prompts of all fifty names, and as words."
     scores = model.classify(str(clip.path), ESC50)[0].cpu()
     best = scores.topk(3)
-    read = model.words(clip.path, 1, ESC50)
+    read = read_words(model, clip.path, 1, ESC50)
     answers = [(ESC50[i], round(float(v), 3)) for v, i in zip(*best)]
     words = [(w, round(s, 3)) for w, s in read.concepts[:5]]
     tokens = [t[0][0] for t in read.tokens]

@@ -31,8 +31,12 @@ from torch import Tensor, nn
 from .audio import fbank, normalise, pad_frames, resample, sample_seed, spec_augment, windows
 from .audio_encoder import classification_loss, from_hf_ast
 from .backbones import make_cnn
+from .batches import StepLoader, heard_once, make_loader, prompt_maker
 from .cached_tokens import CachedTokens
+from .checkpoints import previous_checkpoint, read_log, same_profile
 from .config import Profile, atomic_path, load_profile, nearest_name
+from .ears import front_end, make_audio_encoder
+from .ears import load_published as load_ears
 from .losses import global_contrastive_loss
 from collat.model import (
     CoLLAT,
@@ -41,30 +45,16 @@ from collat.model import (
     drop_tokens,
     encode_each,
     evaluating,
-    front_end,
-    make_audio_encoder,
     text_id,
     window_batches,
 )
-from .model import load_published as load_ears
 from .prompts import class_prompts, label_to_words
 from .scenes import Scenes, split_classes
 from .streaming import ShardLoader, Shards, shards_of, sounds_of
-from .text_encoder import LockedTextEncoder, load_text_encoder
-from collat.training import (
-    StepLoader,
-    before,
-    hear_shards,
-    heard_once,
-    make_loader,
-    multi_hot,
-    prompt_maker,
-    read_log,
-    run_steps,
-    same_profile,
-    train,
-    zero_shot_scores,
-)
+from .text_encoder import LockedTextEncoder
+from .text_families import load_text_encoder
+from .training import run_steps, train
+from .validation import hear_shards, multi_hot, zero_shot_scores
 from .weights import HF_FILES, hub_folder
 from .weights import quiet as _quiet
 
@@ -609,7 +599,7 @@ def run_act(
         tuned_text_parameters=count(trained(model.tower)) if getattr(model, 'tower', None) else 0,
     )
     model.save(folder, budget=budget, valid=rows)
-    for f in (work := run_dir / f'checkpoints/work/{name}.pt', before(work)):
+    for f in (work := run_dir / f'checkpoints/work/{name}.pt', previous_checkpoint(work)):
         f.unlink(missing_ok=True)
     return folder
 

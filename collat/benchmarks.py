@@ -37,12 +37,14 @@ from tqdm import tqdm
 
 from .audio import fbank, load_sounds, normalise, pad_frames
 from .audio_encoder import AST, AST_SIZES, from_hf_ast
+from .checkpoints import read_log
 from .config import Profile, atomic_path, load_profile, package_version, read_results, write_results
 from .losses import MATCHERS, match_cost, pairwise_distance
 from .model import CoLLAT, text_id
+from .optimizer import best_precision, param_groups
 from .prompts import prompt
 from .streaming import shard
-from .training import best_precision, param_groups, read_log, train
+from .training import train
 from .weights import quiet
 
 # %% ../nbs/40_benchmarks.ipynb #78d64a36

@@ -43,10 +43,11 @@ from .config import AUDIOCAPS_TEST, Profile, atomic_path, find_data, package_ver
 from .datasets import Clip, Manifest, load_dataset
 from .evaluate import checkpoint_id, load_any
 from .features import Features, feature_folder, manifest_features, scene_features
+from .launch import launch
 from .metrics import bootstrap_ci
 from .model import CoLLAT, best_device, evaluating
+from .optimizer import lr_factor
 from .scenes import Scenes, split_classes
-from .training import launch, lr_factor
 
 # %% ../nbs/23_captioning.ipynb #1733dd4b
 def java_bin() -> Path:

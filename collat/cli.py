@@ -22,7 +22,7 @@ from . import __version__
 # %% ../nbs/52_cli.ipynb #f49cca61
 def cmd_run(args) -> int:
     "Runs the notebooks of the sequence that are not up to date."
-    from collat.pipeline import open_run, plan, prepare_training, run_pipeline, slurm_script
+    from collat.pipeline import job_script, open_run, plan, prepare_training, run_pipeline
 
     slurm = args.launcher == 'slurm'
     if slurm != args.print:
@@ -31,7 +31,7 @@ def cmd_run(args) -> int:
         )
     run = open_run(args.profile, args.overrides, args.run_dir, args.gpus, here=not slurm and not args.plan)
     if slurm:
-        print(slurm_script(run, args.nodes), end='')
+        print(job_script(run, args.nodes), end='')
         return 0
     if args.prepare:
         prepare_training(run)
@@ -296,7 +296,7 @@ def _run(command):
     add('--launcher', choices=('local', 'slurm'), default='local', help='slurm, with --print: a script for sbatch')
     add('--print', action='store_true', help='print the script of the launcher; change nothing')
     add('--nodes', type=int, default=1, help='machines in that script, each with --gpus GPUs (default: 1)')
-    add('--prepare', action='store_true', help='make the run folder ready for `python -m collat.training`; run nothing')
+    add('--prepare', action='store_true', help='make the run folder ready for `python -m collat.launch`; run nothing')
 
 
 CHECKPOINT = (

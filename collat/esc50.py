@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['FOR_NEW', 'SHARE', 'PROMPTS', 'GAMMAS', 'Trial', 'new_class_trial', 'trial_clips', 'hear_all', 'view_of',
-           'by_hundred', 'trial_profile', 'MixedTokens', 'embed_tokens', 'train_trial', 'run_trial', 'run_trials',
-           'class_texts', 'harmonic', 'generalised', 'choose_gamma', 'scores_of', 'top1', 'closed_rows', 'asked',
-           'new_rows', 'yamnet_scores', 'named_rows', 'probe_rows', 'retrieval_rows', 'plan_trials', 'read_trial',
-           'evaluate_esc50', 'ears_alone', 'interval', 'summary_row', 'esc50_table', 'generalised_table',
-           'plot_confusions', 'readme_table']
+           'by_hundred', 'trial_profile', 'MixedTokens', 'embed_tokens', 'train_trial', 'run_trial', 'class_texts',
+           'harmonic', 'generalised', 'choose_gamma', 'scores_of', 'top1', 'closed_rows', 'asked', 'new_rows',
+           'yamnet_scores', 'named_rows', 'probe_rows', 'retrieval_rows', 'plan_trials', 'read_trial', 'kept',
+           'trial_rows', 'run_trials', 'ears_alone', 'evaluate_esc50', 'interval', 'summary_row', 'esc50_table',
+           'generalised_table', 'plot_confusions', 'readme_table']
 
 # %% ../nbs/32_esc50.ipynb #bfec5a3b
 import dataclasses
 import os
+import time
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +28,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from .batches import StepLoader, prompt_maker, read_ahead
 from .cached_tokens import CachedTokens, cache_tokens
-from .config import Profile, atomic_path
+from .config import Profile, atomic_path, read_results, write_results
+from .ears import load_published
 from .metrics import accuracy, average_precision_at_k, bootstrap_ci, hits, recall_at_k
-from .model import CoLLAT, best_device, evaluating, load_published
+from .model import CoLLAT, best_device, evaluating
 from .probes import probe
 from .prompts import class_prompts
 from .recordings import DESCRIBED, ESC10, ESC50, WholeClips, class_split, esc50_clips
-from .training import StepLoader, load_audio_encoder, pretrain, prompt_maker, read_ahead, run_steps
+from .training import load_audio_encoder, pretrain, run_steps
 from .yamnet import TOP, scores_by_name, yamnet_names
 
 # %% ../nbs/32_esc50.ipynb #f06457cf
@@ -202,23 +206,6 @@ def run_trial(
         f.unlink()
     return path
 
-
-def run_trials(profile: Profile, tokens: CachedTokens, clips, trials, run_dir: str | Path) -> dict:  # trial -> file
-    "All trials; on a CPU as many at a time as it has cores, one thread each, their own words in `logs`."
-    jobs = 1 if torch.cuda.is_available() else os.cpu_count()
-    work = (delayed(_quiet_trial)(profile, tokens, clips, t, run_dir, jobs) for t in trials)
-    done = tqdm(Parallel(jobs, return_as='generator')(work), total=len(trials), desc='trainings', unit='training')
-    return dict(zip(trials, done))
-
-
-def _quiet_trial(profile, tokens, clips, trial, run_dir, jobs):
-    if jobs > 1:
-        torch.set_num_threads(1)
-    log = Path(run_dir) / f'esc50/logs/{trial.name}.txt'
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open('a') as f, redirect_stdout(f), redirect_stderr(f):
-        return run_trial(profile, tokens, clips, trial, run_dir)
-
 # %% ../nbs/32_esc50.ipynb #c8ad8da2
 PROMPTS = 'name', 'described'
 
@@ -368,11 +355,11 @@ def retrieval_rows(
     return [dict(protocol='d', fold=fold, task=k) | measures(x) for k, x in asked.items()]
 
 # %% ../nbs/32_esc50.ipynb #2d823b7b
-def plan_trials(profile: Profile) -> tuple:  # of protocol (a), of protocol (b)
-    "Every training that the profile asks for: five folds and its draws of new classes, under its seeds."
+def plan_trials(profile: Profile) -> list:  # of Trial
+    "What the profile asks for: five folds and its draws of new classes, under its seeds."
     seeds = range(profile.seed, profile.seed + profile.esc50_seeds)
     closed = [Trial(fold, seed=s) for s in seeds for fold in range(1, 6)]
-    return closed, [new_class_trial(k, s) for s in seeds for k in range(profile.esc50_splits)]
+    return closed + [new_class_trial(k, s) for s in seeds for k in range(profile.esc50_splits)]
 
 
 def read_trial(path: Path) -> dict:  # clean, noisy: (n d)
@@ -380,20 +367,42 @@ def read_trial(path: Path) -> dict:  # clean, noisy: (n d)
     return {k: v for k, v in load_file(path).items() if not k.startswith('model.')}
 
 
-def evaluate_esc50(profile: Profile, run_dir: str | Path) -> dict:  # rows, ears, clips, left_out
-    "All five protocols. Raises FileNotFoundError where sound or weights are missing."
-    clips, tokens, model = hear_all(profile, run_dir)
-    closed, new = plan_trials(profile)
-    choices = {t: dataclasses.replace(t, choices=True) for t in new}
-    files = run_trials(profile, tokens, clips, [*closed, *new, *choices.values()], run_dir)
-    z, texts = {t: read_trial(f) for t, f in files.items()}, class_texts(model, ESC50)
-    rows = [r for t in closed for r in closed_rows(z[t], model, clips, t)]
-    rows += [r for t in new for r in new_rows(z[t], z[choices[t]], model, clips, t)]
-    rows += [r | dict(seed=t.seed) for t in closed for r in retrieval_rows(z[t]['clean'], texts, clips, t.fold)]
-    missed = {Path(why.split(':')[0]).name: why for why in tokens.left_out.values()}
-    return dict(rows=rows, ears=ears_alone(profile, model, tokens, clips), clips=len(clips), left_out=missed)
+def kept(path: Path, make, profile: Profile) -> list:  # of rows
+    "The rows of a file; where it isn't there, they are made."
+    if not path.exists():
+        started = time.time()
+        write_results(path, make(), profile, started)
+    return read_results(path)['results']
 
 
+def trial_rows(profile: Profile, tokens: CachedTokens, clips, trial: Trial, run_dir: str | Path) -> list:  # of rows
+    "Trains a trial, and the one for its choices, and asks it."
+    done = lambda t: read_trial(run_trial(profile, tokens, clips, t, run_dir))
+    z, model = done(trial), CoLLAT(trial_profile(profile, trial))
+    if trial.split >= 0:
+        return new_rows(z, done(dataclasses.replace(trial, choices=True)), model, clips, trial)
+    retrieved = retrieval_rows(z['clean'], class_texts(model, ESC50), clips, trial.fold)
+    return closed_rows(z, model, clips, trial) + [r | dict(seed=trial.seed) for r in retrieved]
+
+# %% ../nbs/32_esc50.ipynb #3717ac34
+def run_trials(profile: Profile, tokens: CachedTokens, clips, trials, run_dir: str | Path) -> list:  # of rows
+    "All trials; on a CPU as many at a time as it has cores, one thread each, their own words in `logs`."
+    jobs = 1 if torch.cuda.is_available() else os.cpu_count()
+    work = (delayed(_quiet_trial)(profile, tokens, clips, t, run_dir, jobs) for t in trials)
+    done = Parallel(jobs, return_as='generator')(work)
+    return [r for rows in tqdm(done, total=len(trials), desc='trials', unit='trial') for r in rows]
+
+
+def _quiet_trial(profile, tokens, clips, trial, run_dir, jobs):
+    if jobs > 1:
+        torch.set_num_threads(1)
+    log = Path(run_dir) / f'esc50/logs/{trial.name}.txt'
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open('a') as f, redirect_stdout(f), redirect_stderr(f):
+        make = partial(trial_rows, profile, tokens, clips, trial, run_dir)
+        return kept(Path(run_dir) / f'results/esc50/{trial.name}.json', make, profile)
+
+# %% ../nbs/32_esc50.ipynb #7b2d7434
 def ears_alone(profile: Profile, model: CoLLAT, tokens: CachedTokens, clips) -> list:  # of rows
     "What the ears say without us: YAMNet by its names, probes, and retrieval by the mean embedding."
     p, rows = profile, []
@@ -410,6 +419,16 @@ def ears_alone(profile: Profile, model: CoLLAT, tokens: CachedTokens, clips) -> 
     features['tokens'] = [view_of(tokens, [i])[0][:, :TOP] for i in range(len(tokens))], 'decoder'
     rows += probe_rows(features, clips, p)
     return rows + [r for fold in range(1, 6) for r in retrieval_rows(mean, None, clips, fold)]
+
+
+def evaluate_esc50(profile: Profile, run_dir: str | Path) -> dict:  # rows, ears, clips, left_out
+    "All five protocols. Raises FileNotFoundError where sound or weights are missing."
+    clips, tokens, model = hear_all(profile, run_dir)
+    rows = run_trials(profile, tokens, clips, plan_trials(profile), run_dir)
+    alone = partial(ears_alone, profile, model, tokens, clips)
+    ears = kept(Path(run_dir) / 'results/esc50/ears.json', alone, profile)
+    missed = {Path(why.split(':')[0]).name: why for why in tokens.left_out.values()}
+    return dict(rows=rows, ears=ears, clips=len(clips), left_out=missed)
 
 # %% ../nbs/32_esc50.ipynb #82fb331b
 def interval(rows: list, n_boot: int = 1_000) -> tuple:  # mean, lo, hi over clips; smallest and largest row

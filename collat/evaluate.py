@@ -27,13 +27,14 @@ from tqdm import tqdm
 
 from .audio import add_noise, sample_seed, snr_db
 from .baselines import PUBLISHED, load_baseline, load_published
+from .batches import rank_and_world
 from .config import Profile
 from .datasets import Manifest, load_dataset, read_clips, source_of
 from .metrics import accuracy, bootstrap_ci, clipwise_map, mean_average_precision
 from .model import CoLLAT
 from .prompts import class_prompts, label_to_words, protocol
 from .scenes import Scenes
-from .training import multi_hot, ranks
+from .validation import multi_hot
 
 # %% ../nbs/14_evaluate.ipynb #76418957
 def load_any(checkpoint: str | Path):  # of the common interface
@@ -233,7 +234,7 @@ def embed_clips(
     name: str = '',  # of the progress bar
 ) -> tuple:  # z (b d) of those that could be read, their numbers (b,), [(number, reason)] of the others
     "Audio embeddings of clips. Ranks share the work, and each gets the whole. Raises ValueError when nothing is read."
-    rank, world = ranks()
+    rank, world = rank_and_world()
     groups = group_ids(len(clips), rank, world)
     mine = []
     read = partial(read_group, clips, model.profile.sample_rate)

@@ -23,7 +23,7 @@ from .config import Profile, atomic_path
 from .datasets import Clip, Manifest, read_clips
 from .evaluate import at_least
 from .scenes import Scenes
-from .training import multi_hot
+from .validation import multi_hot
 
 # %% ../nbs/15_features.ipynb #19a7a058
 @dataclass

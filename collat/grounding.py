@@ -24,11 +24,12 @@ from .audio import windows
 from .config import Profile, load_profile, write_results
 from .evaluate import checkpoint_id, prompts_of, softmax_scores
 from .image_generation import Painter, paint, sound_states, train_painter
+from .launch import launch
 from .maps import METHODS, at_frames, concept_maps, draw_grounding, map_frames, overlay, unit_range
 from .metrics import bootstrap_ci, mean_average_precision, paired_bootstrap
-from .model import CoLLAT, name_words
+from .model import CoLLAT
+from .reading import name_words, read_words
 from .scenes import Scenes
-from .training import launch
 
 # %% ../nbs/26_grounding.ipynb #56219472
 def frame_times(p: Profile, frames: int) -> np.ndarray:  # (frames,) s
@@ -402,7 +403,7 @@ def draw_figure1a(
     k = len(concepts)
     z_t = prompts_of(model, list(dict.fromkeys([*concepts, *names])))
     maps = concept_maps(model, wav.repeat(k, 1), z_t[:k], z_t.mean(0))[method]
-    heard = model.words(wav, 1, names).concepts
+    heard = read_words(model, wav, 1, names).concepts
 
     def said(concept):
         words = [f'“{w}” {s:.2f}' for w, s in heard if w in name_words(concept)]

@@ -28,15 +28,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .audio import load_audio
+from .batches import prompt_maker
 from .config import Profile, atomic_path, write_results
 from .evaluate import at_least, checkpoint_id
+from .launch import launch
 from .metrics import bootstrap_ci, paired_bootstrap
 from .model import CoLLAT, as_waveforms, best_device
+from .optimizer import best_precision, lr_factor, training_attention
 from .pictures import GLYPH_OF, PICTURED, glyphs, glyphs_of
 from .prompts import TEMPLATES, join_labels
 from .scenes import Scenes, world_of
-from .text_encoder import HFCLIPText, LockedTextEncoder, load_text_encoder
-from .training import best_precision, launch, lr_factor, prompt_maker, training_attention
+from .text_encoder import LockedTextEncoder
+from .text_families import HFCLIPText, load_text_encoder
 from .weights import is_offline as _offline
 
 # %% ../nbs/24_image_generation.ipynb #d710fbfa

@@ -16,15 +16,15 @@ import torch
 
 from .baselines import load_baseline, trained_methods
 from .config import Profile, write_results
-from .datasets import Manifest, load_dataset, source_of
+from .datasets import Clip, Manifest, load_dataset, source_of
 from .evaluate import checkpoint_id, embed_split, load_any, score_split
 from .features import feature_folder, join_features, manifest_features, scene_features, take
+from .launch import launch
 from .metrics import paired_bootstrap
 from .model import CoLLAT
 from .probes import TRAIN, VALID, metric_target, probe, tasks
 from .prompts import label_hash
 from .scenes import Scenes
-from .training import launch
 
 # %% ../nbs/21_linear_probe.ipynb #377484f7
 def phrase_folds(scenes: Scenes, n: int = 5) -> tuple:  # rows of the one-event clips, their folds

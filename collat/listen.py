@@ -27,6 +27,7 @@ from .config import SCENE_WORLDS, nearest_name
 from .evaluate import at_least, checkpoint_id, prompts_of, softmax_scores
 from .maps import METHODS, concept_maps, draw_grounding, map_frames, unit_range
 from .model import CoLLAT, as_waveforms
+from .reading import compose, read_words
 from .scenes import all_classes
 
 # %% ../nbs/29_listen.ipynb #e57a168f
@@ -146,7 +147,7 @@ def reader(model: CoLLAT, labels=None, k: int = 3, **_):
         return [dict(word=w, score=round(s, 4)) for w, s in words]
 
     def read(wav):
-        heard = model.words(wav, k, names)
+        heard = read_words(model, wav, k, names)
         return dict(concepts=rounded(heard.concepts), tokens=[rounded(t) for t in heard.tokens])
 
     return lambda wavs: [read(w) for w in wavs]
@@ -276,7 +277,7 @@ def search(
 ) -> list:  # of dicts
     "The k files nearest to a prompt. Raises ValueError on k < 1, and as `compose`."
     check_k(k)
-    z_q = model.compose(query, list(sounds)).z
+    z_q = compose(model, query, list(sounds)).z
     rate = model.profile.sample_rate
     found = []
     for group in in_groups(readable(counted(files, 'search', progress), rate, skipped), rate):
@@ -336,7 +337,7 @@ def show(
     if len(drawn) < len(wav):
         seconds = len(drawn) / p.sample_rate, len(wav) / p.sample_rate
         cut = f'<p>drawn: the first {seconds[0]:g} of {seconds[1]:.1f} s</p>'
-    concepts = model.words(wav, 1, names).concepts[:8]
+    concepts = read_words(model, wav, 1, names).concepts[:8]
     heard = ', '.join(f'<b>{html.escape(w)}</b> {s:.2f}' for w, s in concepts) or 'nothing beyond the template'
     scores = bars([(b['label'], b['score']) for b in best])
     picture = f'<img src="data:image/png;base64,{_png(fig)}">'

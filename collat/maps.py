@@ -16,7 +16,8 @@ from torch import Tensor
 from .audio_encoder import AST
 from .config import Profile
 from .evaluate import prompts_of
-from .model import CoLLAT, template_words
+from .model import CoLLAT
+from .reading import read_tokens, template_words
 from .yamnet import PATCH_HOP, YAMNet
 
 # %% ../nbs/19_maps.ipynb #730145a7
@@ -170,7 +171,7 @@ def overlay(ax, spec: Tensor, grid: Tensor | None, p: Profile, title: str):  # (
 # %% ../nbs/19_maps.ipynb #b10b1fd8
 def _telling_tokens(model: CoLLAT, wav: Tensor, names, n: int) -> list:  # of (word, cosine, number of the token)
     "The surest tokens among those that read as words rather than as padding or template."
-    read = model.read_tokens(model.audio_tokens(wav[None])[0].detach(), 1, names=names)
+    read = read_tokens(model, model.audio_tokens(wav[None])[0].detach(), 1, names=names)
     filler = template_words(model.profile.template) | {''}
     told = [(*best, i) for i, (best, *_) in enumerate(read) if best[0] not in filler]
     return sorted(told, key=lambda t: -t[1])[:n]

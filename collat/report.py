@@ -22,8 +22,9 @@ from pathlib import Path
 
 import torch
 
-from .architecture import over_seeds
+from .ablations import MEASURES
 from .baselines import method_color
+from .batches import prompt_maker
 from .config import Profile, atomic_path, load_profile, read_results, write_results
 from .esc50 import readme_table
 from .interaction import token_distance
@@ -31,7 +32,6 @@ from .model import CoLLAT
 from .recorded_scenes import readme_recorded
 from .scenes import Scenes, world_of
 from .streaming import shards_of
-from .training import prompt_maker
 
 # %% ../nbs/50_report.ipynb #9dad0a43
 PAPER_ZERO_SHOT = {
@@ -713,17 +713,13 @@ def _variants_table(rows: list, sizes: bool) -> str:  # `rows`: of one group; `s
 
 
 def _findings_table(rows: list) -> str:
-    "One line a finding; with several seeds how they agree."
-    told = lambda d: [d['claim'], d['where'], d['compared'], d['measure']]
-    heads = ['finding', 'where', 'compared', 'measure']
-    if len({d['seed'] for d in rows}) == 1:
-        body = [[*told(d), interval_of(d), d['n'], d['verdict']] for d in rows]
-        return markdown_table(body, [*heads, 'difference', 'N', ''])
-    body = []
-    for d in over_seeds(rows):
-        spread = f'{d["difference"]:+.3f} [{d["lowest"]:+.3f} to {d["highest"]:+.3f}]'
-        body.append([*told(d), spread, d['verdict']])
-    return markdown_table(body, [*heads, 'mean difference [lowest to highest]', 'seeds'])
+    "One line a finding: the mean difference over seeds, its interval over clips, the range of the seeds."
+    told = lambda d: [d['claim'], d['where'], d['compared'], MEASURES.get(d['measure'], d['measure'])]
+    seeds = lambda d: f'{d["lowest"]:+.3f} to {d["highest"]:+.3f}, {d["seeds"]}'
+    word = lambda d: d['verdict'] + (f' ({d["unfinished"]})' if d['unfinished'] else '')
+    body = [[*told(d), d['steps'], interval_of(d), seeds(d), d['n'], word(d)] for d in rows]
+    heads = ['finding', 'where', 'compared', 'measure', 'steps', 'difference', 'range of seeds, seeds', 'N', '']
+    return markdown_table(body, heads)
 
 
 def architecture_parts(a: dict) -> list:  # `a`: results of notebook 31; parts of the page
@@ -736,21 +732,19 @@ def architecture_parts(a: dict) -> list:  # `a`: results of notebook 31; parts o
         return f'## {title}' + (', from `mini_long`' if long else '')
 
     table = lambda group, sizes=False: _variants_table([r for r in a['rows'] if r['group'] == group], sizes)
-    here = [d for d in a['directions'] if 'run' not in d]
-    filled = [d for d in a['directions'] if 'run' in d]
+    here = [d for d in a['findings'] if 'run' not in d]
+    filled = [d for d in a['findings'] if 'run' in d]
     own = f'; encoders and sizes {a["encoder_steps"]} steps after an act one of their own' if a['encoder_steps'] else ''
     out = [
         '## What the paper finds, and what is found here',
-        'On `valid`; differences with paired 95 % intervals over clips. *Reproduced*: the whole interval on the '
-        "paper's side of zero; *not reproduced*: on the other side; *inconclusive*: both. Sweeps and losses "
-        f'{a["sweep_steps"]} steps from one pretrained encoder{own}; {a["seeds"]} seed(s).',
+        'On `valid`; mean differences over seeds with paired 95 % intervals over clips. *Reproduced*: the interval and '
+        "every seed on the paper's side of zero; *not reproduced*: on the other; else *inconclusive*. *Not converged*: "
+        f'a training still moved, or had not learnt the constant tokens. Sweeps {a["sweep_steps"]} steps{own}.',
         _findings_table(here),
     ]
     if filled:
-        seeds = len({d['seed'] for d in filled})
         out += [
-            '**Not measured in this run.** What follows on layers, blocks, matchers, encoders and sizes comes from the '
-            f'committed long run `{filled[0]["run"]}`: thirty steps of tuned ears, {seeds} seeds, early learning.',
+            '**Not measured in this run.** What follows comes from the committed long study.',
             _findings_table(filled),
         ]
     if lost := a.get('left_out'):

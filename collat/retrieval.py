@@ -27,6 +27,7 @@ from tqdm import tqdm
 from .config import atomic_path, write_results
 from .datasets import read_clips
 from .evaluate import checkpoint_id, embed_sounds, evaluation_split, load_any
+from .launch import launch
 from .model import CoLLAT
 from .pictures import draw_picture, glyphs, scene_glyphs, scene_pictures
 from collat.ranking import (
@@ -41,8 +42,8 @@ from collat.ranking import (
     retrieve,
 )
 from .scenes import Scenes
-from .text_encoder import LockedTextEncoder, load_text_encoder
-from .training import launch
+from .text_encoder import LockedTextEncoder
+from .text_families import load_text_encoder
 
 # %% ../nbs/22_retrieval.ipynb #2e93173f
 def by_heart(texts: list, clips) -> dict:  # direction -> metric -> mean
@@ -238,7 +239,7 @@ def _activation(quick) -> str:
 
 
 def load_image_tower(name: str) -> CLIPTower:
-    """The image tower that belongs to the text encoder `open_clip:MODEL[/TAG|/FILE]` (notebook 07).
+    """The image tower that belongs to the text encoder `open_clip:MODEL[/TAG|/FILE]` (notebook 07a).
 
     Raises ValueError on other encoders,
     ConnectionError or FileNotFoundError with instructions when weights are absent."""
@@ -353,7 +354,7 @@ def fit_tower(
 # %% ../nbs/22_retrieval.ipynb #2761d7d0
 def train_image_tower(
     folder: str | Path,  # checkpoints/image_tower of a run
-    text_encoder: str = 'minilm',  # the locked encoder, see notebook 07
+    text_encoder: str = 'minilm',  # the locked encoder, see notebook 07a
     steps: int = 400,
     seed: int = 0,
     pad_id: int | None = None,

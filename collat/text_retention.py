@@ -21,11 +21,11 @@ from torch import Tensor
 from .baselines import Baseline
 from .config import AUDIOCAPS_TEST, Profile, find_data, write_results
 from .evaluate import checkpoint_id
+from .launch import launch
 from .model import CoLLAT
 from .ranking import baseline_models, embed_captions, rank_rows, repeated_share, retrieve
 from .scenes import Scenes
-from .text_encoder import load_text_encoder
-from .training import launch
+from .text_families import load_text_encoder
 
 # %% ../nbs/25_text_retention.ipynb #27000137
 def same_clip_rows(

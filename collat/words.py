@@ -19,11 +19,12 @@ from torch import Tensor
 
 from .config import Profile, load_profile, write_results
 from .evaluate import checkpoint_id
+from .launch import launch
 from .metrics import bootstrap_ci
-from .model import CoLLAT, name_words, template_words
+from .model import CoLLAT
 from .prompts import class_prompts, label_to_words
+from .reading import compose, name_words, read_tokens, template_words, word_table
 from .scenes import Scenes, all_classes
-from .training import launch
 
 # %% ../nbs/27_words.ipynb #b27cbf1f
 READINGS = {
@@ -54,7 +55,7 @@ def nearest_words(
     names = tuple(all_classes(model.profile)) if named else ()
     out = []
     for x in h:
-        near = chain.from_iterable(model.read_tokens(x, k, metric, names))
+        near = chain.from_iterable(read_tokens(model, x, k, metric, names))
         out.append({word for word, _ in near})
     return out
 
@@ -102,7 +103,7 @@ def concept_row(model: CoLLAT, h: Tensor, labels: list, **more) -> dict:
     filler = template_words(model.profile.template) | {''}
     lists = []
     for x in h:
-        nearest = {t[0][0] for t in model.read_tokens(x, 1, names=names)}
+        nearest = {t[0][0] for t in read_tokens(model, x, 1, names=names)}
         lists.append(nearest - filler)
     out = dict(more)
     for clips in ('single', 'scenes'):
@@ -125,7 +126,7 @@ def read_splits(model: CoLLAT, data: Path, p: Profile, purpose: str, k: int = 10
     mean = h.mean((0, 1))
     settings = {n: s | (dict(centred=mean) if s.get('centred') else {}) for n, s in READINGS.items()}
     names = tuple(all_classes(model.profile))
-    vocabulary = {named: set(model.word_table(names if named else ())[0]) for named in (True, False)}
+    vocabulary = {named: set(word_table(model, names if named else ())[0]) for named in (True, False)}
 
     def score(reading, h, labels, split):
         how = settings[reading]
@@ -231,7 +232,7 @@ def run_cases(
         before = measure(model.encode_text(c['plain'])[0])
         row = dict(kind=c['kind'])
         for who, i in (('sound', c['scene']), ('control', c['control'])):
-            after = measure(model.compose(c['text'], scenes[i][0]).z)
+            after = measure(compose(model, c['text'], scenes[i][0]).z)
             for task, x, y in zip(('zero-shot', 'retrieval'), before, after):
                 row[f'{task} before'] = x
                 row[f'{task} after {who}'] = y

@@ -20,6 +20,7 @@ import numpy as np
 import torch.distributed as dist
 from fastcore.script import call_parse
 
+from .batches import rank_and_world
 from .config import Preempted, Profile, atomic_path, write_results
 from collat.evaluate import (
     Embedded,
@@ -33,11 +34,11 @@ from collat.evaluate import (
     number,
     score_split,
 )
+from .launch import launch, leave_traceback, lost_peer, run_group
 from .metrics import accuracy, clipwise_map, hits, mean_average_precision
 from .model import CoLLAT
 from .prompts import TEMPLATES, class_prompts, label_hash, label_to_words, protocol
-from .scenes import CLASSES, all_classes, other_recordings, recorded_clips, split_classes, world_of
-from .training import launch, leave_traceback, lost_peer, ranks, run_group
+from .scenes import CLASSES, Scenes, all_classes, other_recordings, recorded_clips, split_classes, world_of
 
 # %% ../nbs/20_zero_shot.ipynb #6852194e
 PROTOCOLS = [t for t in TEMPLATES if t != 'concat']  # on one label, `concat` is `bare`
@@ -186,7 +187,7 @@ def zero_shot_on_data(
     if gpus > 1:
         paths = dict(checkpoint=str(checkpoint), data=str(data), out=out and str(out), root=str(root))
         return in_processes(gpus, paths | dict(template=template, n_boot=n_boot))
-    rank, _ = ranks()  # before the model is loaded: a rank has a GPU of its own
+    rank, _ = rank_and_world()  # before the model is loaded: a rank has a GPU of its own
     model = load_any(checkpoint)
     if model.encode_text is None:
         raise ValueError(f'{checkpoint}: a supervised model has no text side; linear_probe is the task for it')

@@ -6,12 +6,12 @@ import sys
 import torch
 import torch.distributed as dist
 
+from collat.batches import rank_and_world
 from collat.evaluate import embed_manifest, evaluation_set, load_any
-from collat.training import ranks
 
 torch.set_num_threads(1)
 checkpoint, table, out = sys.argv[1:]
-rank, world = ranks()
+rank, world = rank_and_world()
 e, clips, skipped = embed_manifest(load_any(checkpoint), evaluation_set(table))
 torch.save(dict(z=e.z, y=e.y, paths=[str(c.path) for c in clips], skipped=skipped), f'{out}.{rank}')
 if world > 1:

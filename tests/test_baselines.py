@@ -11,10 +11,10 @@ from torch import nn
 
 from collat import baselines as B
 from collat.backbones import BACKBONES
+from collat.batches import StepLoader
 from collat.config import load_profile
 from collat.model import CoLLAT
-from collat.text_encoder import load_text_encoder
-from collat.training import StepLoader
+from collat.text_families import load_text_encoder
 
 Q = load_profile(
     'smoke', dict(text_encoder='open_clip:tiny', pad_id=0, pretrain_steps=2, steps=2, batch=6, pretrain_batch=6)

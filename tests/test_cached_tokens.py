@@ -12,11 +12,14 @@ import soundfile as sf
 import torch
 from safetensors.torch import load_file
 
+from collat.batches import StepLoader
 from collat.cached_tokens import CachedTokens, cache_tokens
+from collat.checkpoints import read_log
 from collat.config import load_profile, read_results
+from collat.launch import launch
 from collat.model import CoLLAT
 from collat.streaming import Shards, shard, shard_path
-from collat.training import StepLoader, launch, pretrain, read_log, train
+from collat.training import pretrain, train
 
 FIELDS = dict(ears='frozen', cache_clips=90, pretrain_steps=2, n_valid=16, precision='fp32')
 

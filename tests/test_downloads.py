@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import constants
 
 from collat import audio_encoder as A
-from collat import text_encoder as T
+from collat import text_families as T
 from collat import weights as W
 from collat.model import CoLLAT
 

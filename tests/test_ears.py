@@ -7,10 +7,12 @@ import torch
 from safetensors.torch import load_file
 
 from collat.config import load_profile, read_results
+from collat.ears import front_end, make_audio_encoder
+from collat.launch import launch
 from collat.metrics import accuracy
-from collat.model import CoLLAT, front_end, make_audio_encoder
+from collat.model import CoLLAT
 from collat.scenes import TRAINED, Scenes
-from collat.training import launch, load_audio_encoder, pretrain, shipped_ears
+from collat.training import load_audio_encoder, pretrain, shipped_ears
 
 
 def test_mini_starts_from_shipped_ears_whatever_its_seed(tmp_path):

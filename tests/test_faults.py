@@ -23,9 +23,10 @@ import soundfile as sf
 import torch
 from safetensors.torch import load_file
 
+from collat.checkpoints import read_checkpoint, read_log
 from collat.config import load_profile, read_results, write_results
+from collat.launch import guard, launch
 from collat.streaming import shard
-from collat.training import guard, launch, read_checkpoint, read_log
 
 ROOT = Path(__file__).parent.parent
 COLLAT = str(Path(sys.executable).with_name('collat'))
@@ -83,7 +84,7 @@ def tiny(tmp_path_factory):
 
 
 def start(profile, run):
-    cmd = [sys.executable, '-m', 'collat.training', '--profile', str(profile), '--run_dir', str(run)]
+    cmd = [sys.executable, '-m', 'collat.launch', '--profile', str(profile), '--run_dir', str(run)]
     return subprocess.Popen(cmd, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
 
 
@@ -128,7 +129,7 @@ def group(process):
             line = ' '.join(p.cmdline())
         except psutil.Error:
             return False
-        return 'collat.training' in line and 'torch.distributed.run' not in line
+        return 'collat.launch' in line and 'torch.distributed.run' not in line
 
     try:
         return [p for p in psutil.Process(process.pid).children(recursive=True) if works(p)]
@@ -288,12 +289,12 @@ def test_traceback_of_the_failing_rank_is_what_is_shown(tiny, tmp_path):
 SLOW = """
 import os, sys, time, traceback
 from pathlib import Path
-from collat import training
+from collat import launch
 said = traceback.format_exc
 def slow(): time.sleep(3); return said()
 def fail(*_, **__): raise ValueError('no such sound')
-training.launch, traceback.format_exc, os.environ['RANK'] = fail, slow, '1'
-training.as_rank(training.load_profile('smoke'), sys.argv[1])
+launch.launch, traceback.format_exc, os.environ['RANK'] = fail, slow, '1'
+launch.as_rank(launch.load_profile('smoke'), sys.argv[1])
 """
 
 
@@ -334,7 +335,7 @@ def test_a_broken_shard_is_counted_and_listed(tiny, tmp_path):
 FULL = """
 import resource, signal, sys, torch
 from collat.config import load_profile
-from collat.training import save_checkpoint
+from collat.checkpoints import save_checkpoint
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 def save(n):
     m = torch.nn.Linear(n, n)
@@ -377,7 +378,7 @@ def test_submission_script(script):
         '#SBATCH --gpus-per-node=8',
         '#SBATCH --requeue',
         'step srun',
-        '-m collat.training',
+        '-m collat.launch',
         '--meet "$head:29500"',
         '-eq 75',
         'scontrol requeue',

@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 
 from collat.audio import fbank
 from collat.benchmarks import make_step, random_weights, sound_shards, synthetic_batch
+from collat.checkpoints import read_log
 from collat.config import Preempted, load_profile
-from collat.training import Checkpoint, read_log, train
+from collat.training import EachStep, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 
@@ -68,7 +69,7 @@ def test_training_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     p = profile(batch=8, steps=6, eval_every=6, checkpoint_every=2, warmup=1, precision='bf16', fused=True)
     p = dataclasses.replace(p, workers=2, clip_seconds=1.0, shards=str(sound_shards(tmp_path, 32, 1.0)))
     whole = load_file(train(p, tmp_path / 'whole', validate=False) / 'model.safetensors')
-    save = Checkpoint.after_batch
+    save = EachStep.after_batch
 
     def preempted(self):
         save(self)
@@ -76,7 +77,7 @@ def test_training_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
             raise Preempted('as a cluster would')
 
     with monkeypatch.context() as m:
-        m.setattr(Checkpoint, 'after_batch', preempted)
+        m.setattr(EachStep, 'after_batch', preempted)
         with pytest.raises(Preempted):
             train(p, tmp_path / 'parts', validate=False)
     parts = load_file(train(p, tmp_path / 'parts', validate=False) / 'model.safetensors')

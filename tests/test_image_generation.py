@@ -35,7 +35,8 @@ from collat.image_generation import (
     written_states,
 )
 from collat.model import CoLLAT
-from collat.text_encoder import load_text_encoder
+from collat.reading import compose
+from collat.text_families import load_text_encoder
 
 SMOKE = load_profile('smoke')
 NO = 'blurred, many dogs'
@@ -160,7 +161,7 @@ def test_the_picture_follows_the_clip(saved, pipe):
     assert np.array_equal(a, imagine(model, pipe, clips, **few)), 'the same clip, the same picture'
     assert not np.array_equal(a[0], a[1]) and not np.array_equal(a, b), 'another clip, another picture'
     assert np.abs(a - b[::-1]).max() < 1e-3, 'shuffled clips, shuffled pictures'
-    composed = model.compose('a picture of {audio} without {audio}', clips, slots=75)
+    composed = compose(model, 'a picture of {audio} without {audio}', clips, slots=75)
     c, d = (draw(pipe, composed.states[None], no, **few) for no in ('', composed.without[0]))
     assert c.shape == a[:1].shape and not np.array_equal(c, d), 'the sound to be left out is heard'
     with pytest.raises(ValueError, match='other word embeddings'):

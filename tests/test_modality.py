@@ -10,7 +10,7 @@ from collat.interaction import TokenInteraction
 from collat.losses import CoLLATLoss
 from collat.model import text_id
 from collat.pictures import draw_picture, glyphs
-from collat.text_encoder import load_text_encoder
+from collat.text_families import load_text_encoder
 
 NAMES = ['violin', 'trumpet', 'bird', 'helicopter', 'telephone', 'banjo']
 NAMES += ['accordion', 'water wave', 'bell', 'harp', 'bear face', 'rocket']

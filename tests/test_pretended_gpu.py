@@ -7,6 +7,7 @@ from pretend_gpu import pretended_gpu
 
 from collat import (
     architecture,
+    batches,
     captioning,
     evaluate,
     features,
@@ -17,11 +18,12 @@ from collat import (
     probes,
     ranking,
     retrieval,
-    training,
+    validation,
 )
 from collat.baselines import BASELINES, Baseline, load_baseline
 from collat.config import load_profile
 from collat.model import CoLLAT, best_device
+from collat.reading import compose, read_words
 
 P = load_profile('smoke')
 LABELS = ['violin', 'church organ', 'helicopter']
@@ -89,23 +91,23 @@ def test_a_model_goes_to_the_gpu_by_itself_and_answers_as_on_the_cpu(folder, wav
 
 
 def test_sound_as_words_and_in_prompts(model, wavs):
-    assert len(model.words(wavs[0], 2, LABELS).tokens) == P.n_tokens
+    assert len(read_words(model, wavs[0], 2, LABELS).tokens) == P.n_tokens
     for kind in ('audio', 'tokens', 'states'):
         assert {x.device.type for x in model.token_features(wavs, kind)} == {'cpu'}
-    z = model.compose('a {audio} without {audio}', [wavs[0], wavs[1]], slots=P.n_tokens).z
+    z = compose(model, 'a {audio} without {audio}', [wavs[0], wavs[1]], slots=P.n_tokens).z
     assert (model.encode_audio(wavs) @ z).shape == (6,)
 
 
 def test_training_and_what_it_looks_at(model, wavs):
     clips = Tones()
-    make = training.prompt_maker(model)
-    batch, _ = training.StepLoader(clips, 6, 2, 2, 0, make).load(0)
+    make = batches.prompt_maker(model)
+    batch, _ = batches.StepLoader(clips, 6, 2, 2, 0, make).load(0)
     loss = model.train()(batch)['loss']
     loss.backward()
     assert all(w.grad is not None and w.grad.device == w.device for w in model.interaction.parameters())
     model.eval()
-    assert 0 <= training.zero_shot_scores(model, clips, LABELS, P.template)['top1'] <= 1
-    assert training.block_distances(model, clips, 6).shape[1] == 3
+    assert 0 <= validation.zero_shot_scores(model, clips, LABELS, P.template)['top1'] <= 1
+    assert validation.block_distances(model, clips, 6).shape[1] == 3
     assert len(architecture.greedy_optimality(model, clips)['optimal']) == 3
 
 

@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from collat import baselines as B
+from collat.batches import StepLoader
 from collat.cached_tokens import CachedTokens
 from collat.config import load_profile
-from collat.model import CoLLAT, front_end
+from collat.ears import front_end
+from collat.launch import launch
+from collat.model import CoLLAT
 from collat.scenes import Scenes, split_classes
-from collat.training import StepLoader, launch
 
 OURS = dict(
     data='esc50',

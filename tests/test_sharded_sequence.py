@@ -15,7 +15,7 @@ import transformers
 from collat import architecture as A
 from collat import baselines as B
 from collat.config import load_profile, read_results
-from collat.model import make_audio_encoder
+from collat.ears import make_audio_encoder
 from collat.pipeline import open_run, plan, stages_for
 from collat.streaming import shard
 

@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from collat import training
+from collat.checkpoints import read_log
 from collat.config import AUDIOCAPS_TEST, find_data, load_profile, read_results
+from collat.launch import launch
 from collat.model import CoLLAT
-from collat.training import launch, read_log
 
 ROOT = Path(__file__).parent.parent
 COLLAT = str(Path(sys.executable).with_name('collat'))

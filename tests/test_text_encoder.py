@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from collat import text_encoder as T
+from collat import text_families as T
 from collat import weights as W
-from collat.text_encoder import LABEL, PAD, TEMPLATE, load_text_encoder
+from collat.text_encoder import LABEL, PAD, TEMPLATE
+from collat.text_families import load_text_encoder
 
 TEXTS = ['This is a sound of dog', 'This is a sound of church bells, and crackling fire', 'rain']
 VISION = dict(image_size=32, layers=1, width=64, patch_size=16, head_width=16)
