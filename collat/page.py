@@ -93,7 +93,7 @@ the training labels. (Table 1 of the paper gives FSD50K 50 classes; it has 200.)
 
 [losses]
 ## Losses (Table 3a)
-Validation splits, {ab[steps]} steps from the same pretrained audio encoder, {ab[seeds]} seed(s); {noise}. The last four
+Validation splits, {ab[steps]} steps from the same pretrained audio encoder, {ab[seeds]} seed(s){noise}. The last four
 columns are the paper's, taken away from its own weights. Distances are in units of the mean absolute static embedding;
 the zero vector, which knows nothing, stands at {zero[0]:.2f} for label tokens, {zero[1]:.2f} for the template,
 {zero[2]:.2f} for padding.
@@ -246,6 +246,6 @@ BLOCKS = blocks_of(PAGE)
 
 
 def draw(block: str, rows: list | None = None, **facts) -> str:
-    "A block of the page with its table and its numbers, as Markdown."
-    parts = [draw_table(rows, part) if part[0] == '|' else part.format(**facts) for part in BLOCKS[block]]
+    "A block of the page with its numbers and its table, if that has rows, as Markdown."
+    parts = [rows and draw_table(rows, part) if part[0] == '|' else part.format(**facts) for part in BLOCKS[block]]
     return '\n\n'.join(filter(None, parts))

@@ -93,7 +93,7 @@ def zero_shot_rows(
 # %% ../nbs/50_report.ipynb #6b316928
 def ablation_columns(rows: list) -> dict:  # key of a row -> heading
     "Clean numbers, each followed by its noisy ones; new classes; distance of the label tokens."
-    levels = sorted(rows[0]['snr_db'], key=float)
+    levels = sorted((k.removeprefix('top1_noise_') for k in rows[0] if k.startswith('top1_noise_')), key=float)
     scores = {}
     for key, metric in (('top1', 'top-1'), ('map', 'mAP')):
         scores[key] = metric
@@ -507,7 +507,8 @@ def zero_shot_parts(zs: dict, p: dict, splits: list, last: dict) -> list:  # res
 def loss_parts(ab: dict, p: Profile, data: Path) -> list:  # results of notebook 30, its profile
     "Table 3a, the weights of the losses, and the other groups of variants."
     rows = ab['rows']
-    noise = ', '.join(f'noise {n} stands at {v:.0f} dB SNR' for n, v in rows[0]['snr_db'].items())
+    levels = ', '.join(f'noise {n} stands at {v:.0f} dB SNR' for n, v in rows[0].get('snr_db', {}).items())
+    noise = levels and f'; {levels}'  # the variants of older runs know it
     facts = dict(ab=ab, noise=noise, zero=zero_distance(p, data), findings=loss_sentences(rows))
     out = [draw('losses', ablation_rows(rows, 'losses'), **facts)]
     titles = dict(lambdas='Loss weights') | {

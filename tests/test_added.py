@@ -2,13 +2,16 @@
 
 import re
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from collat.checkpoints import read_log
 from collat.config import load_profile
+from collat.datasets import ADAPTERS, SOURCES, Clip, Source, data_check, load_dataset
 from collat.ears import AUDIO_ENCODERS, Ears
 from collat.launch import launch
 from collat.model import CoLLAT
@@ -111,3 +114,31 @@ def test_an_audio_encoder(ears, monkeypatch, tmp_path):
     assert model.classify(wavs, ['dog', 'rain']).shape == (3, 2)
     with pytest.raises(ValueError, match="audio_weights='hf:x' is read by ast and yamnet only"):
         CoLLAT(load_profile('smoke', dict(backbone='mine', audio_weights='hf:x')))
+
+
+def list_mine(base, splits):
+    "Clips of a list: file, class, split."
+    rows = [line.split(',') for line in (base / 'list.txt').read_text().split()]
+    clips = [Clip(f'audio/{file}', (label,), split=split) for file, label, split in rows if split in splits]
+    return clips, ['dog', 'rain'], []
+
+
+def test_a_data_set(monkeypatch, tmp_path):
+    "A source and an adapter: found, checked and read by its name; a missing file is named."
+    about = dict(url='https://example.org', size='1 MB', licence='CC0', expected=dict(train=2, test=1), classes=2)
+    source = Source('mine', 'Mine', ('mine',), ('list.txt',), 'list.txt and audio/', **about)
+    monkeypatch.setitem(SOURCES, 'mine', source)
+    monkeypatch.setitem(ADAPTERS, 'mine', list_mine)
+    folder = tmp_path / 'mine'
+    (folder / 'audio').mkdir(parents=True)
+    (folder / 'list.txt').write_text('a.wav,dog,train\nb.wav,rain,train\nc.wav,dog,test\n')
+    for name in 'ac':
+        soundfile.write(folder / f'audio/{name}.wav', np.zeros(1_600), 16_000)
+    data = load_dataset('mine', tmp_path)
+    assert [c.labels for c in data.clips] == [('dog',), ('dog',)] and data.classes == ['dog', 'rain']
+    assert data.report.missing == ['audio/b.wav']
+    assert len(load_dataset('mine', tmp_path, 'test').clips) == 1
+    line = next(x for x in data_check(tmp_path).splitlines() if x.startswith('mine '))
+    assert '2 of' in line and '2 classes' in line
+    with pytest.raises(ValueError, match="split 'valid' is not one of train, test"):
+        load_dataset('mine', tmp_path, 'valid')
