@@ -6,7 +6,7 @@
 __all__ = ['FOR_NEW', 'SHARE', 'PROMPTS', 'GAMMAS', 'Trial', 'new_class_trial', 'trial_clips', 'hear_all', 'view_of',
            'by_hundred', 'trial_profile', 'MixedTokens', 'embed_tokens', 'train_trial', 'run_trial', 'class_texts',
            'harmonic', 'generalised', 'choose_gamma', 'scores_of', 'top1', 'closed_rows', 'asked', 'new_rows',
-           'yamnet_scores', 'named_rows', 'probe_rows', 'retrieval_rows', 'plan_trials', 'read_trial', 'kept',
+           'yamnet_scores', 'named_rows', 'probe_rows', 'trial_retrieval', 'plan_trials', 'read_trial', 'kept',
            'trial_rows', 'run_trials', 'ears_alone', 'evaluate_esc50', 'interval', 'summary_row', 'esc50_table',
            'generalised_table', 'plot_confusions', 'readme_table']
 
@@ -334,7 +334,7 @@ def probe_rows(
     return out
 
 # %% ../nbs/32_esc50.ipynb #883a1dd2
-def retrieval_rows(
+def trial_retrieval(
     z: Tensor,  # (n d)
     texts: Tensor | None,  # (50 d) in ESC-50's order; None: sound alone
     clips,
@@ -381,7 +381,7 @@ def trial_rows(profile: Profile, tokens: CachedTokens, clips, trial: Trial, run_
     z, model = done(trial), CoLLAT(trial_profile(profile, trial))
     if trial.split >= 0:
         return new_rows(z, done(dataclasses.replace(trial, choices=True)), model, clips, trial)
-    retrieved = retrieval_rows(z['clean'], class_texts(model, ESC50), clips, trial.fold)
+    retrieved = trial_retrieval(z['clean'], class_texts(model, ESC50), clips, trial.fold)
     return closed_rows(z, model, clips, trial) + [r | dict(seed=trial.seed) for r in retrieved]
 
 # %% ../nbs/32_esc50.ipynb #3717ac34
@@ -418,7 +418,7 @@ def ears_alone(profile: Profile, model: CoLLAT, tokens: CachedTokens, clips) -> 
     features['mean embedding'] = mean, 'linear'
     features['tokens'] = [view_of(tokens, [i])[0][:, :TOP] for i in range(len(tokens))], 'decoder'
     rows += probe_rows(features, clips, p)
-    return rows + [r for fold in range(1, 6) for r in retrieval_rows(mean, None, clips, fold)]
+    return rows + [r for fold in range(1, 6) for r in trial_retrieval(mean, None, clips, fold)]
 
 
 def evaluate_esc50(profile: Profile, run_dir: str | Path) -> dict:  # rows, ears, clips, left_out

@@ -6,7 +6,7 @@
 __all__ = ['FRAMES', 'WINDOWS_S', 'VARIANTS', 'QUANTILES', 'frame_times', 'loudness', 'sliding_scores', 'activity', 'pairs_of',
            'score_event', 'score_maps', 'concept_mean', 'number_rows', 'detected', 'event_f1', 'frame_map',
            'truth_table', 'load_scenes', 'event_maps', 'detection_scores', 'choose', 'event_scores', 'event_difference',
-           'variant_rows', 'all_detections', 'detection_rows', 'ground', 'draw_figure1a']
+           'variants_grounded', 'all_detections', 'detection_rows', 'ground', 'draw_figure1a']
 
 # %% ../nbs/26_grounding.ipynb #323513c1
 import time
@@ -285,7 +285,7 @@ def event_difference(a: pd.DataFrame, b: pd.DataFrame, n_boot: int) -> dict:  # 
 VARIANTS = {'all losses': 'all_losses', 'without cross-token loss': '−_cross-token'}  # folders of notebook 30
 
 
-def variant_rows(
+def variants_grounded(
     run: Path,
     p: Profile,
     data: tuple,  # see `load_scenes`
@@ -368,7 +368,7 @@ def ground(model: CoLLAT, p: Profile, run: Path, purpose: str) -> tuple:  # resu
     rows = []
     for k, d in scores.items():
         rows += number_rows(d, p.n_boot, method=k, steps=p.steps)
-    variants, missing, between = variant_rows(run, p, data, scenes.classes, method)
+    variants, missing, between = variants_grounded(run, p, data, scenes.classes, method)
     two = {k: scores[k] for k in ('grounding', 'sliding window')}
     results = dict(
         method=method,
