@@ -1,5 +1,6 @@
 # make reproduce   everything from a fresh clone to tables and figures (PROFILE=mini, EXTRAS=merlin, JOBS=2 notebooks side by side, ARGS="key=value --plan ...")
 # make long        three seeds of the main row, the loss ablations and the architecture, two of the baselines on the full schedule (profile mini_long; many hours on 2 cores)
+# make long-ablations  the losses and their weights to convergence, then the sweeps; each finished training is a file in figures/mini_long/variants, and is not made again
 # make small       the profile small, all stages, downloads included (FSD50K, ESC-50, UrbanSound8K, TUT 2017: 56 GB; one GPU)
 # make esc50      CoLLAT on real recordings: ESC-50's public protocols with YAMNet's ears (620 MB of downloads; 20 minutes on two cores; runs/esc50 and figures/esc50)
 # make esc50-long the same with three seeds and five draws of new classes, and the whole sequence on scenes mixed from recordings (hours; figures/esc50_long)
@@ -21,7 +22,7 @@ BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
 SUMS    := git ls-files -z -co --exclude-standard nbs collat | xargs -0 cksum
 
-.PHONY: setup reproduce long small recordings esc50 esc50-long pretrain benchmarks test test-data gates lab clean
+.PHONY: setup reproduce long long-ablations small recordings esc50 esc50-long pretrain benchmarks test test-data gates lab clean
 
 setup: $(VENV)/.installed $(addprefix $(VENV)/.extra-,$(EXTRAS))
 
@@ -47,6 +48,11 @@ reproduce: setup
 
 long: setup
 	$(BIN)/collat run --profile mini_long --jobs $(JOBS) $(ARGS)
+
+long-ablations: setup
+	$(BIN)/python -m collat.ablations --jobs $(JOBS)
+	$(BIN)/python -m collat.ablations --jobs $(JOBS) --groups tuned,uni --steps 500 --seeds 1
+	$(BIN)/python -m collat.ablations --jobs $(JOBS) --groups sweeps
 
 small: setup
 	set -e; for d in fsd50k esc50 urbansound8k tut2017; do $(BIN)/collat data get $$d; done

@@ -422,15 +422,18 @@ def main(
     profile: str = 'mini_long',  # profile name or file
     run_dir: str = 'runs/mini_long',  # run folder; sound that isn't there is rendered
     keep: str = str(KEPT),  # folder of the outcomes
-    groups: str = '',  # of variants, with commas; empty: those of the profile
+    groups: str = '',  # of variants, with commas; empty: `ablation_groups`; or sweeps, of notebook 31
     steps: int = 0,  # of each variant; 0: as the profile says
     seeds: int = 0,  # of each variant; 0: as the profile says
     jobs: int = 1,  # trainings side by side
 ):
     "Trains the variants whose outcome isn't kept yet."
     p = load_profile(profile)
-    asked = (groups or p.ablation_groups).split(',')
-    ablate(p, run_dir, asked, steps or p.ablation_steps, seeds or p.ablation_seeds, keep=keep, jobs=jobs)
+    sweeps = groups == 'sweeps'
+    asked = p.sweeps if sweeps else groups or p.ablation_groups
+    steps = steps or (p.sweep_steps if sweeps else p.ablation_steps)
+    seeds = seeds or (p.sweep_seeds if sweeps else p.ablation_seeds)
+    ablate(p, run_dir, asked.split(','), steps, seeds, keep=keep, jobs=jobs)
 
 # %% ../nbs/30_ablations.ipynb #f8ddc798
 def main_rows(profile: Profile, run_dir: str | Path, seeds: int) -> list:  # of rows: seed, split, metric, noise, value
