@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from .ablations import MEASURES, Claim, ablate, measured, numbers, valid_scores, views_of
+from .ablations import Claim, ablate, valid_scores, views_of
 from .baselines import load_baseline, train_baseline, train_equal
 from .batches import prompt_maker
 from .checkpoints import read_log
 from .config import Profile, load_profile, read_results
+from .learning_curves import MEASURES, measured, numbers
 from .losses import greedy_match, hungarian_match, match_cost, pairwise_distance
 from .metrics import paired_bootstrap
 from .scenes import Scenes

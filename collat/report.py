@@ -21,11 +21,11 @@ from pathlib import Path
 
 import torch
 
-from .ablations import MEASURES
 from .batches import prompt_maker
 from .config import Profile, atomic_path, load_profile, read_results, write_results
 from .esc50 import readme_table
 from .interaction import token_distance
+from .learning_curves import MEASURES
 from .method_figures import draw_methods, is_row
 from .model import CoLLAT
 from .page import SPLIT_NAMES, draw, draw_table, short_reason, sound_of, with_interval

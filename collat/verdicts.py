@@ -79,6 +79,8 @@ def verdict(
         raise ValueError(f"'{expects}': {' or '.join(EXPECTS)} is accepted")
     if unfinished:
         return 'not converged'
+    if d['seeds'] < 2:
+        return 'inconclusive'
     ahead = d['lo'] > 0 and d['lowest'] > 0
     behind = d['hi'] < 0 and d['highest'] < 0
     if expects == 'no more':
