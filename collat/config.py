@@ -6,7 +6,7 @@
 __all__ = ['SCENE_WORLDS', 'changes_numbers', 'changes_nothing', 'PROFILES', 'AUDIOCAPS_TEST', 'REQUEUE', 'doc', 'changing',
            'SoundFields', 'SceneFields', 'ModelFields', 'LossFields', 'TrainFields', 'EvaluationFields', 'Profile',
            'nearest_name', 'cast_field', 'load_profile', 'check_field', 'data_folders', 'find_data', 'Preempted',
-           'asked_to_stop', 'atomic_path', 'package_version', 'device_name', 'run_info', 'write_results',
+           'asked_to_stop', 'atomic_path', 'package_version', 'device_name', 'run_info', 'write_results', 'short_lists',
            'read_results']
 
 # %% ../nbs/00_config.ipynb #e52b1469
@@ -16,6 +16,7 @@ import json
 import math
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -658,8 +659,13 @@ def write_results(
     "Results with their profile and run info, written atomically. NaN is refused: what is not a number must be None."
     body = dict(profile=dataclasses.asdict(profile), run=run_info(profile, started), results=results)
     with atomic_path(path) as tmp:
-        tmp.write_text(json.dumps(body, indent=1, allow_nan=False, ensure_ascii=False))
+        tmp.write_text(short_lists(json.dumps(body, indent=1, allow_nan=False, ensure_ascii=False)))
     return Path(path)
+
+
+def short_lists(text: str) -> str:  # indented JSON
+    "Lists of plain values on one line: thousands of hits are not thousands of lines."
+    return re.sub(r'\[\n([^][{}]*?)\n *\]', lambda m: f'[{" ".join(m[1].split())}]' if '"' not in m[1] else m[0], text)
 
 
 def read_results(path: str | Path) -> dict:
