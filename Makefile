@@ -78,7 +78,7 @@ benchmarks: setup
 
 # two tests at a time, one thread each; those that measure seconds come last and alone
 test: setup gates
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m 'not clock'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m 'not clock' --durations=10
 	$(BIN)/python -m pytest -q -m clock
 
 test-data: setup
