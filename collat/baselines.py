@@ -1570,7 +1570,7 @@ def plot_answers(found: list):
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
     handles = [plt.Line2D([], [], color=c, lw=2, label=f'equal {k}') for k, c in colours.items()]
-    axes[-1].legend(handles=handles, frameon=False, fontsize=7)
+    fig.legend(handles=handles, frameon=False, fontsize=7, loc='lower left')
     sns.despine(fig)
     fig.tight_layout()
     return fig
