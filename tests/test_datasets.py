@@ -102,9 +102,7 @@ def test_three_percent_corrupt_clips_are_evaluated_with_n(tmp_path, capsys):
     from collat.config import load_profile
     from collat.evaluate import Embedded, score_split
     from collat.model import CoLLAT
-    from collat.training import multi_hot
     from collat.validation import multi_hot
-    from collat.zero_shot import Embedded, score_split
 
     base = esc50(tmp_path, 100, corrupt=(7, 50, 93))
     (base / 'audio/1-195-A-1.wav').unlink()
@@ -474,6 +472,8 @@ def test_a_killed_process_leaves_what_the_next_one_needs(server, tmp_path):
     server.plan[:] = [4 * BLOCK]
     code = f"""
 import os, time
+from collat.datasets import Remote
+from collat.downloads import fetch
 time.sleep = lambda s: os._exit(9)
 fetch(Remote({r.url!r}, {r.checksum!r}), {str(tmp_path)!r}, progress=False)
 """
