@@ -253,13 +253,18 @@ class EvaluationFields:
     benchmarks: str = doc(
         'full', 'scale of the measurements in notebook 40: small (seconds) | full (minutes)', 'small full'
     )
-    diffusion_steps: int = doc(800, 'training steps of the painter of glyphs (notebook 24)')
+    shipped_painter: bool = doc(
+        True,
+        'paint with the painter in the repository where it reads this text encoder (notebook 24); false: train one',
+    )
+    autoencoder_steps: int = doc(300, "training steps of the painter's autoencoder (notebook 24)")
+    diffusion_steps: int = doc(500, 'training steps of the painter of glyphs')
     diffusion_batch: int = doc(64, 'pictures per step of the painter')
-    diffusion_lr: float = doc(2e-3, 'peak learning rate of the painter')
-    diffusion_width: int = doc(80, "channels of the painter's U-Net at its finest level")
+    diffusion_lr: float = doc(3e-3, 'peak learning rate of the painter')
+    diffusion_width: int = doc(192, "channels of the painter's transformer")
     diffusion_captions: int = doc(2_000, 'captions that the painter learns from')
     diffusion_guidance: float = doc(2.0, 'classifier-free guidance scale of the painter')
-    diffusion_sampling: int = doc(16, 'DDIM steps of a painted picture')
+    diffusion_sampling: int = doc(12, 'steps of the flow for a painted picture')
     reader_steps: int = doc(400, 'training steps of the classifier that looks at the pictures')
     image_scenes: int = doc(240, 'test scenes that are painted, a third each with one, two and three sounds')
     grounding_scenes: int = doc(
@@ -318,6 +323,8 @@ _smoke = dict(
     caption_steps=60,
     benchmarks='small',
     sweeps='layers',
+    shipped_painter=False,
+    autoencoder_steps=4,
     diffusion_steps=4,
     diffusion_batch=8,
     diffusion_width=32,
@@ -413,7 +420,6 @@ PROFILES = dict(
         probe_scenes=6_000,
         caption_scenes=3_000,
         caption_steps=600,
-        diffusion_steps=1_600,
     ),
     smoke_clip=_smoke | dict(text_encoder='open_clip:tiny-quickgelu', pad_id=49407, n_tokens=20),
     small=_large

@@ -26,9 +26,9 @@ from torch import Tensor
 from .audio import windows
 from .audio_encoder import AST
 from .config import Profile, load_profile, write_results
-from .image_generation import Painter, paint, sound_states, train_painter
 from .metrics import bootstrap_ci, mean_average_precision, paired_bootstrap
 from .model import CoLLAT, name_words, template_words
+from .painter import Painter, paint, painter_for, sound_states
 from .prompts import class_prompts, label_to_words
 from .scenes import Scenes
 from .training import launch
