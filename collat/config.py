@@ -257,12 +257,11 @@ class EvaluationFields:
         True,
         'paint with the painter in the repository where it reads this text encoder (notebook 24); false: train one',
     )
-    autoencoder_steps: int = doc(300, "training steps of the painter's autoencoder (notebook 24)")
-    diffusion_steps: int = doc(500, 'training steps of the painter of glyphs')
+    diffusion_steps: int = doc(300, 'training steps of the painter of glyphs (notebook 24)')
     diffusion_batch: int = doc(64, 'pictures per step of the painter')
-    diffusion_lr: float = doc(3e-3, 'peak learning rate of the painter')
+    diffusion_lr: float = doc(4e-3, 'peak learning rate of the painter')
     diffusion_width: int = doc(192, "channels of the painter's transformer")
-    diffusion_captions: int = doc(2_000, 'captions that the painter learns from')
+    diffusion_captions: int = doc(1_600, 'captions that the painter learns from')
     diffusion_guidance: float = doc(2.0, 'classifier-free guidance scale of the painter')
     diffusion_sampling: int = doc(12, 'steps of the flow for a painted picture')
     reader_steps: int = doc(400, 'training steps of the classifier that looks at the pictures')
@@ -324,7 +323,6 @@ _smoke = dict(
     benchmarks='small',
     sweeps='layers',
     shipped_painter=False,
-    autoencoder_steps=4,
     diffusion_steps=4,
     diffusion_batch=8,
     diffusion_width=32,

@@ -114,6 +114,6 @@ def test_the_shipped_painter_is_found_and_one_beside_the_model_comes_first(tmp_p
     assert shipped is not None and shipped_painter(text, tmp_path) is None
     before = load_painter(shipped, text).state_dict()
     assert all((before[k] == w).all() for k, w in found_painter(tmp_path / 'model', text).state_dict().items())
-    small = dict(diffusion_steps=1, diffusion_captions=4, diffusion_batch=2, diffusion_width=32, autoencoder_steps=1)
+    small = dict(diffusion_steps=1, diffusion_captions=4, diffusion_batch=2, diffusion_width=32)
     train_painter(tmp_path / 'painter', text, dataclasses.replace(SMOKE, **small))
     assert found_painter(tmp_path / 'model', text).made['steps'] == 1
