@@ -257,13 +257,13 @@ class EvaluationFields:
         True,
         'paint with the painter in the repository where it reads this text encoder (notebook 24); false: train one',
     )
-    diffusion_steps: int = doc(300, 'training steps of the painter of glyphs (notebook 24)')
+    diffusion_steps: int = doc(1_000, 'training steps of the painter of glyphs (notebook 24)')
     diffusion_batch: int = doc(64, 'pictures per step of the painter')
     diffusion_lr: float = doc(4e-3, 'peak learning rate of the painter')
     diffusion_width: int = doc(192, "channels of the painter's transformer")
-    diffusion_captions: int = doc(1_600, 'captions that the painter learns from')
+    diffusion_captions: int = doc(3_000, 'captions that the painter learns from')
     diffusion_guidance: float = doc(2.0, 'classifier-free guidance scale of the painter')
-    diffusion_sampling: int = doc(12, 'steps of the flow for a painted picture')
+    diffusion_sampling: int = doc(16, 'steps of the flow for a painted picture')
     reader_steps: int = doc(400, 'training steps of the classifier that looks at the pictures')
     image_scenes: int = doc(240, 'test scenes that are painted, a third each with one, two and three sounds')
     grounding_scenes: int = doc(

@@ -6,7 +6,7 @@
 __all__ = ['SIZE', 'CELL', 'FORMS', 'NAMES_OF', 'CONCEPTS', 'CHANNELS', 'PATCH', 'PAINTER_CARD', 'written_states', 'sound_states',
            'painted_names', 'large_glyphs', 'glyph_tile', 'places', 'compose_picture', 'write_caption', 'held_out',
            'draw_set', 'multi_hot_sets', 'picture_batch', 'Autoencoder', 'fit_autoencoder', 'jumbled',
-           'fitting_caption', 'caption_bank', 'Painter', 'painter_loss', 'painter_batch', 'painter_settings',
+           'fitting_caption', 'caption_bank', 'Painter', 'times', 'painter_loss', 'painter_batch', 'painter_settings',
            'new_painter', 'fit_painter', 'load_painter', 'shipped_painter', 'train_painter', 'found_painter',
            'painter_for', 'main', 'paint', 'imagine_files', 'with_painter']
 
@@ -275,7 +275,7 @@ PATCH = 3  # positions of the latents a side, that the transformer sees as one t
 class Painter(nn.Module):
     "A small latent flow model on the token states of a locked encoder."
 
-    def __init__(self, d: int, width: int = 192, depth: int = 3, autoencoder: Autoencoder | None = None):
+    def __init__(self, d: int, width: int = 192, depth: int = 4, autoencoder: Autoencoder | None = None):
         super().__init__()
         self.autoencoder = autoencoder or Autoencoder()
         self.side = SIZE // CELL // PATCH
@@ -301,6 +301,11 @@ class Painter(nn.Module):
         return F.pixel_shuffle(self.draw(x).mT.unflatten(2, (self.side, self.side)), PATCH)
 
 
+def times(u: Tensor) -> Tensor:  # in 0..1, both
+    "Shares of noise, most of them large: where glyphs stand is decided among those."
+    return 5 * u / (1 + 4 * u)
+
+
 def painter_loss(
     painter: Painter,
     z: Tensor,  # (b c h w) latents
@@ -311,7 +316,7 @@ def painter_loss(
 ) -> Tensor:  # scalar
     "Weighted error of the predicted clean latents."
     b = len(z)
-    t = torch.rand(b, 1, 1, 1, generator=g)
+    t = times(torch.rand(b, 1, 1, 1, generator=g))
     noise = torch.randn(z.shape, generator=g)
     c = torch.where(torch.rand(b, 1, 1, generator=g) < drop, painter.empty, states)
     c = c + blur * torch.rand(b, 1, 1, generator=g) * c.std(-1, keepdim=True) * torch.randn(c.shape, generator=g)
@@ -491,7 +496,7 @@ def paint(
     states: Tensor,  # (b n d) from `written_states` or `sound_states`
     seeds: int | list = 0,  # one, or one for each picture
     guidance: float = 2.0,  # classifier-free guidance scale; 1 = none
-    steps: int = 12,
+    steps: int = 16,
     negative: Tensor | None = None,  # (1 n d) or (n d) states of a negative prompt; None = the empty one
     batch_size: int = 64,
 ) -> np.ndarray:  # (b h w c) uint8
@@ -506,13 +511,13 @@ def paint(
     seeds = list(range(seeds, seeds + b)) if isinstance(seeds, int) else list(seeds)
     if len(seeds) != b:
         raise ValueError(f'{len(seeds)} seeds for {b} pictures: the first, or one for each is accepted')
-    times = torch.linspace(1, 0, steps + 1)
+    ts = times(torch.linspace(1, 0, steps + 1))
     out = []
     for i in tqdm(range(0, b, batch_size), desc='painting', leave=False, disable=b <= batch_size):
         c = states[i : i + batch_size]
         gs = [torch.Generator().manual_seed(k) for k in seeds[i : i + batch_size]]
         z = torch.stack([torch.randn(CHANNELS, SIZE // CELL, SIZE // CELL, generator=g) for g in gs])
-        for t, then in zip(times, times[1:]):
+        for t, then in zip(ts, ts[1:]):
             y = painter(z, t.expand(len(c)), c)
             if guidance != 1:
                 without = painter(z, t.expand(len(c)), no.expand(len(c), -1, -1))
