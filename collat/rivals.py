@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STUDY', 'GRID', 'QUESTIONS', 'Rival', 'factors', 'settle', 'build', 'trained_weights', 'fit_width', 'equal_weights',
            'Training', 'plan_study', 'Study', 'clock', 'TimedLoader', 'chosen_factor', 'tell_plan', 'bars_into',
-           'run_study', 'main', 'read_study', 'read_scores', 'in_comparison', 'answer', 'answers', 'study_table',
+           'run_study', 'main', 'read_study', 'read_scores', 'in_comparison', 'answer', 'study_answers', 'study_table',
            'tried_rates', 'plot_answers']
 
 # %% ../nbs/13a_rivals.ipynb #96e525bc
@@ -448,7 +448,7 @@ def answer(rows: list, scores: list, key: str, claimed: bool, n_boot: int) -> di
     return d | dict(settled=not any(whys), verdict=said)
 
 
-def answers(keep: str | Path, n_boot: int = 1_000) -> list:  # of dicts
+def study_answers(keep: str | Path, n_boot: int = 1_000) -> list:  # of dicts
     "Every question that the finished trainings of a folder can answer, in both comparisons and all measures."
     rows = {n: r for n, r in read_study(keep).items() if 'diverged' not in r}
     seeds = sorted({r['seed'] for r in rows.values()})
