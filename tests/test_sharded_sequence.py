@@ -163,7 +163,8 @@ def test_whoever_has_no_published_weights_gets_an_act_one(published, monkeypatch
     assert (act_one(supervise), act_one(clap)) == (0, 1)
     ours = B.load_baseline(supervise).audio.net.state_dict()
     assert all(torch.equal(ours[k].cpu(), w) for k, w in theirs.items() if not k.startswith('head.'))
-    monkeypatch.setattr(A, 'model_row', lambda group, name, folder, *_, **more: dict(name=name, acts=act_one(folder)))
+    row = lambda profile, group, name, folder, *_, **more: dict(name=name, acts=act_one(folder))
+    monkeypatch.setattr(A, 'model_row', row)
     monkeypatch.setattr(A, 'compared', lambda rows, n_boot: rows)
     encoders = {r['name']: r['acts'] for r in A.encoder_rows(p, run, 1, 1)}
     assert [n for n, acts in encoders.items() if not acts] == ['AST, pretrained', 'AST, from scratch']

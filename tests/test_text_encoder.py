@@ -132,7 +132,7 @@ def test_tag_openai_runs_quick_gelu(tmp_path, monkeypatch):
     "open_clip 3.3.0 only warns for ViT-B-32 with the tag openai; here the tag's record decides."
     tower, _ = W.build_tower(W.tower_config('ViT-B-32'), True, seed=1)
     torch.save(tower.state_dict(), tmp_path / 'w.pt')
-    monkeypatch.setattr(T, '_tag_file', lambda *a: tmp_path / 'w.pt')
+    monkeypatch.setattr(T, 'tag_file', lambda *a: tmp_path / 'w.pt')
     te = load_text_encoder('open_clip:ViT-B-32/openai')
     assert te.activation == 'quick_gelu' and type(te.blocks[0].mlp.gelu).__name__ == 'QuickGELU'
     assert type(load_text_encoder('open_clip:ViT-B-32/laion2b_s34b_b79k').blocks[0].mlp.gelu).__name__ == 'GELU'
