@@ -33,10 +33,11 @@ def against(a: dict, b: dict, key: str, n_boot: int) -> dict:  # difference, lo,
 
 
 def compared(rows: list, n_boot: int) -> list:  # the same rows
-    """Puts beside each row its paired difference to the row of its seed that is the profile itself (`own`),
+    """Puts beside each row its paired difference to the row of its seed and length that is the profile itself (`own`),
     where there is one."""
+    like = lambda a, b: (a['seed'], a['steps']) == (b['seed'], b['steps'])
     for r in rows:
-        base = next((b for b in rows if b['seed'] == r['seed'] and b['own']), r)
+        base = next((b for b in rows if b['own'] and like(b, r)), r)
         r['difference'] = None
         if not r['own'] and base is not r:
             r['difference'] = {k: against(r['scores'], base['scores'], k, n_boot) for k in MEASURES}
@@ -179,15 +180,17 @@ ARCHITECTURE = [
 
 # %% ../nbs/31_architecture.ipynb #74d43c83
 def long_run() -> list:  # of rows
-    "Encoders and sizes of the committed long run."
+    "All groups of the earlier long run."
     path = Path(sys.modules['collat'].__file__).parent.parent / 'figures/mini_long/architecture.json'
-    return [r for r in read_results(path)['results']['rows'] if r['group'] in ('encoders', 'sizes')]
+    return read_results(path)['results']['rows']
 
 
 def fill_in(
     rows: list,  # of this run
-    known: list,  # rows of other runs
+    *known: list,  # rows of other runs, the better ones first
 ) -> list:  # of rows
-    "Rows of groups that this run has not trained, marked as those of `mini_long`."
-    trained = {r['group'] for r in rows}
-    return rows + [r | dict(run='mini_long') for r in known if r['group'] not in trained]
+    "Rows of groups that this run has not trained, from the first that has them, marked as those of `mini_long`."
+    for more in known:
+        have = {r['group'] for r in rows}
+        rows = rows + [r | dict(run='mini_long') for r in more if r['group'] not in have]
+    return rows
