@@ -332,7 +332,8 @@ def recorded_parts(run: Path, root: Path) -> list:
     "The tables of notebooks 32 and 33, and where they come from."
     out = []
     for name, (title, table, figure) in RECORDED.items():
-        files = (run / f'results/{name}.json', *sorted(root.glob(f'figures/*/{name}.json')))
+        known = sorted(root.glob(f'figures/*/{name}.json'), reverse=True)  # esc50_long, which has more seeds, first
+        files = (run / f'results/{name}.json', *known)
         if not (path := next((f for f in files if f.exists()), None)):
             continue
         got = read_results(path)
