@@ -53,6 +53,7 @@ long-ablations: setup
 	$(BIN)/python -m collat.ablations --jobs $(JOBS)
 	$(BIN)/python -m collat.ablations --jobs $(JOBS) --groups tuned,uni --steps 500 --seeds 1
 	$(BIN)/python -m collat.ablations --jobs $(JOBS) --groups sweeps
+	$(BIN)/python -m collat.what_holds --readme README.md
 
 small: setup
 	set -e; for d in fsd50k esc50 urbansound8k tut2017; do $(BIN)/collat data get $$d; done

@@ -52,6 +52,7 @@ from collat.model import (
     text_id,
     window_batches,
 )
+from .optimizer import mark_embeddings
 from .prompts import class_prompts, label_to_words
 from .scenes import Scenes, split_classes
 from .streaming import ShardLoader, Shards, shards_of, sounds_of
@@ -181,6 +182,7 @@ class TunedText(nn.Module):
         reader._held = (copy.deepcopy(locked.locked).requires_grad_(True),)
         self._parts = reader, locked
         self.tower = reader.locked
+        mark_embeddings(self.tower)
         for n, w in self.tower.named_parameters():  # what no sentence embedding passes through
             if n.startswith(('pooler.', 'logit_scale')):
                 w.requires_grad_(False)

@@ -8,7 +8,7 @@ __all__ = ['FOR_NEW', 'SHARE', 'PROMPTS', 'GAMMAS', 'Trial', 'new_class_trial', 
            'harmonic', 'generalised', 'choose_gamma', 'scores_of', 'top1', 'closed_rows', 'asked', 'new_rows',
            'yamnet_scores', 'named_rows', 'probe_rows', 'trial_retrieval', 'plan_trials', 'read_trial', 'kept',
            'trial_rows', 'run_trials', 'ears_alone', 'evaluate_esc50', 'interval', 'summary_row', 'esc50_table',
-           'generalised_table', 'plot_confusions', 'readme_table']
+           'generalised_table', 'plot_confusions', 'protocol_table']
 
 # %% ../nbs/32_esc50.ipynb #bfec5a3b
 import dataclasses
@@ -493,8 +493,8 @@ def plot_confusions(results: dict, ax, prompts: str = 'name'):
     ax.set(xlabel='answered', ylabel='heard')
 
 # %% ../nbs/32_esc50.ipynb #a5b360a0
-def readme_table(results: dict) -> str:  # Markdown
-    "What the README shows of the results of this notebook."
+def protocol_table(results: dict) -> str:  # Markdown
+    "The main table of this notebook, as the report shows it."
     rows = {r['']: r for r in esc50_table(results)}
 
     def line(said, name):

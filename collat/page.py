@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['SPLIT_NAMES', 'FORMATS', 'PAGE', 'BLOCKS', 'sound_of', 'with_interval', 'short_reason', 'draw_table', 'blocks_of',
-           'draw']
+           'draw', 'fill_markers']
 
 # %% ../nbs/43_page.ipynb #3441d6b6
 import re
+from pathlib import Path
 
+from .config import atomic_path
 from .paper import paper_number
 
 # %% ../nbs/43_page.ipynb #449e60b6
@@ -249,3 +251,15 @@ def draw(block: str, rows: list | None = None, **facts) -> str:
     "A block of the page with its numbers and its table, if that has rows, as Markdown."
     parts = [rows and draw_table(rows, part) if part[0] == '|' else part.format(**facts) for part in BLOCKS[block]]
     return '\n\n'.join(filter(None, parts))
+
+# %% ../nbs/43_page.ipynb #853207e0
+def fill_markers(readme: Path, text: str, name: str = 'results'):
+    "Replace what stands between two marks of a README. Raises ValueError when they are not there."
+    begin, end = f'<!-- {name}:begin -->', f'<!-- {name}:end -->'
+    body = readme.read_text()
+    if body.count(begin) != 1 or body.count(end) != 1:
+        raise ValueError(f'{readme}: one {begin} and one {end} are needed')
+    head = body.split(begin)[0]
+    tail = body.split(end)[1]
+    with atomic_path(readme) as tmp:
+        tmp.write_text(f'{head}{begin}\n{text}\n{end}{tail}')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VARIANTS', 'RIVALS', 'COLUMNS', 'Method', 'train_method', 'published_ears', 'score_method', 'run_method',
-           'run_methods', 'probe_ears', 'main_table', 'recorded_table', 'readme_recorded', 'plot_methods']
+           'run_methods', 'probe_ears', 'main_table', 'recorded_table', 'method_table', 'plot_methods']
 
 # %% ../nbs/33_recorded_scenes.ipynb #9db4a49c
 import dataclasses
@@ -161,8 +161,8 @@ def recorded_table(results: dict) -> pd.DataFrame:  # methods x COLUMNS, as text
     return pd.DataFrame({c: {m: cell(m, *where) for m in methods} for c, where in COLUMNS.items()})
 
 
-def readme_recorded(results: dict) -> str:  # Markdown
-    "The table as the README shows it."
+def method_table(results: dict) -> str:  # Markdown
+    "The table as the report shows it."
     table = recorded_table(results)
     body = [[m, *row] for m, row in zip(table.index, table.to_numpy())]
     lines = [['method', *table.columns], ['---'] * (len(table.columns) + 1), *body]

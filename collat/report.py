@@ -9,7 +9,7 @@ __all__ = ['LOSS_NAMES', 'RECORDED', 'GROUP_TITLES', 'WORLDS', 'interval_of', 's
            'methods_rows', 'retrieval_rows', 'captioning_rows', 'retention_rows', 'images_rows', 'pictures_part',
            'results_of', 'cost_rows', 'recorded_parts', 'public_parts', 'paired', 'variant_rows', 'finding_rows',
            'found_parts', 'architecture_parts', 'probe_parts', 'comparison', 'heading', 'validated', 'zero_shot_parts',
-           'loss_parts', 'report_page', 'fill_markers', 'publish', 'publish_model']
+           'loss_parts', 'report_page', 'publish', 'publish_model']
 
 # %% ../nbs/50_report.ipynb #e77fc709
 import shutil
@@ -23,14 +23,14 @@ import torch
 
 from .batches import prompt_maker
 from .config import Profile, atomic_path, load_profile, read_results, write_results
-from .esc50 import readme_table
+from .esc50 import protocol_table
 from .interaction import token_distance
 from .learning_curves import MEASURES
 from .method_figures import draw_methods, is_row
 from .model import CoLLAT
 from .page import SPLIT_NAMES, draw, draw_table, short_reason, sound_of, with_interval
 from .paper import PAPER_LOSSES, PAPER_METHODS, PAPER_RETRIEVAL, PAPER_ZERO_SHOT, claims, errata_rows
-from .recorded_scenes import readme_recorded
+from .recorded_scenes import method_table
 from .scenes import Scenes, world_of
 from .streaming import shards_of
 
@@ -323,8 +323,8 @@ def cost_rows(run: Path) -> list:
 
 # %% ../nbs/50_report.ipynb #a78bde26
 RECORDED = dict(  # results file -> what is said of it, its table, the figure beside it
-    esc50=('ESC-50 by its public protocols, one frozen pair of ears for all', readme_table, 'esc50_recordings'),
-    recorded_scenes=('Scenes mixed from the same recordings, every method', readme_recorded, 'recorded_scenes'),
+    esc50=('ESC-50 by its public protocols, one frozen pair of ears for all', protocol_table, 'esc50_recordings'),
+    recorded_scenes=('Scenes mixed from the same recordings, every method', method_table, 'recorded_scenes'),
 )
 
 
@@ -536,18 +536,6 @@ def report_page(run: Path, root: Path | None = None) -> str:  # Markdown
     return '\n\n'.join([*parts, draw('cost', cost_rows(run))]) + '\n'
 
 # %% ../nbs/50_report.ipynb #5dfa4eda
-def fill_markers(readme: Path, text: str):
-    "Replace what stands between the results markers of a README. Raises ValueError when they are not there."
-    begin, end = '<!-- results:begin -->', '<!-- results:end -->'
-    body = readme.read_text()
-    if body.count(begin) != 1 or body.count(end) != 1:
-        raise ValueError(f'{readme}: one {begin} and one {end} are needed')
-    head = body.split(begin)[0]
-    tail = body.split(end)[1]
-    with atomic_path(readme) as tmp:
-        tmp.write_text(f'{head}{begin}\n{text}\n{end}{tail}')
-
-
 def publish(run: Path, root: Path, page: str, profile: Profile):
     "Page, figures and results of a run to `figures/<profile>/` of the repository."
     to = root / 'figures' / profile.name

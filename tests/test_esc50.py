@@ -1,6 +1,5 @@
-"The README shows what lies in figures/esc50, and the protocols hold on the recordings themselves."
+"The protocols of ESC-50 hold on the recordings themselves."
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -12,24 +11,12 @@ from test_text_encoder import clip_model
 
 from collat.audio import load_audio
 from collat.cached_tokens import CachedTokens, cache_tokens
-from collat.config import load_profile, read_results
-from collat.esc50 import evaluate_esc50, hear_all, new_class_trial, readme_table, trial_clips
+from collat.config import load_profile
+from collat.esc50 import evaluate_esc50, hear_all, new_class_trial, trial_clips
 from collat.model import CoLLAT
-from collat.recorded_scenes import readme_recorded
 from collat.recordings import ESC50, Recording, WholeClips, esc50_clips
 
 ROOT = Path(__file__).parent.parent
-
-
-def test_the_readme_has_the_numbers_of_the_results_file():
-    shown = re.search(r'<!-- esc50:begin -->\n(.*)\n<!-- esc50:end -->', (ROOT / 'README.md').read_text(), re.S)[1]
-    assert shown == readme_table(read_results(ROOT / 'figures/esc50_long/esc50.json')['results'])
-
-
-def test_the_readme_has_the_main_table_of_its_file():
-    readme = (ROOT / 'README.md').read_text()
-    shown = re.search(r'<!-- recorded:begin -->\n(.*)\n<!-- recorded:end -->', readme, re.S)[1]
-    assert shown == readme_recorded(read_results(ROOT / 'figures/esc50_long/recorded_scenes.json')['results'])
 
 
 @pytest.mark.data('esc50')

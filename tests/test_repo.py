@@ -375,12 +375,3 @@ def test_an_interrupted_installation_starts_anew(tmp_path):
         and calls.count('install') == 2
         and calls.splitlines()[-1].endswith('check')
     )
-
-
-def test_readme_has_its_place_for_results():
-    text = (ROOT / 'README.md').read_text()
-    assert text.index('<!-- results:begin -->') < text.index('<!-- results:end -->')
-    for c in 'make reproduce', 'make test':
-        assert c in text
-    for link in re.findall(r'\]\(((?!http)[^)#]+)', text):
-        assert (ROOT / link).exists(), f'README links to {link}'

@@ -1,0 +1,39 @@
+"README says what the committed results say, and no more than fits on two screens."
+
+import re
+from pathlib import Path
+
+from collat.config import read_results
+from collat.what_holds import headline, verdict_table
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / 'README.md').read_text()
+
+
+def between(name):
+    "What stands between two marks."
+    return re.search(f'<!-- {name}:begin -->\n(.*)\n<!-- {name}:end -->', README, re.S)[1]
+
+
+def test_the_first_table_is_that_of_the_results():
+    assert between('results') == headline(ROOT / 'figures')
+
+
+def test_the_verdicts_are_those_of_the_long_study():
+    assert between('findings') == verdict_table(
+        read_results(ROOT / 'figures/mini_long/findings.json')['results']['findings']
+    )
+
+
+def test_both_commands_stand_there_and_every_link_leads_somewhere():
+    for command in 'make reproduce', 'make test':
+        assert command in README
+    for link in re.findall(r'\]\(((?!http)[^)#]+)', README):
+        assert (ROOT / link).exists(), f'README links to {link}'
+
+
+def test_it_is_short():
+    "Tables and listings are not counted."
+    prose = re.sub(r'```.*?```|^\|.*$', '', README, flags=re.S | re.M)
+    assert len(prose.split()) <= 700
+    assert len(re.findall(r'^\|---', README, re.M)) <= 2
