@@ -204,6 +204,9 @@ class TrainFields:
     lr: float = doc(5e-3, 'peak learning rate of the new parts')
     lr_audio: float = doc(3e-4, 'peak learning rate of the pretrained audio encoder')
     warmup: int = doc(30, 'steps of linear warm-up before the cosine')
+    settle: float = doc(
+        0.0, 'share of the steps, at the end, at a twentieth of the peak learning rate; 0 = the cosine goes to zero'
+    )
     optimizer: str = doc('muon', 'adamw | muon: its matrices by Muon, the rest by AdamW (notebook 11b)', 'adamw muon')
     weight_decay: float = doc(0.05, 'weight decay, matrices only')
     grad_clip: float = doc(1.0, 'largest gradient norm')

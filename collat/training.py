@@ -126,8 +126,9 @@ def any_rank(asked: bool) -> bool:
 class Schedule(ParamScheduler):
     "fastai's scheduler, asked by the number of the step: a share of this `fit` means nothing to a resumed training."
 
-    def __init__(self, steps: int, warmup: int, peaks: list):  # learning rates of the parameter groups
-        super().__init__(dict(lr=lambda step: [peak * lr_factor(step, steps, warmup) for peak in peaks]))
+    def __init__(self, steps: int, profile: Profile, peaks: list):  # learning rates of the parameter groups
+        factor = partial(lr_factor, steps=steps, warmup=profile.warmup, settle=profile.settle)
+        super().__init__(dict(lr=lambda step: [peak * factor(step) for peak in peaks]))
 
     def before_batch(self):
         self._update_val(self.dls.train.step)
@@ -200,9 +201,9 @@ class Loaders:
         return self.train
 
 
-def _learner(net: nn.Module, loader, opt, clip: ClipNorm, warmup: int) -> Learner:
+def _learner(net: nn.Module, loader, opt, clip: ClipNorm, profile: Profile) -> Learner:
     "fastai's loop over the steps of `loader`, which has taken over the optimiser."
-    schedule = Schedule(loader.steps, warmup, [g['initial_lr'] for g in opt.param_groups])
+    schedule = Schedule(loader.steps, profile, [g['initial_lr'] for g in opt.param_groups])
     parts = dict(loss_func=lambda out, step: out['loss'], opt_func=OptimWrapper(opt=opt))
     plain = dict(default_cbs=False, train_bn=False, wd_bn_bias=True)
     cbs = [TrainEvalCallback(), schedule, clip]
@@ -245,7 +246,7 @@ def run_steps(
     clip = ClipNorm(p.grad_clip)
     path = run / f'checkpoints/work/{name}.pt'
     with asked_to_stop() as asked:
-        learn = _learner(net, loader, opt, clip, p.warmup)
+        learn = _learner(net, loader, opt, clip, p)
         valid = _go_on(path, net, opt, loader, p)
         if loader.step >= loader.steps:
             return model.eval(), valid
