@@ -125,7 +125,7 @@ def lr_factor(
     warmup: int,
     settle: float = 0.0,  # share of the steps, at the end, that stay at `FLOOR`
 ) -> float:
-    "Linear warm-up, then a cosine by global step: to zero, or to `FLOOR` where a share of the steps is to settle there."
+    "Linear warm-up, then a cosine, by global step: to zero, or to `FLOOR` where some of the steps are to settle there."
     if step < warmup:
         return (step + 1) / warmup
     done = min(1, (step - warmup) / max(1, steps * (1 - settle) - warmup))
