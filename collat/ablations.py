@@ -26,7 +26,7 @@ from .checkpoints import read_log, same_profile
 from .config import Profile, atomic_path, load_profile, nearest_name, read_results, write_results
 from .ears import load_published
 from .evaluate import checkpoint_id, class_scores, embed_split, noise_levels, score_split
-from .launch import launch
+from .launch import end_with_parent, launch
 from .learning_curves import POINTS, CurveScorer, constants, measured, numbers
 from .model import CoLLAT
 from .scenes import Scenes
@@ -257,6 +257,7 @@ def _one(job, home, run, pretrained, curve, quiet):
     p, _, folder = job
     if not quiet:
         return run_variant(p, folder, run / 'data', pretrained, home, curve)
+    end_with_parent()
     torch.set_num_threads(1)
     log = folder / 'logs/said.txt'
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RESTARTS', 'SLURM', 'torchrun', 'run_group', 'guard', 'processes', 'launch', 'lost_peer', 'leave_traceback',
-           'as_rank', 'main', 'slurm_script']
+           'end_with_parent', 'as_rank', 'main', 'slurm_script']
 
 # %% ../nbs/12a_launch.ipynb #75c06ca6
 import ctypes
@@ -138,13 +138,18 @@ def leave_traceback(e: Exception, failure: Path):
             os.replace(part, failure)
 
 # %% ../nbs/12a_launch.ipynb #18c565ad
+def end_with_parent():
+    "Asks the kernel (Linux's only) to kill this process when the one that started it ends: no worker is left behind."
+    if sys.platform == 'linux':
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def as_rank(profile: Profile, run_dir: str | Path, acts: int = 2):
     "What `launch` does, as one of the processes of `torchrun`; always ends the process."
     code = 0
     if os.environ['RANK'] == '0' and (start := os.environ['TORCHELASTIC_RESTART_COUNT']) != '0':
         print(f'a process of the training was killed; it is started again, time {start} of {RESTARTS}', flush=True)
-    if sys.platform == 'linux':
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no rank outlives torchrun
+    end_with_parent()
     try:
         launch(dataclasses.replace(profile, gpus=1), run_dir, acts=acts)
         if dist.is_initialized():

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STUDY', 'GRID', 'QUESTIONS', 'Rival', 'factors', 'settle', 'build', 'trained_weights', 'fit_width', 'equal_weights',
            'Training', 'plan_study', 'Study', 'clock', 'TimedLoader', 'chosen_factor', 'tell_plan', 'bars_into',
-           'run_study', 'main', 'read_study', 'read_scores', 'in_comparison', 'answer', 'study_answers', 'study_table',
-           'tried_rates', 'plot_answers']
+           'run_study', 'main', 'read_study', 'read_scores', 'in_comparison', 'unsettled', 'answer', 'finished',
+           'study_answers', 'study_table', 'tried_rates', 'plot_answers']
 
 # %% ../nbs/13a_rivals.ipynb #96e525bc
 import dataclasses
@@ -438,32 +438,44 @@ def in_comparison(what: str, method: str) -> str:  # start of the names of its t
     return f'{"steps" if method == "collat" else what}-{method}'
 
 # %% ../nbs/13a_rivals.ipynb #70612745
+def unsettled(rows: list, key: str) -> str:  # `rows`: of one method, seed by seed; empty: it has converged
+    "Why a method has no verdict in a measure."
+    learnt = [r['constants'] for r in rows if r['constants'] is not None]
+    return not_converged([r['curve'] for r in rows], key, learnt)
+
+
 def answer(rows: list, scores: list, key: str, claimed: bool, n_boot: int) -> dict:
     "The difference of two methods in a measure; `rows` and `scores`: of each of them, seed by seed."
-    (f, _, truth), *_ = [measured(s, key) for s in scores[0]]
-    d = paired_over_seeds(f, *([measured(s, key)[1] for s in of] for of in scores), truth, n_boot=n_boot)
-    learnt = [[r['constants'] for r in of if r['constants'] is not None] for of in rows]
-    whys = [not_converged([r['curve'] for r in of], key, c) for of, c in zip(rows, learnt)]
-    word = verdict(d, unfinished='; '.join(filter(None, whys)))
+    f, _, truth = measured(scores[0][0], key)
+    read = lambda of: [measured(s, key)[1] for s in of]
+    d = paired_over_seeds(f, *map(read, scores), truth, n_boot=n_boot)
+    whys = [why for of in rows if (why := unsettled(of, key))]
+    word = verdict(d, unfinished='; '.join(whys))
     said = word if claimed else {'reproduced': 'ahead', 'not reproduced': 'behind'}.get(word, word)
-    return d | dict(settled=not any(whys), verdict=said)
+    return d | dict(settled=not whys, verdict=said)
+
+
+def finished(rows: dict, what: str, method: str) -> dict:  # seed -> name of the training
+    "The trainings of a method in the comparison of equal `steps` or `seconds`."
+    start = in_comparison(what, method)
+    return {r['seed']: n for n, r in rows.items() if n == f'{start}-seed{r["seed"]}'}
 
 
 def study_answers(keep: str | Path, n_boot: int = 1_000) -> list:  # of dicts
     "Every question that the finished trainings of a folder can answer, in both comparisons and all measures."
     rows = {n: r for n, r in read_study(keep).items() if 'diverged' not in r}
-    seeds = sorted({r['seed'] for r in rows.values()})
     out = []
     for what in ('steps', 'seconds'):
         for question, where, *two in QUESTIONS:
-            names = [[f'{in_comparison(what, m)}-seed{s}' for m in two] for s in seeds]
-            pairs = list(zip(*(pair for pair in names if all(n in rows for n in pair))))
-            if not pairs:
+            names = [finished(rows, what, m) for m in two]
+            seeds = sorted(set(names[0]) & set(names[1]))
+            if not seeds:
                 continue
-            of, scores = ([[get(n) for n in own] for own in pairs] for get in (rows.get, partial(read_scores, keep)))
+            in_order = lambda get: [list(map(get, map(of.get, seeds))) for of in names]
+            trained, scores = in_order(rows.get), in_order(partial(read_scores, keep))
             for key in MEASURES:
                 about = dict(question=question, where=where, equal=what, measure=key)
-                out.append(about | answer(of, scores, key, bool(where), n_boot))
+                out.append(about | answer(trained, scores, key, bool(where), n_boot))
     return out
 
 # %% ../nbs/13a_rivals.ipynb #fd14b712

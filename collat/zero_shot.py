@@ -7,10 +7,8 @@ __all__ = ['PROTOCOLS', 'rank_among_all', 'score_recorded', 'class_recall', 'ran
            'evaluate_zero_shot', 'fold_mean', 'score_manifest', 'zero_shot_on_data', 'in_processes', 'main']
 
 # %% ../nbs/20_zero_shot.ipynb #90c00410
-import ctypes
 import json
 import os
-import signal
 import sys
 import tempfile
 import time
@@ -34,7 +32,7 @@ from collat.evaluate import (
     number,
     score_split,
 )
-from .launch import launch, leave_traceback, lost_peer, run_group
+from .launch import end_with_parent, launch, leave_traceback, lost_peer, run_group
 from .metrics import accuracy, clipwise_map, hits, mean_average_precision
 from .model import CoLLAT
 from .prompts import TEMPLATES, class_prompts, label_hash, label_to_words, protocol
@@ -229,8 +227,7 @@ def main(
     "`zero_shot_on_data` as one of the processes of `in_processes`; always ends the process."
     folder = Path(folder)
     code = 0
-    if sys.platform == 'linux':
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no rank outlives torchrun
+    end_with_parent()
     try:
         result = zero_shot_on_data(**json.loads((folder / 'request.json').read_text()))
         if result is not None:

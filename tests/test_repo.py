@@ -188,6 +188,19 @@ def test_functions_are_short(path):
             assert size <= STATEMENTS, f'{path.name}:{n.lineno} {n.name} has {size} statements'
 
 
+NESTED = 20  # comprehensions inside comprehensions, in all
+
+
+def test_few_comprehensions_are_nested():
+    kinds = ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp
+    nested = []
+    for path in MODULES:
+        for n in ast.walk(ast.parse(path.read_text())):
+            if isinstance(n, kinds) and any(isinstance(m, kinds) for m in ast.walk(n) if m is not n):
+                nested.append(f'{path.name}:{n.lineno}')
+    assert len(nested) <= NESTED, nested
+
+
 DRAWS = 'normal random integers choice permutation shuffle standard_normal multinomial uniform bytes'.split()
 TORCH_DRAWS = 'torch.randn torch.rand torch.randint torch.randperm torch.randn_like torch.rand_like'.split()
 
