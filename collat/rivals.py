@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STUDY', 'GRID', 'QUESTIONS', 'Rival', 'factors', 'settle', 'build', 'trained_weights', 'fit_width', 'equal_weights',
            'Training', 'plan_study', 'Study', 'clock', 'TimedLoader', 'chosen_factor', 'tell_plan', 'bars_into',
-           'run_study', 'main', 'read_study', 'read_scores', 'in_comparison', 'unsettled', 'answer', 'finished',
+           'run_study', 'main', 'read_study', 'read_scores', 'in_comparison', 'unsettled', 'answer', 'seeds_of',
            'study_answers', 'study_table', 'tried_rates', 'plot_answers']
 
 # %% ../nbs/13a_rivals.ipynb #96e525bc
@@ -455,7 +455,7 @@ def answer(rows: list, scores: list, key: str, claimed: bool, n_boot: int) -> di
     return d | dict(settled=not whys, verdict=said)
 
 
-def finished(rows: dict, what: str, method: str) -> dict:  # seed -> name of the training
+def seeds_of(rows: dict, what: str, method: str) -> dict:  # seed -> name of the training
     "The trainings of a method in the comparison of equal `steps` or `seconds`."
     start = in_comparison(what, method)
     return {r['seed']: n for n, r in rows.items() if n == f'{start}-seed{r["seed"]}'}
@@ -467,7 +467,7 @@ def study_answers(keep: str | Path, n_boot: int = 1_000) -> list:  # of dicts
     out = []
     for what in ('steps', 'seconds'):
         for question, where, *two in QUESTIONS:
-            names = [finished(rows, what, m) for m in two]
+            names = [seeds_of(rows, what, m) for m in two]
             seeds = sorted(set(names[0]) & set(names[1]))
             if not seeds:
                 continue

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RESPECTS', 'WITHOUT', 'FINDINGS', 'in_every_respect', 'every_finding', 'in_words', 'verdict_table', 'curve_table',
-           'plot_learning', 'plot_respects', 'row', 'recorded_headline', 'rendered_headline', 'headline', 'main']
+           'plot_learning', 'plot_respects', 'headline_row', 'recorded_headline', 'rendered_headline', 'headline',
+           'main']
 
 # %% ../nbs/44_what_holds.ipynb #e2c7b632
 import time
@@ -160,7 +161,7 @@ def plot_respects(found: list):  # of `in_every_respect` -> figure
     return fig
 
 # %% ../nbs/44_what_holds.ipynb #412729e7
-def row(
+def headline_row(
     sound: str, asked: str, metric: str, value: str, chance: float | None = None, paper: float | None = None
 ) -> dict:
     "A line of the first page's table, as `draw_table` shows it."
@@ -171,7 +172,7 @@ def row(
     )
 
 
-def recorded_headline(esc50: dict, scenes: dict) -> list:  # results of notebooks 32 and 33 -> rows, see `row`
+def recorded_headline(esc50: dict, scenes: dict) -> list:  # results of notebooks 32 and 33 -> rows, see `headline_row`
     "What the model does with recordings."
     by_name = {r['']: r for r in esc50_table(esc50)}
     closed, new = by_name['(a) official folds, by name'], by_name['(b) ten new classes, by name']
@@ -182,14 +183,14 @@ def recorded_headline(esc50: dict, scenes: dict) -> list:  # results of notebook
     seeds = f'{np.mean(mixed):.3f}, seeds {min(mixed):.3f} to {max(mixed):.3f}'
     zero_shot, probed = PAPER_METHODS['CoLLAT'][:2]
     return [
-        row('ESC-50, official folds', '50 trained classes', 'top-1', value(closed), 1 / 50, zero_shot),
-        row('ESC-50, five draws', 'ten classes never trained', 'top-1', value(new), 1 / 10),
-        row('ESC-50, official folds', 'linear probe', 'top-1', with_interval(probe), 1 / 50, probed),
-        row('mixtures of ESC-50 clips', '35 trained classes', 'mAP', seeds),
+        headline_row('ESC-50, official folds', '50 trained classes', 'top-1', value(closed), 1 / 50, zero_shot),
+        headline_row('ESC-50, five draws', 'ten classes never trained', 'top-1', value(new), 1 / 10),
+        headline_row('ESC-50, official folds', 'linear probe', 'top-1', with_interval(probe), 1 / 50, probed),
+        headline_row('mixtures of ESC-50 clips', '35 trained classes', 'mAP', seeds),
     ]
 
 
-def rendered_headline(zero_shot: dict) -> list:  # results of notebook 20 -> rows, see `row`
+def rendered_headline(zero_shot: dict) -> list:  # results of notebook 20 -> rows, see `headline_row`
     "What the model does with instruments and effects from a soundfont."
     found = {(r['split'], r['metric']): r for r in zero_shot['rows'] if r['protocol'] == 'paper' and r['noise'] == 0}
     out = []
@@ -197,7 +198,7 @@ def rendered_headline(zero_shot: dict) -> list:  # results of notebook 20 -> row
         for metric, sound in (('top-1', 'rendered, one event'), ('mAP', 'rendered, scenes')):
             r = found[split, metric]
             chance = 1 / r['classes'] if metric == 'top-1' else None
-            out.append(row(sound, f'{r["classes"]} {kind}', metric, with_interval(r), chance))
+            out.append(headline_row(sound, f'{r["classes"]} {kind}', metric, with_interval(r), chance))
     return out
 
 
