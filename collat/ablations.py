@@ -33,7 +33,7 @@ from .scenes import Scenes
 from .text_families import load_text_encoder
 from .training import load_audio_encoder, pretrain, train
 from .validation import block_distances
-from .verdicts import SETTLE, not_converged, paired_over_seeds, verdict
+from .verdicts import not_converged, paired_over_seeds, verdict
 
 # %% ../nbs/30_ablations.ipynb #c540d198
 def lambdas(*l):
@@ -184,7 +184,7 @@ def variant_jobs(
 ) -> list:  # of (profile, names, folder)
     "Every training that some groups ask for. The profile itself is `all losses`, and lies in `ablations` whoever asks."
     out = []
-    schedule = dict(steps=steps, warmup=max(1, steps // 6), settle=SETTLE, eval_every=max(1, steps // POINTS))
+    schedule = dict(steps=steps, warmup=max(1, steps // 6), eval_every=max(1, steps // POINTS))
     schedule['checkpoint_every'] = schedule['eval_every']
     for seed in range(profile.seed, profile.seed + seeds):
         for q, names in variants(profile, groups).items():
@@ -306,7 +306,7 @@ class Claim:
     group: str  # of `GROUPS`, or of notebook 31
     variant: str
     other: str = ''  # empty: the strongest of the rest
-    measures: tuple = ('map', 'top1')
+    measures: tuple = ('map', 'top1', 'map_unseen')
     expects: str = 'more'  # what the paper says of `variant`: more | no more
 
 

@@ -205,7 +205,8 @@ class TrainFields:
     lr_audio: float = doc(3e-4, 'peak learning rate of the pretrained audio encoder')
     warmup: int = doc(30, 'steps of linear warm-up before the cosine')
     settle: float = doc(
-        0.0, 'share of the steps, at the end, at a twentieth of the peak learning rate; 0 = the cosine goes to zero'
+        0.0,
+        'share of the steps of act two, the last ones, at a twentieth of the peak learning rate; 0 = a cosine to zero',
     )
     optimizer: str = doc('muon', 'adamw | muon: its matrices by Muon, the rest by AdamW (notebook 11b)', 'adamw muon')
     weight_decay: float = doc(0.05, 'weight decay, matrices only')
@@ -430,6 +431,7 @@ PROFILES = dict(
     mini={},
     smoke=_smoke,
     mini_long=dict(
+        settle=1 / 3,
         main_seeds=3,
         ablation_steps=1_500,
         ablation_seeds=3,

@@ -47,7 +47,7 @@ from .optimizer import best_precision
 from .scenes import Scenes
 from .streaming import shards_of
 from .training import load_audio_encoder, pretrain, run_steps
-from .verdicts import SETTLE, not_converged, paired_over_seeds, verdict
+from .verdicts import not_converged, paired_over_seeds, verdict
 
 # %% ../nbs/13a_rivals.ipynb #c4e6191f
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ class Study:
         "The profile with the steps and the seed of a training, validated at the points of its curve."
         each = math.ceil(t.steps / POINTS)
         warmup = min(self.profile.warmup, max(1, t.steps // 6))
-        rhythm = dict(eval_every=each, checkpoint_every=each, warmup=warmup, settle=SETTLE)
+        rhythm = dict(eval_every=each, checkpoint_every=each, warmup=warmup)
         return dataclasses.replace(self.profile, steps=t.steps, seed=t.seed, **rhythm)
 
 # %% ../nbs/13a_rivals.ipynb #8a9f90ca

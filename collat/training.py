@@ -7,6 +7,7 @@ __all__ = ['PULLS_EVERY', 'EARS', 'Divergence', 'Pulls', 'mean_over_ranks', 'any
            'Loaders', 'run_steps', 'Pretrainer', 'shipped_ears', 'copy_ears', 'pretrain', 'load_audio_encoder', 'train']
 
 # %% ../nbs/12_training.ipynb #725e57b8
+import dataclasses
 import json
 import math
 import shutil
@@ -369,7 +370,9 @@ def pretrain(profile: Profile, run_dir: str | Path) -> Path:  # safetensors file
     if p.audio_weights:
         load_published(model.audio, p)
     loader = make_loader(p, clips, p.pretrain_batch, p.pretrain_steps, run_dir, 'pretrain')
-    model, rows = run_steps(model, loader, [(model.parameters(), p.pretrain_lr)], p, run_dir, 'pretrain', evaluate)
+    to_zero = dataclasses.replace(p, settle=0.0)
+    groups = [(model.parameters(), p.pretrain_lr)]
+    model, rows = run_steps(model, loader, groups, to_zero, run_dir, 'pretrain', evaluate)
     if p.backbone == 'ast':
         model.audio.fold()
     if rank == 0:
