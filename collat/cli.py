@@ -51,7 +51,8 @@ def cmd_run(args) -> int:
     return 0
 
 # %% ../nbs/52_cli.ipynb #9df73e0a
-TASKS = 'zero_shot', 'linear_probe', 'retrieval', 'captioning'  # modules, each with a function `<task>_on_data`
+_TASKS = 'zero_shot', 'linear_probe', 'retrieval', 'captioning'
+TASKS = {t: f'collat.{t}:{t}_on_data' for t in _TASKS}  # --task -> module:function; its arguments as in `cmd_eval`
 
 
 def cmd_eval(args) -> int:
@@ -71,7 +72,8 @@ def cmd_eval(args) -> int:
 
         check_gpus(args.gpus)
         more = dict(gpus=args.gpus)
-    on_data = getattr(importlib.import_module(f'collat.{args.task}'), f'{args.task}_on_data')
+    module, name = TASKS[args.task].split(':')
+    on_data = getattr(importlib.import_module(module), name)
     results = on_data(args.checkpoint, args.data, args.protocol, args.out, args.root, **more)
     print(json.dumps(results, indent=1, ensure_ascii=False))
     return 0

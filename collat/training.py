@@ -46,6 +46,7 @@ from .cached_tokens import CachedTokens
 from .checkpoints import StepLog, load_checkpoint, same_profile, save_checkpoint, unwrap
 from .config import Preempted, Profile, asked_to_stop, atomic_path, read_results, write_results
 from .ears import front_end, load_published, make_audio_encoder
+from .losses import loss_inputs, loss_weights
 from .model import CoLLAT, best_device
 from .optimizer import best_precision, lr_factor, make_optimizer, param_groups, training_attention
 from .scenes import Scenes, split_classes
@@ -241,7 +242,8 @@ def run_steps(
     opt = make_optimizer(p.optimizer, param_groups(groups, p.weight_decay), fused=p.fused)
     if p.compile:
         model.compile_networks()
-    net = DistributedDataParallel(model, find_unused_parameters=p.lambda_global == 0) if world > 1 else model
+    unused = 'logit_scale' not in loss_inputs(loss_weights(p))
+    net = DistributedDataParallel(model, find_unused_parameters=unused) if world > 1 else model
     clip = ClipNorm(p.grad_clip)
     path = run / f'checkpoints/work/{name}.pt'
     with asked_to_stop() as asked:

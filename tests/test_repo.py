@@ -304,10 +304,11 @@ assert time.time() - t < 1, time.time() - t"""
 
 def test_no_dead_option():
     """Every field of a profile is read somewhere: an attribute of its name in a module other than `config`,
-    or in a cell of a Run section."""
+    or in a cell of a Run section, or as the weight of a loss term."""
     import dataclasses
 
     from collat.config import Profile
+    from collat.losses import LOSS_TERMS
 
     code = [p.read_text() for p in MODULES if p.stem != 'config'] + [
         source(c)
@@ -317,6 +318,7 @@ def test_no_dead_option():
         if not source(c).lstrip().startswith(('%', '!'))
     ]
     read = {n.attr for text in code for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Attribute)}
+    read |= {t.weight for t in LOSS_TERMS.values()}
     assert not (dead := [f.name for f in dataclasses.fields(Profile) if f.name not in read]), (
         f'profile fields that nobody reads: {dead}'
     )
