@@ -68,6 +68,14 @@ GROUPS = dict(
     start={f'start {s}': dict(start=s) for s in ('fixed', 'resample', 'learned')},
     tokens={f'n = {n}': dict(n_tokens=n) for n in (12, 18, 24)},
     prompts={f'prompt {t}': dict(template=t) for t in ('paper', 'bare', 'concat', 'wavcaps')},
+    closeness={f'g by {k}': dict(closeness=k) for k in ('l1', 'l2', 'cosine')},
+    views={
+        'both views learn, λ₃ = 1': dict(lambda_uni_token=1.0),
+        'the noisy view learns, λ₃ = 1': dict(lambda_uni_token=1.0, stop_grad=True),
+        'noise on the spectrogram, λ₃ = 1': dict(lambda_uni_token=1.0, noise_domain='spectrogram'),
+    },
+    window={f'{w} window, tuned ears': dict(ears='tuned', window=w) for w in ('hanning', 'hamming')},
+    presence={'empty slots passed over': dict(presence=True), 'empty slots seen': dict(presence=False)},
     paper_losses={f'{name}, paper λ': lambdas(1.0, 0.1, 0.01) | o for name, o in _LOSSES.items()},
 )
 

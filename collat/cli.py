@@ -108,15 +108,16 @@ def cmd_data(args) -> int:
 
 # %% ../nbs/52_cli.ipynb #e8d59107
 def cmd_profile(args) -> int:
-    "Prints every field of a profile: name, value, meaning; * marks values that differ from `mini`."
-    import dataclasses
-
-    from collat.config import load_profile
+    "Prints the fields of a profile in groups: name, value, meaning; * marks values that differ from `mini`."
+    from collat.config import load_profile, profile_groups
 
     p = load_profile(args.name, args.overrides)
-    for f in dataclasses.fields(p):
-        v = getattr(p, f.name)
-        print(f'{"*" if v != f.default else " "} {f.name:22} {str(v):24} {f.metadata["doc"]}')
+    print(f'Profile {p.name}')
+    for title, group in profile_groups().items():
+        print(f'\n{title}')
+        for f in group:
+            v = getattr(p, f.name)
+            print(f'{"*" if v != f.default else " "} {f.name:22} {str(v):24} {f.metadata["doc"]}')
     return 0
 
 # %% ../nbs/52_cli.ipynb #a3af7c98

@@ -45,9 +45,7 @@ class CoLLAT(nn.Module, ModelHubMixin):
             self.audio = ears_of(p).settle(make_audio_encoder(p))
             size = p.depth_interaction, p.heads_interaction, p.width_interaction
             start = dict(start=p.start, start_scale=self.text.embed_scale, seed=p.seed)
-            self.interaction = TokenInteraction(
-                p.n_tokens, self.text.d, self.audio.d, *size, self_attn=p.self_attn, **start
-            )
+            self.interaction = TokenInteraction(p.n_tokens, self.text.d, self.audio.d, *size, **start)
         if p.ears == 'frozen':
             self.audio.requires_grad_(False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))

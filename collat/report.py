@@ -372,6 +372,10 @@ GROUP_TITLES = dict(
     start='Start vectors',
     tokens='Number of text tokens',
     prompts='Prompt form',
+    closeness='What "closest" means in g',
+    views='The two views of Eq. 3',
+    window='Analysis window, with tuned ears',
+    presence='Empty slots in the locked encoder',
 )  # groups of notebook 30 beside the first two
 
 
@@ -533,11 +537,11 @@ def report_page(run: Path, root: Path | None = None) -> str:  # Markdown
     zs, ab, tr = (read_results(run / f'results/{n}.json') for n in ('zero_shot', 'ablations', 'training'))
     splits = read_results(run / 'results/scenes.json')['results']['splits']
     part = lambda name: results_of(run, name)
-    parts = heading(run, Profile(**zs['profile']), tr['results'], part('shards'))
+    parts = heading(run, load_profile('mini', zs['profile']), tr['results'], part('shards'))
     parts += recorded_parts(run, root or Path(sys.modules['collat'].__file__).parent.parent)
     parts += public_parts(part('public_sets'))
     parts += zero_shot_parts(zs['results'], zs['profile'], splits, tr['results']['valid'][-1])
-    parts += loss_parts(ab['results'], Profile(**ab['profile']), run / 'data')
+    parts += loss_parts(ab['results'], load_profile('mini', ab['profile']), run / 'data')
     parts += architecture_parts(part('architecture'), ab['results'].get('findings', [])) + comparison(run)
     parts += added_parts(run)
     parts.append(draw('slips', errata_rows(part('captioning'), part('datasets').get('rows', [])), claims=claims()))

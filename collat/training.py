@@ -309,7 +309,7 @@ def _loss_without_fillers(
 # %% ../nbs/12_training.ipynb #5ea12e0b
 EARS = """data sample_rate clip_seconds n_mels window frame_ms hop_ms norm_mean norm_std freq_mask time_mask seed_data
 phrases n_train max_events speed_change single_share n_classes backbone d_audio audio_weights depth_audio heads_audio
-stride stem pool_frequency pretrain_steps pretrain_batch pretrain_lr warmup optimizer weight_decay
+stride stem pretrain_steps pretrain_batch pretrain_lr warmup optimizer weight_decay
 grad_clip""".split()  # fields that shape the outcome of act one, beside the seed
 
 

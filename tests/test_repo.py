@@ -324,6 +324,34 @@ def test_no_dead_option():
     )
 
 
+def test_kept_profiles_load():
+    "Of every committed result and model, those included that know a former field."
+    from collat.config import RETIRED, load_profile, migrated
+
+    kept = {f: json.loads(f.read_text()) for f in sorted((ROOT / 'figures').rglob('*.json'))}
+    profiles = [
+        b if f.name == 'config.json' else b['profile'] for f, b in kept.items() if 'steps' in b or 'profile' in b
+    ]
+    assert len(profiles) > 20 and any(set(RETIRED) <= set(was) for was in profiles)
+    for was in profiles:
+        now = load_profile('mini', was)
+        assert all(getattr(now, k) == v for k, v in migrated(was).items())
+
+
+def test_every_option_is_turned_by_a_variant():
+    """A field that accepts a few words, or yes and no, and shapes a training has a variant in `GROUPS`,
+    or a profile has another value; numbers are sizes."""
+    import dataclasses
+
+    from collat.ablations import GROUPS
+    from collat.config import PROFILES, Profile, changing
+
+    options = {f.name for f in dataclasses.fields(Profile) if f.metadata['one_of'] or isinstance(f.default, bool)}
+    turned = {k for o in PROFILES.values() for k in o}
+    turned |= {k for group in GROUPS.values() for o in group.values() for k in o}
+    assert not (idle := (options & changing('weights')) - turned - {'precision'}), idle  # of the machine: notebook 40
+
+
 def test_settings():
     assert cfg['allowed_cell_metadata_keys'] == 'tags' and cfg['clean_ids'] == 'True' and cfg['tst_flags'] == 'slow gpu'
     assert cfg['console_scripts'] == 'collat=collat.cli:main'
