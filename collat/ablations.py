@@ -28,6 +28,7 @@ from .ears import load_published
 from .evaluate import checkpoint_id, class_scores, embed_split, noise_levels, score_split
 from .launch import end_with_parent, launch
 from .learning_curves import POINTS, CurveScorer, constants, measured, numbers
+from .losses import LOSS_TERMS
 from .model import CoLLAT
 from .scenes import Scenes
 from .text_families import load_text_encoder
@@ -37,14 +38,11 @@ from .verdicts import not_converged, paired_over_seeds, verdict
 
 # %% ../nbs/30_ablations.ipynb #c540d198
 def lambdas(*l):
-    return dict(zip(('lambda_cross_token', 'lambda_global', 'lambda_uni_token'), l))
+    return dict(zip((t.weight for t in LOSS_TERMS.values()), l))
 
 
-_LOSSES = {
-    'all losses': {},
-    '− cross-token': dict(lambda_cross_token=0.0),
-    '− uni-token': dict(lambda_uni_token=0.0),
-    '− cross-global': dict(lambda_global=0.0),
+_LOSSES = {'all losses': {}} | {
+    f'− {t.name or k}': {t.weight: 0.0} for k, t in LOSS_TERMS.items() if isinstance(t.weight, str)
 }
 GROUPS = dict(
     losses=_LOSSES,
@@ -70,12 +68,15 @@ GROUPS = dict(
     start={f'start {s}': dict(start=s) for s in ('fixed', 'resample', 'learned')},
     tokens={f'n = {n}': dict(n_tokens=n) for n in (12, 18, 24)},
     prompts={f'prompt {t}': dict(template=t) for t in ('paper', 'bare', 'concat', 'wavcaps')},
-    paper_losses={
-        'all losses, paper λ': lambdas(1.0, 0.1, 0.01),
-        '− cross-token, paper λ': lambdas(0.0, 0.1, 0.01),
-        '− uni-token, paper λ': lambdas(1.0, 0.1, 0.0),
-        '− cross-global, paper λ': lambdas(1.0, 0.0, 0.01),
+    closeness={f'g by {k}': dict(closeness=k) for k in ('l1', 'l2', 'cosine')},
+    views={
+        'both views learn, λ₃ = 1': dict(lambda_uni_token=1.0),
+        'the noisy view learns, λ₃ = 1': dict(lambda_uni_token=1.0, stop_grad=True),
+        'noise on the spectrogram, λ₃ = 1': dict(lambda_uni_token=1.0, noise_domain='spectrogram'),
     },
+    window={f'{w} window, tuned ears': dict(ears='tuned', window=w) for w in ('hanning', 'hamming')},
+    presence={'empty slots passed over': dict(presence=True), 'empty slots seen': dict(presence=False)},
+    paper_losses={f'{name}, paper λ': lambdas(1.0, 0.1, 0.01) | o for name, o in _LOSSES.items()},
 )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce, repeat
+from einops import rearrange, repeat
 from fastcore.basics import patch, store_attr
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -161,11 +161,10 @@ class AST(nn.Module):
         stem: str = 'patch',  # 'patch' (the paper) or 'conv'
         n_classes: int | None = None,  # classes k of the head for pretraining, None: no head
         drop_path: float = 0.0,  # stochastic depth of the last layer
-        pool_frequency: bool = False,  # one token per moment: the mean over its column of patches
     ):
         super().__init__()
         n_patches(n_frames, n_mels, patch, stride)
-        store_attr('n_mels,n_frames,d,patch,stride,pool_frequency')
+        store_attr('n_mels,n_frames,d,patch,stride')
         gf, gt = patch_grid(n_frames, n_mels, patch, stride)
         self.stem = make_stem(stem, d, patch, stride)
         self.extra_tokens = nn.Parameter(torch.zeros(2, d))
@@ -182,11 +181,7 @@ class AST(nn.Module):
         spec: Tensor,  # (b t f) normalised log mel spectrograms
     ) -> Tensor:  # h_a (b m d): class token, distillation token, patches from low to high frequency, each row in time
         "Audio tokens of §3.1. Raises `ValueError` for another number of mel bins or less than one patch."
-        h_a = self.norm(self.blocks(self.embed(spec)))
-        if not self.pool_frequency:
-            return h_a
-        moments = reduce(h_a[:, 2:], 'b (f t) d -> b t d', 'mean', f=len(self.patch_pos))
-        return torch.cat([h_a[:, :2], moments], dim=1)
+        return self.norm(self.blocks(self.embed(spec)))
 
 # %% ../nbs/08_audio_encoder.ipynb #df4289ff
 @patch

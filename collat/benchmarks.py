@@ -437,7 +437,7 @@ def step_flops(model: CoLLAT) -> dict:  # per clip: forward, backward
     frames = 1 + int((model.profile.clip_seconds * 1000 - model.profile.frame_ms) // model.profile.hop_ms)
     spec = torch.empty(1, frames, model.profile.n_mels, device='meta')
     with FlopCounterMode(display=False) as f:
-        h, noisy, z = model.hear(spec, spec if model.profile.lambda_uni_token > 0 else None, [0])
+        h, noisy, z = model.hear(spec, spec if 'h_at_noisy' in model.loss.inputs else None, [0])
     with FlopCounterMode(display=False) as g:
         sum(x.sum() for x in (h, noisy, z) if x is not None).backward()
     return dict(forward=f.get_total_flops(), backward=g.get_total_flops())

@@ -61,7 +61,7 @@ def cache_key(
     "Name of the cache that fits these weights, settings and clips."
     p = model.profile
     front_end = {k: getattr(p, k) for k in FRONT_END}
-    ears = [model.precision, model.audio.__class__.__name__, p.pool_frequency]
+    ears = [model.precision, model.audio.__class__.__name__]
     facts = [n, front_end, clips_key(clips), *ears]
     sha = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, x in sorted(model.audio.state_dict().items()):
@@ -138,7 +138,7 @@ def make_room(part: Path, shape: tuple):
     if size > free:
         raise OSError(
             f'{part.parent}: audio tokens of {shape[0]:,} clips need {size / 1e9:.1f} GB, '
-            f'{free / 1e9:.1f} GB are free; fewer cache_clips or cache_views, or pool_frequency=True, need less'
+            f'{free / 1e9:.1f} GB are free; fewer cache_clips or cache_views need less'
         )
     np.lib.format.open_memmap(part, 'w+', np.float16, shape).flush()
 

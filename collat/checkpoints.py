@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from .config import Profile, atomic_path, changing
+from .config import Profile, atomic_path, changing, migrated
 
 # %% ../nbs/11d_checkpoints.ipynb #6b58148e
 def unwrap(model):
@@ -92,7 +92,7 @@ def load_checkpoint(path, model, opt, profile: Profile) -> dict | None:  # data 
 def same_profile(path, was: dict, profile: Profile):
     """Raises ValueError naming the first field in which a file's profile differs from this one.
     Fields that change no weights may differ. A field that is newer than the file had its default."""
-    was = {f.name: f.default for f in dataclasses.fields(profile)} | was
+    was = {f.name: f.default for f in dataclasses.fields(profile)} | migrated(was)
     bound = changing('weights')
     for k, now in dataclasses.asdict(profile).items():
         if k in bound and was[k] != now:

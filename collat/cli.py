@@ -51,7 +51,8 @@ def cmd_run(args) -> int:
     return 0
 
 # %% ../nbs/52_cli.ipynb #9df73e0a
-TASKS = 'zero_shot', 'linear_probe', 'retrieval', 'captioning'  # modules, each with a function `<task>_on_data`
+_TASKS = 'zero_shot', 'linear_probe', 'retrieval', 'captioning'
+TASKS = {t: f'collat.{t}:{t}_on_data' for t in _TASKS}  # --task -> module:function; its arguments as in `cmd_eval`
 
 
 def cmd_eval(args) -> int:
@@ -71,7 +72,8 @@ def cmd_eval(args) -> int:
 
         check_gpus(args.gpus)
         more = dict(gpus=args.gpus)
-    on_data = getattr(importlib.import_module(f'collat.{args.task}'), f'{args.task}_on_data')
+    module, name = TASKS[args.task].split(':')
+    on_data = getattr(importlib.import_module(module), name)
     results = on_data(args.checkpoint, args.data, args.protocol, args.out, args.root, **more)
     print(json.dumps(results, indent=1, ensure_ascii=False))
     return 0
@@ -106,15 +108,16 @@ def cmd_data(args) -> int:
 
 # %% ../nbs/52_cli.ipynb #e8d59107
 def cmd_profile(args) -> int:
-    "Prints every field of a profile: name, value, meaning; * marks values that differ from `mini`."
-    import dataclasses
-
-    from collat.config import load_profile
+    "Prints the fields of a profile in groups: name, value, meaning; * marks values that differ from `mini`."
+    from collat.config import load_profile, profile_groups
 
     p = load_profile(args.name, args.overrides)
-    for f in dataclasses.fields(p):
-        v = getattr(p, f.name)
-        print(f'{"*" if v != f.default else " "} {f.name:22} {str(v):24} {f.metadata["doc"]}')
+    print(f'Profile {p.name}')
+    for title, group in profile_groups().items():
+        print(f'\n{title}')
+        for f in group:
+            v = getattr(p, f.name)
+            print(f'{"*" if v != f.default else " "} {f.name:22} {str(v):24} {f.metadata["doc"]}')
     return 0
 
 # %% ../nbs/52_cli.ipynb #a3af7c98

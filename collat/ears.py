@@ -35,14 +35,14 @@ class Ears(NamedTuple):
     fields: tuple = ()  # of `OWN_FIELDS`, those that it reads
 
 
-OWN_FIELDS = 'audio_weights', 'audio_stages', 'pool_frequency'  # of a profile, each read by some ears only
+OWN_FIELDS = 'audio_weights', 'audio_stages'  # of a profile, each read by some ears only
 
 # %% ../nbs/08c_ears.ipynb #5c2a0dad
 def make_ast(p: Profile, n_classes: int | None = None) -> AST:
     "AST in the size of the profile."
     n_frames = 1 + int((p.clip_seconds * 1000 - p.frame_ms) // p.hop_ms)
     size = p.n_mels, n_frames, p.d_audio, p.depth_audio, p.heads_audio
-    return AST(*size, stride=p.stride, stem=p.stem, n_classes=n_classes, pool_frequency=p.pool_frequency)
+    return AST(*size, stride=p.stride, stem=p.stem, n_classes=n_classes)
 
 
 def cnn_ears(name: str) -> Ears:
@@ -83,7 +83,7 @@ AUDIO_ENCODERS = {  # `backbone` of a profile -> its ears
         make_ast,
         load=lambda audio, p: load_pretrained(audio, p.audio_weights),
         settle=AST.fold,
-        fields=('audio_weights', 'pool_frequency'),
+        fields=('audio_weights',),
     ),
     **{name: cnn_ears(name) for name in ('cnn14', *SIZES)},
     'yamnet': Ears(

@@ -67,16 +67,13 @@ class InteractionBlock(nn.Module):
         d_kv: int,  # width of the other modality's tokens
         heads: int = 8,  # attention heads
         mlp_ratio: float = 4.0,  # hidden width of the MLP over `width`
-        self_attn: bool = True,  # whether predicted tokens also see each other
     ):
         super().__init__()
         hidden = int(width * mlp_ratio)
         self.norm1 = nn.LayerNorm(width)
         self.cross = Attention(width, d_kv, heads)
-        if self_attn:
-            self.norm2 = nn.LayerNorm(width)
-            self.among = Attention(width, width, heads)
-        self.self_attn = self_attn
+        self.norm2 = nn.LayerNorm(width)
+        self.among = Attention(width, width, heads)
         self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
     def forward(
@@ -88,9 +85,8 @@ class InteractionBlock(nn.Module):
         "Refined tokens."
         o, w = self.cross(self.norm1(x), tokens, return_attn)
         x = x + o
-        if self.self_attn:
-            y = self.norm2(x)
-            x = x + self.among(y, y)[0]
+        y = self.norm2(x)
+        x = x + self.among(y, y)[0]
         return x + self.mlp(x), w
 
 # %% ../nbs/09_interaction.ipynb #e1d604a3
@@ -106,7 +102,6 @@ class TokenInteraction(nn.Module):
         heads: int = 8,  # attention heads
         width: int | None = None,  # width inside, None: `d`
         mlp_ratio: float = 4.0,  # hidden width of the MLP over `width`
-        self_attn: bool = True,  # whether predicted tokens also see each other
         start: str = 'fixed',  # 'fixed', 'resample' (new ones for each training sample) or 'learned'
         start_scale: float = 1.0,  # size of the start vectors, unit of what is predicted: the mean absolute embedding
         seed: int = 0,  # of the start vectors
@@ -128,7 +123,7 @@ class TokenInteraction(nn.Module):
             self.register_buffer('start', s)
         self.norm_in = nn.LayerNorm(d_audio)
         self.widen = nn.Linear(d, width) if width != d else nn.Identity()
-        blocks = [InteractionBlock(width, d_audio, heads, mlp_ratio, self_attn) for _ in range(depth)]
+        blocks = [InteractionBlock(width, d_audio, heads, mlp_ratio) for _ in range(depth)]
         self.blocks = nn.ModuleList(blocks)
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, d))
         nn.init.normal_(self.head[1].weight, std=0.1 * width**-0.5)

@@ -27,7 +27,7 @@ from .audio import add_noise, load_sounds, spec_augment, windows
 from .config import Profile, atomic_path, load_profile
 from .ears import ears_of, front_end, make_audio_encoder
 from .interaction import TokenInteraction
-from .losses import CoLLATLoss
+from .losses import CoLLATLoss, loss_weights
 from .prompts import class_prompts, label_to_words, prompt
 from .text_families import load_text_encoder
 from .weights import hub_folder
@@ -45,15 +45,12 @@ class CoLLAT(nn.Module, ModelHubMixin):
             self.audio = ears_of(p).settle(make_audio_encoder(p))
             size = p.depth_interaction, p.heads_interaction, p.width_interaction
             start = dict(start=p.start, start_scale=self.text.embed_scale, seed=p.seed)
-            self.interaction = TokenInteraction(
-                p.n_tokens, self.text.d, self.audio.d, *size, self_attn=p.self_attn, **start
-            )
+            self.interaction = TokenInteraction(p.n_tokens, self.text.d, self.audio.d, *size, **start)
         if p.ears == 'frozen':
             self.audio.requires_grad_(False)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        lambdas = p.lambda_cross_token, p.lambda_global, p.lambda_uni_token
         token_loss = p.matcher, p.closeness, p.token_norm, self.text.embed_scale, p.counts
-        self.loss = CoLLATLoss(lambdas, *token_loss, p.targets, p.stop_grad)
+        self.loss = CoLLATLoss(loss_weights(p), *token_loss, p.targets, p.stop_grad)
         if p.token_layer:
             self.loss.embed_scale = self.token_scale()
         self.text_cache = {}
@@ -192,7 +189,7 @@ def training_views(
     p = self.profile
     augment = lambda spec: spec_augment(spec, seeds, p.freq_mask, p.time_mask) if p.ears == 'tuned' else spec
     clean = self.spectrogram(wav)
-    if p.lambda_uni_token == 0:
+    if 'h_at_noisy' not in self.loss.inputs:
         return augment(clean), None
     return augment(clean), augment(self.noisy_view(wav, clean, seeds))
 
@@ -284,11 +281,11 @@ def hear(
     seeds: list,  # (b,)
     cached: bool = False,  # as in `predict`
 ) -> tuple:  # h_at (b n d), that of the noisy view or None, z_a (b d_out) or None
-    "What Eq. 1-3 ask of some clips: the tokens of both views where they are compared, the embedding of the clean one."
+    "What the loss terms ask of some clips: the tokens of both views, at their layer, and z_a of the clean one."
     n = len(clean)
     with self.autocast():
         h = self.predict(clean, noisy, seeds, cached)
-        z_a = self.embed(h[:n]).float() if self.profile.lambda_global > 0 else None
+        z_a = self.embed(h[:n]).float() if 'z_a' in self.loss.inputs else None
         h = self.at_layer(h).float()
     return h[:n], None if noisy is None else h[n:], z_a
 
@@ -307,7 +304,7 @@ def views(self: CoLLAT, batch: dict) -> tuple:  # clean, noisy or None, whether 
     if 'tokens' not in batch:
         return *self.training_views(batch['wav'], batch['seeds']), False
     clean, noisy = batch['tokens'].to(self.logit_scale.device, non_blocking=True).unbind(1)
-    if self.profile.lambda_uni_token == 0:
+    if 'h_at_noisy' not in self.loss.inputs:
         noisy = None
     return clean, noisy, True
 
@@ -358,14 +355,14 @@ def gradient_norms(
         h = self.predict(clean, noisy, list(batch['seeds']), cached)
     h = h.float().requires_grad_()
     text = self.text_side(batch)
-    kind = text.pop('kind')
     n = len(clean)
     with self.autocast():
-        z_a = self.embed(h[:n]).float() if self.profile.lambda_global > 0 else None
+        z_a = self.embed(h[:n]).float() if 'z_a' in self.loss.inputs else None
         at = self.at_layer(h).float()
     noisy = None if noisy is None else at[n:]
     at = at[:n]
-    terms = self.loss.terms(self.loss.align(at, text['h_t'], kind), at, z_a=z_a, h_at_noisy=noisy, **text)
+    perm, mask = self.loss.align(at, text['h_t'], text['kind'])
+    terms = self.loss.terms(h_at=at, h_at_noisy=noisy, perm=perm, mask=mask, z_a=z_a, **text)
     pull = lambda k: self.loss.total({k: terms[k]})
     return {k: torch.autograd.grad(pull(k), h, retain_graph=True)[0].norm().item() for k in terms}
 

@@ -217,6 +217,11 @@ Zero-shot detection, all classes:
 A scene of `valid` as in Figure 1a: heard, read and located, painted by the painter of notebook 24.
 ![Figure 1a](figures/figure1a.png)
 
+[added]
+## {title}
+{text}
+|
+
 [slips]
 ## Slips of the printed paper
 |

@@ -47,6 +47,7 @@ from .cached_tokens import CachedTokens
 from .checkpoints import StepLog, load_checkpoint, same_profile, save_checkpoint, unwrap
 from .config import Preempted, Profile, asked_to_stop, atomic_path, read_results, write_results
 from .ears import front_end, load_published, make_audio_encoder
+from .losses import loss_inputs, loss_weights
 from .model import CoLLAT, best_device
 from .optimizer import best_precision, lr_factor, make_optimizer, param_groups, training_attention
 from .scenes import Scenes, split_classes
@@ -243,7 +244,8 @@ def run_steps(
     opt = make_optimizer(p.optimizer, param_groups(groups, p.weight_decay), fused=p.fused)
     if p.compile:
         model.compile_networks()
-    net = DistributedDataParallel(model, find_unused_parameters=p.lambda_global == 0) if world > 1 else model
+    unused = 'logit_scale' not in loss_inputs(loss_weights(p))
+    net = DistributedDataParallel(model, find_unused_parameters=unused) if world > 1 else model
     clip = ClipNorm(p.grad_clip)
     path = run / f'checkpoints/work/{name}.pt'
     with asked_to_stop() as asked:
@@ -309,7 +311,7 @@ def _loss_without_fillers(
 # %% ../nbs/12_training.ipynb #5ea12e0b
 EARS = """data sample_rate clip_seconds n_mels window frame_ms hop_ms norm_mean norm_std freq_mask time_mask seed_data
 phrases n_train max_events speed_change single_share n_classes backbone d_audio audio_weights depth_audio heads_audio
-stride stem pool_frequency pretrain_steps pretrain_batch pretrain_lr warmup optimizer weight_decay
+stride stem pretrain_steps pretrain_batch pretrain_lr warmup optimizer weight_decay
 grad_clip""".split()  # fields that shape the outcome of act one, beside the seed
 
 

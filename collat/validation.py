@@ -15,6 +15,7 @@ from torch import Tensor
 from .batches import prompt_maker
 from .config import Profile
 from .interaction import token_distance
+from .losses import LOSS_TERMS
 from .metrics import accuracy, mean_average_precision
 from .model import CoLLAT, best_device
 from .prompts import class_prompts, label_to_words
@@ -103,7 +104,7 @@ def validator(profile: Profile, run_dir: str | Path, data: str | Path | None = N
 def plot_curves(log, axes):
     """Terms of Eq. 4, matched token distances, and the terms' shares of the gradient on the predicted tokens.
     All against the step."""
-    names = {'cross_token': 'Eq. 1 cross-token', 'uni_token': 'Eq. 3 uni-token', 'global': 'Eq. 2 contrastive'}
+    names = {k: t.title or k for k, t in LOSS_TERMS.items()}
     smooth = log.rolling(max(1, len(log) // 40), min_periods=1).mean()
     pulls = log[[f'pull_{k}' for k in names if f'pull_{k}' in log]]
     shares = pulls.div(pulls.sum(axis=1), axis=0)

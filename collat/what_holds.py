@@ -19,6 +19,7 @@ from .ablations import CLAIMS, KEPT, Claim, finding, findings, kept_rows
 from .architecture import ARCHITECTURE
 from .config import atomic_path, load_profile, read_results, write_results
 from .esc50 import esc50_table
+from .losses import LOSS_TERMS
 from .page import draw_table, fill_markers, with_interval
 from .paper import PAPER_METHODS
 
@@ -32,11 +33,7 @@ RESPECTS = {
     'top1_noise_0.01': 'one event, noise 0.01, top-1',
     'map_noise_0.1': 'scenes, noise 0.1, mAP',
 }
-WITHOUT = {
-    '− cross-token': 'the cross-token loss (Eq. 1)',
-    '− cross-global': 'the contrastive loss (Eq. 2)',
-    '− uni-token': 'the uni-token loss (Eq. 3)',
-}
+WITHOUT = {f'− {t.name or k}': t.title or k for k, t in LOSS_TERMS.items()}
 
 
 def in_every_respect(

@@ -108,7 +108,7 @@ def test_gradient_is_that_of_finite_differences(norm):
     g = torch.Generator().manual_seed(0)
     h_at, noisy, h_t = torch.randn(3, 3, 4, 2, generator=g, dtype=torch.float64)
     z_a, z_t = torch.randn(2, 3, 5, generator=g, dtype=torch.float64)
-    loss = CoLLATLoss((1.0, 0.5, 0.2), norm=norm, embed_scale=0.3)
+    loss = CoLLATLoss({'cross_token': 1.0, 'global': 0.5, 'uni_token': 0.2}, norm=norm, embed_scale=0.3)
     ids = torch.tensor([5, 5, 6])
     scale = torch.tensor(3.0, dtype=torch.float64)
 
@@ -144,7 +144,7 @@ def test_order_of_predictions_does_not_matter():
     h_at, h_t = torch.randn(2, 4, 6, 8, generator=g)
     kind = torch.tensor([TEMPLATE] * 2 + [LABEL] * 2 + [PAD] * 2).expand(4, 6)
     for name in ('greedy', 'hungarian'):
-        loss = CoLLATLoss((1.0, 0.0, 0.0), matcher=name)
+        loss = CoLLATLoss(dict(cross_token=1.0), matcher=name)
         shuffled = h_at[:, torch.randperm(6, generator=g)]
         a, b = (loss(x, h_t, None, None, None, kind=kind) for x in (h_at, shuffled))
         assert a.keys() == b.keys() == {'loss', 'cross_token', 'dist_label', 'dist_template', 'dist_padding'}

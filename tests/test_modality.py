@@ -43,7 +43,7 @@ def test_pictures_speak_to_the_same_locked_encoder():
     h_t, kind, _ = text.targets(prompts, 10, 'slots', [[n] for n in NAMES])
     z_t = text.encode_text(prompts)
     ids = torch.tensor([text_id(t) for t in prompts])
-    loss_of = CoLLATLoss((1.0, 1.0, 0.01), embed_scale=text.embed_scale)
+    loss_of = CoLLATLoss({'cross_token': 1.0, 'global': 1.0, 'uni_token': 0.01}, embed_scale=text.embed_scale)
     opt = torch.optim.AdamW([*encoder.parameters(), *module.parameters()], 3e-3)
     losses = []
     for step in range(150):

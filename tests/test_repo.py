@@ -317,10 +317,11 @@ assert time.time() - t < 1, time.time() - t"""
 
 def test_no_dead_option():
     """Every field of a profile is read somewhere: an attribute of its name in a module other than `config`,
-    or in a cell of a Run section."""
+    or in a cell of a Run section, or as the weight of a loss term."""
     import dataclasses
 
     from collat.config import Profile
+    from collat.losses import LOSS_TERMS
 
     code = [p.read_text() for p in MODULES if p.stem != 'config'] + [
         source(c)
@@ -330,9 +331,38 @@ def test_no_dead_option():
         if not source(c).lstrip().startswith(('%', '!'))
     ]
     read = {n.attr for text in code for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Attribute)}
+    read |= {t.weight for t in LOSS_TERMS.values()}
     assert not (dead := [f.name for f in dataclasses.fields(Profile) if f.name not in read]), (
         f'profile fields that nobody reads: {dead}'
     )
+
+
+def test_kept_profiles_load():
+    "Of every committed result and model, those included that know a former field."
+    from collat.config import RETIRED, load_profile, migrated
+
+    kept = {f: json.loads(f.read_text()) for f in sorted((ROOT / 'figures').rglob('*.json'))}
+    profiles = [
+        b if f.name == 'config.json' else b['profile'] for f, b in kept.items() if 'steps' in b or 'profile' in b
+    ]
+    assert len(profiles) > 20 and any(set(RETIRED) <= set(was) for was in profiles)
+    for was in profiles:
+        now = load_profile('mini', was)
+        assert all(getattr(now, k) == v for k, v in migrated(was).items())
+
+
+def test_every_option_is_turned_by_a_variant():
+    """A field that accepts a few words, or yes and no, and shapes a training has a variant in `GROUPS`,
+    or a profile has another value; numbers are sizes."""
+    import dataclasses
+
+    from collat.ablations import GROUPS
+    from collat.config import PROFILES, Profile, changing
+
+    options = {f.name for f in dataclasses.fields(Profile) if f.metadata['one_of'] or isinstance(f.default, bool)}
+    turned = {k for o in PROFILES.values() for k in o}
+    turned |= {k for group in GROUPS.values() for o in group.values() for k in o}
+    assert not (idle := (options & changing('weights')) - turned - {'precision'}), idle  # of the machine: notebook 40
 
 
 def test_settings():

@@ -16,16 +16,17 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from collat.losses import CoLLATLoss
+from collat.losses import LOSS_TERMS, CoLLATLoss
 from collat.text_encoder import LABEL, PAD, TEMPLATE
 
 B, N, D = 8, 6, 5
+lambdas = lambda *l: dict(zip(LOSS_TERMS, l))
 CASES = dict(
     default=dict(),
     padding_masked=dict(counts='words'),
-    hungarian_sum=dict(matcher='hungarian', norm='sum', closeness='l2', lambdas=(0.1, 1.0, 0.1)),
-    diagonal=dict(targets='diagonal', stop_grad=True, lambdas=(1.0, 1.0, 1.0)),
-    contrastive_only=dict(lambdas=(0.0, 1.0, 0.0)),
+    hungarian_sum=dict(matcher='hungarian', norm='sum', closeness='l2', weights=lambdas(0.1, 1.0, 0.1)),
+    diagonal=dict(targets='diagonal', stop_grad=True, weights=lambdas(1.0, 1.0, 1.0)),
+    contrastive_only=dict(weights=lambdas(0.0, 1.0, 0.0)),
     filler=dict(),
 )
 
