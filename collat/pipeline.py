@@ -105,7 +105,7 @@ STAGES = (
         shows='Figures 2b, 4a, 4b',
     ),
     Stage(
-        '24_image_generation',
+        '24a_image_generation',
         ('results/scenes.json', _MODEL, 'results/ablations.json'),
         ('results/image_generation.json', 'figures/figure5.png'),
         work=('checkpoints/painter/*', 'checkpoints/reader/*'),
@@ -177,8 +177,8 @@ def recorded_stages() -> tuple:
 
 # %% ../nbs/51_pipeline.ipynb #18c51af0
 _SHARDS = 'results/shards.json'
-_TRAINING_TOO = '30_ablations', '13_baselines', '31_architecture', '24_image_generation'  # models of their own
-_SCENES_NEEDED = '04_scenes 20_zero_shot 30_ablations 13_baselines 31_architecture 24_image_generation'.split()
+_TRAINING_TOO = '30_ablations', '13_baselines', '31_architecture', '24a_image_generation'  # models of their own
+_SCENES_NEEDED = '04_scenes 20_zero_shot 30_ablations 13_baselines 31_architecture 24a_image_generation'.split()
 _SCENES_NEEDED += '21_linear_probe 22_retrieval 23_captioning 25_text_retention 26_grounding 27_words'.split()
 
 
