@@ -286,7 +286,7 @@ class EvaluationFields:
     diffusion_captions: int = changes_numbers(3_000, 'captions that the painter learns from')
     diffusion_guidance: float = changes_numbers(2.0, 'classifier-free guidance scale of the painter')
     diffusion_sampling: int = changes_numbers(16, 'steps of the flow for a painted picture')
-    reader_steps: int = changes_numbers(400, 'training steps of the classifier that looks at the pictures')
+    reader_steps: int = changes_numbers(200, 'training steps of the classifier that looks at the pictures')
     image_scenes: int = changes_numbers(
         240, 'test scenes that are painted, a third each with one, two and three sounds'
     )

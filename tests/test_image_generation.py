@@ -74,15 +74,15 @@ def test_coverage_is_the_mean_share():
 
 
 def test_a_reader_learns_to_name_what_it_sees(tmp_path):
-    "A few seconds of training, and what it claims of held-out sets is mostly true (chance: one in eight)."
+    "A few seconds of training, and it finds most concepts of sets it never saw together (chance: one in 26)."
     reader = train_reader(tmp_path, 60, batch=64)
     check = reader_check(reader, 200)
-    assert check['clean']['precision'] > 0.6 and 0.05 < check['clean']['recall'] < 1, check
+    assert check['clean']['precision'] > 0.9 and check['clean']['recall'] > 0.8, check
     rng = np.random.default_rng(5)
     sets = [draw_set(rng, tests=True) for _ in range(20)]
     assert all(held_out(s) for s in sets)
     found = concepts_in(reader, np.stack([compose_picture(s, rng) for s in sets]))
-    assert found.shape == (20, len(CONCEPTS))
+    assert found.shape == (20, len(CONCEPTS)) and found.any()
     assert (found & ~multi_hot_sets(sets).bool().numpy()).sum() <= found.sum() / 2
 
 
