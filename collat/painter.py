@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .audio import load_audio
-from .config import Profile, atomic_path, load_profile
+from .config import Profile, atomic_path, load_profile, run_info
 from .evaluate import at_least
 from .model import CoLLAT, as_waveforms
 from .optimizer import best_precision, lr_factor, make_optimizer, param_groups, training_attention
@@ -488,7 +488,7 @@ def train_painter(
         save_file({k: v.half().contiguous() for k, v in painter.state_dict().items()}, tmp)
     curve = lambda x: [round(float(np.mean(part)), 5) for part in np.array_split(x, min(100, len(x)))]
     said = dict(settings=settings, losses=curve(held['losses']), seconds=round(held['seconds'], 1))
-    said['concepts'] = CONCEPTS
+    said |= dict(run=run_info(p, time.time() - held['seconds']), precision=painter.precision, concepts=CONCEPTS)
     with atomic_path(note) as tmp:
         tmp.write_text(json.dumps(said, indent=1))
     with atomic_path(folder / 'README.md') as tmp:
@@ -513,7 +513,7 @@ def painter_for(folder: str | Path, text: LockedTextEncoder, p: Profile) -> Pain
 PAINTER_CARD = """# A painter of glyphs
 
 A small text-to-image model: a rectified flow in the latents of an autoencoder, on the token states of a locked
-text encoder. It was trained by collat (notebook 24, `make painter`, {minutes:.0f} minutes on one core) on {n} OpenMoji
+text encoder. It was trained by collat (notebook 24, `make painter`, {minutes:.0f} minutes, one thread) on {n} OpenMoji
 glyphs (CC BY-SA 4.0) and their names; it never heard a sound.
 It shows that what a text encoder can drive, a sound can drive (CoLLAT, section 5.4).
 It draws the glyphs it was trained on and nothing else.
