@@ -186,17 +186,19 @@ def cmd_ask(args) -> int:
 
 def cmd_imagine(args) -> int:
     "Paints a picture of each sound, one PNG per file. Not for pictures of people's faces (paper, section 6)."
-    from collat.image_generation import imagine_files, load_painter, load_stable_diffusion
+    from collat import painter as pictures
 
     listen = listening()
     files = listen.sound_files(args.files, sys.stdin)
     skipped = []
     model = listen.open_model(args.model)
     if args.sd:
-        painter = load_stable_diffusion(args.sd)
+        from collat.stable_diffusion import load_stable_diffusion, with_pipeline
+
+        draw = with_pipeline(model, load_stable_diffusion(args.sd))
     else:
-        painter = load_painter(listen.model_folder(args.model).parent / 'painter', model.text)
-    for a in imagine_files(model, files, args.out, painter, skipped, not args.quiet):
+        draw = pictures.with_painter(pictures.found_painter(listen.model_folder(args.model), model.text), model.profile)
+    for a in pictures.imagine_files(model, files, args.out, draw, skipped, not args.quiet):
         say(a, args.json)
     return report_skipped(skipped, len(files))
 
@@ -256,7 +258,7 @@ def _questions(command):
         add('--quiet', action='store_true', help='no progress bar')
         if name == 'imagine':
             add('--out', required=True, help='folder of the pictures')
-            add('--sd', help='Stable Diffusion 1.x instead of the painter of the run: a folder, or a Hugging Face id')
+            add('--sd', help='Stable Diffusion 1.x instead of the painter of glyphs: a folder, or a Hugging Face id')
         if name == 'ground':
             add('--method', help='attention map, see 26_grounding')
 

@@ -333,14 +333,18 @@ class ProbeFields:
 class PictureFields:
     "Pictures from sound (notebook 24)."
 
-    diffusion_steps: int = changes_numbers(800, 'training steps of the painter of glyphs (notebook 24)')
-    diffusion_batch: int = changes_numbers(64, 'pictures per step of the painter')
-    diffusion_lr: float = changes_numbers(2e-3, 'peak learning rate of the painter')
-    diffusion_width: int = changes_numbers(80, "channels of the painter's U-Net at its finest level")
-    diffusion_captions: int = changes_numbers(2_000, 'captions that the painter learns from')
+    shipped_painter: bool = changes_numbers(
+        True,
+        'paint with the painter in the repository where it reads this text encoder (notebook 24); false: train one',
+    )
+    diffusion_steps: int = changes_numbers(1_000, 'training steps of the painter of glyphs (notebook 24)')
+    diffusion_batch: int = changes_numbers(128, 'pictures per step of the painter')
+    diffusion_lr: float = changes_numbers(4e-3, 'peak learning rate of the painter')
+    diffusion_width: int = changes_numbers(192, "channels of the painter's transformer")
+    diffusion_captions: int = changes_numbers(3_000, 'captions that the painter learns from')
     diffusion_guidance: float = changes_numbers(2.0, 'classifier-free guidance scale of the painter')
-    diffusion_sampling: int = changes_numbers(16, 'DDIM steps of a painted picture')
-    reader_steps: int = changes_numbers(400, 'training steps of the classifier that looks at the pictures')
+    diffusion_sampling: int = changes_numbers(16, 'steps of the flow for a painted picture')
+    reader_steps: int = changes_numbers(200, 'training steps of the classifier that looks at the pictures')
     image_scenes: int = changes_numbers(
         240, 'test scenes that are painted, a third each with one, two and three sounds'
     )
@@ -436,6 +440,7 @@ _smoke = dict(
     caption_steps=60,
     benchmarks='small',
     sweeps='layers',
+    shipped_painter=False,
     diffusion_steps=4,
     diffusion_batch=8,
     diffusion_width=32,
@@ -536,7 +541,6 @@ PROFILES = dict(
         probe_scenes=6_000,
         caption_scenes=3_000,
         caption_steps=600,
-        diffusion_steps=1_600,
     ),
     smoke_clip=_smoke | dict(text_encoder='open_clip:tiny-quickgelu', pad_id=49407, n_tokens=20),
     small=_large

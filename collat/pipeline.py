@@ -112,7 +112,7 @@ STAGES = (
         shows='Figures 2b, 4a, 4b',
     ),
     Stage(
-        '24_image_generation',
+        '24a_image_generation',
         ('results/scenes.json', _MODEL, 'results/ablations.json'),
         ('results/image_generation.json', 'figures/figure5.png'),
         work=('checkpoints/painter/*', 'checkpoints/reader/*'),
@@ -183,7 +183,7 @@ def recorded_stages() -> tuple:
 
 # %% ../nbs/51_pipeline.ipynb #18c51af0
 _SHARDS = 'results/shards.json'
-_TRAINING_TOO = '30_ablations', '13_baselines', '31_architecture', '24_image_generation'  # models of their own
+_TRAINING_TOO = '30_ablations', '13_baselines', '31_architecture', '24a_image_generation'  # models of their own
 _NO_SCENES = '05_datasets', '12_training', '50_report', '40_benchmarks'  # all others are about scenes
 
 

@@ -12,9 +12,9 @@ from collat import (
     evaluate,
     features,
     grounding,
-    image_generation,
     listen,
     maps,
+    painter,
     probes,
     ranking,
     retrieval,
@@ -146,11 +146,11 @@ def test_captions_and_pictures(model, wavs):
     captioner, log = captioning.fit_captioner(data, data, steps=2, look_every=1, batch=4, device=best_device())
     assert len(captioning.write_captions(captioner, data.features)[0]) == 6
     assert all(np.isfinite(r['valid']) for r in log)
-    heard = image_generation.sound_states(model, wavs[:2])
-    written = image_generation.written_states(model.text, ['a violin', ''], P.n_tokens, P.form)
-    painter = image_generation.Painter(model.text.d, 16)
-    painter.empty = written[1:]
-    assert image_generation.paint(painter.eval(), torch.cat([heard, written]), steps=1).shape[0] == 4
+    heard = painter.sound_states(model, wavs[:2])
+    written = painter.written_states(model.text, ['a violin', ''], P.n_tokens, P.form)
+    drawing = painter.Painter(model.text.d, 32, 1)
+    drawing.empty = written[1:]
+    assert painter.paint(drawing.eval(), torch.cat([heard, written]), steps=1).shape[0] == 4
 
 
 def test_a_baseline_too(wavs, tmp_path):

@@ -61,7 +61,7 @@ def test_every_stage_runs_and_a_second_call_does_nothing(tmp_path):
         '21_linear_probe',
         '22_retrieval',
         '23_captioning',
-        '24_image_generation',
+        '24a_image_generation',
         '25_text_retention',
         '26_grounding',
         '27_words',
