@@ -34,6 +34,7 @@ def test_both_commands_stand_there_and_every_link_leads_somewhere():
 
 def test_it_is_short():
     "Tables and listings are not counted."
-    prose = re.sub(r'```.*?```|^\|.*$', '', README, flags=re.S | re.M)
+    words = re.sub(r'```.*?```', '', README, flags=re.S)
+    prose = re.sub(r'^\|.*$', '', words, flags=re.M)
     assert len(prose.split()) <= 700
     assert len(re.findall(r'^\|---', README, re.M)) <= 2
