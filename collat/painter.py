@@ -516,7 +516,8 @@ A small text-to-image model: a rectified flow in the latents of an autoencoder, 
 text encoder. It was trained by collat (notebook 24, `make painter`, {minutes:.0f} minutes, one thread) on {n} OpenMoji
 glyphs (CC BY-SA 4.0) and their names; it never heard a sound.
 It shows that what a text encoder can drive, a sound can drive (CoLLAT, section 5.4).
-It draws the glyphs it was trained on and nothing else.
+It draws the glyphs it was trained on and nothing else. They are OpenMoji's; so weights and pictures are
+under CC BY-SA 4.0, as the glyphs are.
 
 Neither this model nor Stable Diffusion driven by the same tokens may be used
 to make pictures of people's faces from their voices (paper, section 6).
