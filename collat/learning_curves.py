@@ -107,19 +107,24 @@ class CurveScorer:
     """Zero-shot numbers of a model in training, on `valid` and on its new classes.
     What is heard of the clips is kept, also for other models with the same ears."""
 
-    def __init__(self, data: str | Path):  # rendered data
+    def __init__(
+        self,
+        data: str | Path,  # rendered data
+        views: dict | None = None,  # name -> (split, noise); None: those of `VALID`, clean
+    ):
         self.data, self.kept = data, {}
+        self.views = views or {view: (split, 0.0) for view, split in VALID.items()}
 
-    def heard(self, model: CoLLAT, split: str) -> HeardSplit:
+    def heard(self, model: CoLLAT, split: str, noise: float = 0.0) -> HeardSplit:
         "The split through frozen ears, or as it sounds."
-        key = split, model.profile.ears
+        key = split, noise, model.profile.ears
         if key not in self.kept:
-            self.kept[key] = hear_split(model, self.data, split)
+            self.kept[key] = hear_split(model, self.data, split, noise)
         return self.kept[key]
 
-    def __call__(self, model: CoLLAT) -> dict:  # top1, map, top1_unseen, map_unseen
+    def __call__(self, model: CoLLAT) -> dict:  # measure -> value
         with evaluating(model):
-            heard = {view: self.heard(model, split) for view, split in VALID.items()}
+            heard = {view: self.heard(model, *what) for view, what in self.views.items()}
             return numbers({view: (heard_scores(model, h).numpy(), h.y.numpy()) for view, h in heard.items()})
 
 # %% ../nbs/12c_learning_curves.ipynb #3e323267

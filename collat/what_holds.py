@@ -32,6 +32,7 @@ RESPECTS = {
     'map_noise_0.01': 'scenes, noise 0.01, mAP',
     'top1_noise_0.01': 'one event, noise 0.01, top-1',
     'map_noise_0.1': 'scenes, noise 0.1, mAP',
+    'top1_noise_0.1': 'one event, noise 0.1, top-1',
 }
 WITHOUT = {f'− {t.name or k}': t.title or k for k, t in LOSS_TERMS.items()}
 
@@ -84,7 +85,9 @@ def in_words(d: dict) -> str:
 def verdict_table(found: list) -> str:  # Markdown
     "One row for each finding and each training length, its measures side by side."
     measures = dict(map='scenes, mAP', top1='one event, top-1', map_unseen='scenes of new classes, mAP')
-    lines = [f'| the paper | where | {" | ".join(measures.values())} | trainings |', '|---' * 6 + '|']
+    chance = {d['measure']: f' (chance {d["chance"]:.2f})' for d in found if 'chance' in d}
+    heads = [f'{title}{chance.get(k, "")}' for k, title in measures.items()]
+    lines = [f'| the paper | where | {" | ".join(heads)} | trainings |', '|---' * 6 + '|']
     rows = {}
     for d in found:
         rows.setdefault((d['claim'], d['where'], d['group'], d.get('steps')), {})[d['measure'].split('_noise')[0]] = d
