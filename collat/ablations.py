@@ -11,6 +11,7 @@ __all__ = ['GROUPS', 'KEPT', 'CLAIMS', 'lambdas', 'variants', 'views_of', 'valid
 import dataclasses
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -286,7 +287,8 @@ def kept_rows(profile: Profile, keep: str | Path = KEPT) -> list:  # of rows, as
                 same_profile(path, read_results(path)['profile'], job[0])
                 found += rows_of(job, read_variant(path))
         names = {(r['group'], r['variant']) for r in found}
-        several = [g for g in GROUPS if sum(g == group for group, _ in names) > 1]
+        sizes = Counter(group for group, _ in names)
+        several = [g for g in GROUPS if sizes[g] > 1]
         rows += [r for r in found if r['group'] in several]
     return rows
 

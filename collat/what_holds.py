@@ -144,7 +144,8 @@ def plot_respects(found: list):  # of `in_every_respect` -> figure
     import seaborn as sns
 
     losses = list(dict.fromkeys((d['loss'], d['ears']) for d in found))
-    respects = [r for r in RESPECTS.values() if any(d['respect'] == r for d in found)]
+    taken = {d['respect'] for d in found}
+    respects = [r for r in RESPECTS.values() if r in taken]
     fig, axes = plt.subplots(1, len(losses), figsize=(2.2 + 2.2 * len(losses), 2.6), sharey=True, squeeze=False)
     grey, blue = '0.6', sns.color_palette('colorblind')[0]
     for ax, (loss, ears) in zip(axes[0], losses):
