@@ -89,13 +89,13 @@ def test_a_reader_learns_to_name_what_it_sees(tmp_path):
 def test_a_painter_learns_a_glyph_and_hears_it(tmp_path):
     """One step beyond noise.
 
-    After a short training the loss is a fifth below its start, and the picture depends on the words."""
-    small = dict(diffusion_steps=40, diffusion_captions=32, diffusion_batch=16, diffusion_width=64)
+    After a short training the loss is well below its start, and the picture depends on the words."""
+    small = dict(diffusion_steps=240, diffusion_captions=32, diffusion_batch=16, diffusion_width=64)
     p = dataclasses.replace(SMOKE, **small, checkpoint_every=1000)
     text = load_text_encoder('minilm')
     painter = train_painter(tmp_path, text, p)
     losses = json.loads((tmp_path / 'config.json').read_text())['losses']
-    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:3]), losses
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:3]), losses
     states = written_states(text, ['This is a sound of violin', 'This is a sound of helicopter'], p.n_tokens)
     a = paint(painter, states, seeds=[0, 0], steps=3)
     assert a.shape == (2, SIZE, SIZE, 3) and not np.array_equal(a[0], a[1])
@@ -117,3 +117,8 @@ def test_the_shipped_painter_is_found_and_one_beside_the_model_comes_first(tmp_p
     small = dict(diffusion_steps=1, diffusion_captions=4, diffusion_batch=2, diffusion_width=32)
     train_painter(tmp_path / 'painter', text, dataclasses.replace(SMOKE, **small))
     assert found_painter(tmp_path / 'model', text).made['steps'] == 1
+    other = load_text_encoder('open_clip:tiny-quickgelu')
+    with pytest.raises(ValueError, match='learnt to read another text encoder'):
+        found_painter(tmp_path / 'model', other)
+    with pytest.raises(FileNotFoundError, match='no painter there.*--stages image_generation'):
+        found_painter(tmp_path / 'nowhere/model', other)
