@@ -6,6 +6,11 @@
 __all__ = ['PULLS_EVERY', 'EARS', 'Divergence', 'Pulls', 'mean_over_ranks', 'any_rank', 'Schedule', 'ClipNorm', 'EachStep',
            'Loaders', 'run_steps', 'Pretrainer', 'shipped_ears', 'copy_ears', 'pretrain', 'load_audio_encoder', 'train']
 
+# %% ../nbs/12_training.ipynb #b3853758
+import warnings
+
+warnings.filterwarnings('ignore', '.torch.jit.script. is deprecated')  # fastai's layers, at import
+
 # %% ../nbs/12_training.ipynb #725e57b8
 import dataclasses
 import json
