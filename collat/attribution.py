@@ -105,7 +105,8 @@ def own_recordings(
         wanted = {c for c in part if ESC50[int(c.rsplit('-', 1)[1])] in classes}
         if lost := sorted(wanted - there):
             raise ValueError(f"ESC-50 isn't whole: {lost[0]} and {len(lost) - 1} more of {len(wanted)} are missing")
-    return {n: [c for c in chosen if c.label == n] for n in classes}
+    of_class = lambda name: [c for c in chosen if c.label == name]
+    return {n: of_class(n) for n in classes}
 
 # %% ../nbs/03c_attribution.ipynb #5f34d4fb
 def miniature(

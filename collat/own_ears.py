@@ -6,8 +6,8 @@
 __all__ = ['SHORTEST', 'OVERLAP', 'MOMENTS', 'BANDS', 'WEIGHTS', 'LEVELS', 'LENGTHS', 'CARD', 'step_seconds', 'stretch_of',
            'EarLoader', 'Teacher', 'OwnEars', 'loudest', 'valid_recordings', 'validate_ears', 'train_ears',
            'train_both', 'cosines_of', 'single_events', 'without_name', 'heard_of', 'recordings_of', 'told_apart',
-           'calibrate', 'at_level', 'by_level', 'by_length', 'of_classes', 'read_test', 'share', 'table_lines',
-           'refused_lines', 'valid_lines', 'test_lines', 'numbers_of', 'write_card', 'seconds_of', 'publish',
+           'calibrate', 'at_level', 'by_level', 'by_length', 'of_classes', 'read_test', 'three_digits', 'table_lines',
+           'refused_lines', 'valid_lines', 'test_lines', 'numbers_of', 'write_card', 'training_seconds', 'publish_own',
            'draw_own', 'make_own_model', 'main']
 
 # %% ../nbs/35_own_ears.ipynb #b1be25e2
@@ -393,7 +393,7 @@ Where no name is near enough it says *nothing that I know*; the numbers below te
 """
 
 
-def share(x: float) -> str:
+def three_digits(x: float) -> str:
     return f'{x:.3f}'
 
 
@@ -404,7 +404,9 @@ def table_lines(heading: tuple, rows: list) -> list:  # of Markdown
 
 
 def refused_lines(refused: dict) -> list:  # of Markdown
-    return table_lines(('sounds', 'n', 'refused'), [(k, r['n'], share(r['refused'])) for k, r in refused.items()])
+    return table_lines(
+        ('sounds', 'n', 'refused'), [(k, r['n'], three_digits(r['refused'])) for k, r in refused.items()]
+    )
 
 
 def valid_lines(found: dict) -> list:  # of Markdown
@@ -414,15 +416,20 @@ def valid_lines(found: dict) -> list:  # of Markdown
 
 def test_lines(test: dict) -> list:  # of Markdown
     "What `read_test` found."
-    out = [f'Fold 5 of ESC-50, {test["clips"]} clips, read once; 50 names by prompts: top-1 {share(test["top1"])}.']
+    out = [
+        f'Fold 5 of ESC-50, {test["clips"]} clips, read once; 50 names by prompts: top-1 {three_digits(test["top1"])}.'
+    ]
     if 'esc10' in test:
-        out.append(f'The ten classes of ESC-10 among themselves: {share(test["esc10"])}.')
-    out.append(f'Single instruments, {test["instruments"]["n"]}: {share(test["instruments"]["top1"])}.')
-    out.append(f'Mean distance of said and true probability: {share(test["reliability"]["error"])}. Refused:')
+        out.append(f'The ten classes of ESC-10 among themselves: {three_digits(test["esc10"])}.')
+    out.append(f'Single instruments, {test["instruments"]["n"]}: {three_digits(test["instruments"]["top1"])}.')
+    out.append(f'Mean distance of said and true probability: {three_digits(test["reliability"]["error"])}. Refused:')
     out += refused_lines(test['refused'])
-    rows = [(f'{r["db"]:+d} dB', share(r['top1']), share(r['same']), share(r['of_95'])) for r in test['levels']]
+    rows = [
+        (f'{r["db"]:+d} dB', three_digits(r['top1']), three_digits(r['same']), three_digits(r['of_95']))
+        for r in test['levels']
+    ]
     out += table_lines(('level', 'top-1', 'same answer', '95 % of scores within'), rows)
-    rows = [(f'{r["seconds"]:g} s', share(r['top1'])) for r in test['lengths']]
+    rows = [(f'{r["seconds"]:g} s', three_digits(r['top1'])) for r in test['lengths']]
     out += table_lines(('loudest stretch', 'top-1'), rows)
     worst = sorted(test['classes'].items(), key=lambda x: x[1]['right'] / max(1, x[1]['n']))
     named = lambda r: ', '.join(f'{k} {v}' for k, v in r['taken_for'].items())
@@ -448,13 +455,13 @@ def write_card(folder: str | Path, seconds: float, found: dict | None = None, te
             tmp.write_text(text)
 
 # %% ../nbs/35_own_ears.ipynb #5165eb60
-def seconds_of(run_dir: str | Path) -> float:
+def training_seconds(run_dir: str | Path) -> float:
     "What ears and training took, from their records."
     records = [Path(run_dir) / f'results/{name}.json' for name in ('ears', 'training')]
     return sum(read_results(r)['run']['wall_seconds'] for r in records)
 
 
-def publish(p: Profile, run_dir: str | Path, test: bool = False) -> Path:  # folder
+def publish_own(p: Profile, run_dir: str | Path, test: bool = False) -> Path:  # folder
     "The trained model in half precision, calibrated, with its card, and tested if that is asked for."
     run, started = Path(run_dir), time.time()
     folder = run / 'own/model'
@@ -464,7 +471,7 @@ def publish(p: Profile, run_dir: str | Path, test: bool = False) -> Path:  # fol
     numbers = read_test(folder, run, '35_own_ears: the published model') if test else None
     if numbers:
         write_results(run / 'results/own_test.json', numbers, p, started)
-    write_card(folder, seconds_of(run), found, numbers)
+    write_card(folder, training_seconds(run), found, numbers)
     with atomic_path(run / 'own/ears.safetensors') as tmp:
         shutil.copyfile(run / 'checkpoints/ears.safetensors', tmp)
     draw_own(run)
@@ -502,7 +509,7 @@ def make_own_model(p: Profile, run_dir: str | Path, test: bool = False) -> Path:
             tmp.write_text(json.dumps(dataclasses.asdict(p)))
         cmd = torchrun(dataclasses.replace(p, gpus=n), run, module='collat.own_ears')
         guard(cmd, run / 'logs/failure.txt')
-    return publish(p, run, test)
+    return publish_own(p, run, test)
 
 
 @call_parse

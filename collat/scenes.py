@@ -522,8 +522,9 @@ def own_split(
     if phrase_settings(path) == settings:
         return path
     make = delayed(_own_class)
+    few = len(names) * settings['n'] < 500
     jobs = (make(n, split, settings['n'], profile, font, clips.get(n, ())) for n in names)
-    done = Parallel(-1, return_as='generator')(jobs)
+    done = Parallel(1 if few else -1, return_as='generator')(jobs)
     phrases, lengths = zip(*tqdm(done, total=len(names), desc=f'reading and rendering {split}', unit='class'))
     get_reusable_executor().shutdown()
     return save_phrases(path, phrases, lengths, settings)
