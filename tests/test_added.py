@@ -138,9 +138,9 @@ def test_an_audio_encoder(ears, monkeypatch, run_dir):
         CoLLAT(load_profile('smoke', dict(backbone='mine', audio_weights='hf:x')))
 
 
-def alike(h_at, h_at_noisy, scale):
-    "Root of the mean squared distance of the tokens of both views, in their unit."
-    return F.mse_loss(h_at, h_at_noisy).sqrt() / scale
+def alike(h_at, h_at_noisy, scale, least=0.0):
+    "Root of the mean squared distance of the tokens of both views, in their unit; `least` is its own option."
+    return F.mse_loss(h_at, h_at_noisy).sqrt().clamp(min=least) / scale
 
 
 def test_a_loss_term(monkeypatch, run_dir):
