@@ -174,7 +174,7 @@ class Source:
     name: str
     title: str
     folders: tuple  # places below `root` where it may lie; `data get` fills the first
-    markers: tuple  # a list that must be there, any of them
+    markers: tuple  # lists or folders, one of which must be there
     layout: str  # what has to lie in the folder
     url: str
     size: str
@@ -183,6 +183,7 @@ class Source:
     classes: int
     remotes: tuple = ()
     audio: bool = True  # whether `remotes` hold the sound too
+    multilabel: bool = False  # whether a clip may have several classes
     checked: str = ''  # how the facts above were checked
 
 # %% ../nbs/05_datasets.ipynb #c1dc97bc
@@ -257,6 +258,7 @@ _freesound = [
         licence='CC BY 4.0; each clip its own, in FSD50K.metadata',
         expected=dict(train=36_796, val=4_170, eval=10_231),
         classes=200,
+        multilabel=True,
         remotes=_zenodo(4060432, _FSD50K_FILES),
         checked='Zenodo record (40,966 + 10,231 clips; the size is 108.3 h of 16 bit at 44.1 kHz); md5 as in '
         'soundata; the numbers of train and val only by their sum',
@@ -315,12 +317,6 @@ _scenes_2017 = [
 AUDIOSET_LISTS = dict(
     balanced='balanced_train_segments.csv', unbalanced='unbalanced_train_segments.csv', eval='eval_segments.csv'
 )
-_AUDIOSET_FILES = (
-    'eval_segments.csv',
-    'balanced_train_segments.csv',
-    'unbalanced_train_segments.csv',
-    'class_labels_indices.csv',
-)
 _AUDIOSET_URL = 'http://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv/'
 
 
@@ -349,7 +345,7 @@ _youtube = [
         name='audioset',
         title='AudioSet',
         folders=('AudioSet', 'audioset'),
-        markers=('eval_segments.csv', 'balanced_train_segments.csv', 'unbalanced_train_segments.csv'),
+        markers=tuple(AUDIOSET_LISTS.values()),
         layout='{balanced_train,unbalanced_train,eval}_segments.csv, class_labels_indices.csv, '
         'and clips as audio/{balanced,unbalanced,eval}/<YouTube id>.wav',
         url='https://research.google.com/audioset/download.html',
@@ -357,7 +353,8 @@ _youtube = [
         licence='lists CC BY 4.0; the clips belong to their uploaders',
         expected=dict(balanced=22_160, unbalanced=2_041_789, eval=20_371),
         classes=527,
-        remotes=tuple(Remote(_AUDIOSET_URL + f, to=f) for f in _AUDIOSET_FILES),
+        multilabel=True,
+        remotes=tuple(Remote(_AUDIOSET_URL + f, to=f) for f in (*AUDIOSET_LISTS.values(), 'class_labels_indices.csv')),
         audio=False,
         checked="publisher's page for licence and format; counts from the third line of each list as quoted by "
         'several loaders; no checksum is published',
@@ -457,9 +454,9 @@ def _places(source: Source, root: str | Path) -> Iterator[Path]:
 
 
 def locate(source: Source, root: str | Path) -> Path | None:
-    "The folder that holds one of the source's lists."
+    "The folder that holds one of the source's markers."
     for place in _places(source, root):
-        if any((place / marker).is_file() for marker in source.markers):
+        if any((place / marker).exists() for marker in source.markers):
             return place
 
 # %% ../nbs/05_datasets.ipynb #17cdc455
@@ -492,10 +489,10 @@ def list_esc50(base: Path, splits: tuple) -> tuple:  # clips, classes, notes
     "ESC-50: `meta/esc50.csv` (or `esc50.csv`, beside the sound), folds 1 to 5."
     file = next(base / m for m in SOURCES['esc50'].markers if (base / m).is_file())
     rows = table(file, 'filename', 'fold', 'target', 'category', 'src_file')
-    clips = [
-        Clip(f'audio/{r["filename"]}', (r['category'],), split='all', fold=int(r['fold']), id=r['src_file'])
-        for r in rows
-    ]
+    clips = []
+    for r in rows:
+        path = f'audio/{r["filename"]}'
+        clips.append(Clip(path, (r['category'],), split='all', fold=int(r['fold']), id=r['src_file']))
     return clips, by_number(rows, 'target', 'category'), []
 
 
@@ -852,7 +849,7 @@ def load_dataset(
     splits = (splits,) if isinstance(splits, str) else splits and tuple(splits)
     l = listed(name, root, splits)
     source = l.source
-    if source in _youtube:
+    if any(not c.path for c in l.clips):  # the list names moments of videos, no files
         folders = [l.base]
         if source.name.startswith('audiocaps') and (audioset := locate(SOURCES['audioset'], root)):
             folders.append(audioset)  # AudioCaps clips are AudioSet clips
@@ -865,7 +862,7 @@ def load_dataset(
         counts = ', '.join(f'{n:,} {k}' for k, n in report.counts().items() if n)
         why = f'the lists are in {l.base}, but none of the {len(clips):,} listed clips can be used ({counts})'
         raise missing_data(source, root, why)
-    return Manifest(source.name, good, l.classes, source.name in ('fsd50k', 'audioset'), source.licence, report)
+    return Manifest(source.name, good, l.classes, source.multilabel, source.licence, report)
 
 # %% ../nbs/05_datasets.ipynb #393be7df
 def _value(row: dict, key: str, kind, default, where: str):
@@ -976,10 +973,10 @@ def clips_without_leaks(
     return kept, dict(listed=len(clips), kept=len(kept), left_out=len(clips) - len(kept), by_list=counts)
 
 # %% ../nbs/05_datasets.ipynb #9f8b3dc3
-def _look(s: Source, root: str | Path, check: str) -> dict:
+def _look(s: Source, root: str | Path) -> dict:
     "What can be said of one set: its state, what was found, what is wrong, or why nothing could be read."
     try:
-        m = load_dataset(s.name, root, check=check)
+        m = load_dataset(s.name, root)
     except DatasetMissing as e:
         return dict(state='lists only' if locate(s, root) else 'absent', why=str(e))
     except ValueError as e:
@@ -997,19 +994,19 @@ def _look(s: Source, root: str | Path, check: str) -> dict:
     )
 
 
-def check_data(root: str | Path = '', check: str = 'stat') -> list:  # of dicts, one a set
+def check_data(root: str | Path = '') -> list:  # of dicts, one a set
     "What is there of every data set; never raises for what is missing or broken."
     rows = []
     for s in SOURCES.values():
         row = dict(name=s.name, title=s.title, state='absent', found=0, listed=0, expected=sum(s.expected.values()))
         row |= dict(classes=s.classes, size=s.size, licence=s.licence, splits={}, trouble={}, notes=[], why='')
-        rows.append(row | _look(s, root, check))
+        rows.append(row | _look(s, root))
     return rows
 
 
-def data_check(root: str | Path = '', check: str = 'stat') -> str:
+def data_check(root: str | Path = '') -> str:
     "`collat data check`: one line a set, then what is wrong and where to get the rest."
-    rows = check_data(root, check)
+    rows = check_data(root)
     lines = []
     for r in rows:
         clips = f'{r["found"]:>9,} of {r["expected"]:>9,} clips'
