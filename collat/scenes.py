@@ -388,8 +388,9 @@ def render_split(
     if made_with(path) == settings:
         return path
     names = settings['classes']
+    few = len(names) * settings['n'] < 500  # rendered before another process has started
     jobs = (delayed(_render_class)(name, split, settings['n'], profile, font) for name in names)
-    done = Parallel(-1, return_as='generator')(jobs)
+    done = Parallel(1 if few else -1, return_as='generator')(jobs)
     phrases, lengths = zip(*tqdm(done, total=len(names), desc=f'rendering {split}', unit='class'))
     get_reusable_executor().shutdown()  # idle workers would keep this process from ending
     return save_phrases(path, phrases, lengths, settings)

@@ -1,10 +1,11 @@
 "Audio tokens that are made once: a clip that cannot be read, a process that is killed, a training on what was kept."
 
-import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -12,12 +13,14 @@ import soundfile as sf
 import torch
 from safetensors.torch import load_file
 
+from collat import cached_tokens
 from collat.batches import StepLoader
 from collat.cached_tokens import CachedTokens, cache_tokens
 from collat.checkpoints import read_log
 from collat.config import load_profile, read_results
 from collat.launch import launch
 from collat.model import CoLLAT
+from collat.scenes import Scenes
 from collat.streaming import Shards, shard, shard_path
 from collat.training import pretrain, train
 
@@ -55,39 +58,30 @@ def test_a_clip_that_cannot_be_read_is_left_out_and_listed(tmp_path):
     assert cached.views([(0, k) for k in range(9)]).isfinite().all()
 
 
-CACHE = """
-import sys
-from collat import cached_tokens
-from collat.config import load_profile
-from collat.model import CoLLAT
-from collat.scenes import Scenes
-p = load_profile(sys.argv[1], dict(ears='frozen', cache_clips=90))
-cached_tokens.PIECE = 4
-print(cached_tokens.cache_tokens(CoLLAT(p), Scenes(sys.argv[2], 'train', p), sys.argv[3]))
-"""
+def kept(data, folder):
+    "The training clips through the ears, in pieces so small that a kill falls between two."
+    p = load_profile('smoke', dict(ears='frozen', cache_clips=90))
+    with patch.object(cached_tokens, 'PIECE', 4):
+        return cached_tokens.cache_tokens(CoLLAT(p), Scenes(data, 'train', p), folder)
 
 
 def test_killed_while_it_is_written(world, tmp_path):
     "kill -9 at three moments: bitwise the file of a run that nothing happened to."
-    p, run = world
-
-    def start(folder):
-        cmd = [sys.executable, '-c', CACHE, 'smoke', str(run / 'data'), str(folder)]
-        return subprocess.Popen(cmd, stdout=subprocess.PIPE, text=True)
+    data = world[1] / 'data'
+    code = 'import sys; sys.path.insert(0, sys.argv[1]); from test_cached_tokens import kept; kept(*sys.argv[2:])'
 
     def pieces_written():
         return sum(len(f.read_text().splitlines()) for f in (tmp_path / 'killed').glob('*.jsonl'))
 
-    whole = start(tmp_path / 'whole').communicate()[0].split()[-1]
+    whole = kept(data, tmp_path / 'whole')
     for pieces in (2, 7, 15):
-        process = start(tmp_path / 'killed')
+        process = subprocess.Popen([sys.executable, '-c', code, Path(__file__).parent, data, tmp_path / 'killed'])
         while process.poll() is None and pieces_written() < pieces:
             time.sleep(0.002)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
         assert not list((tmp_path / 'killed').glob('*.npy'))
-    again = start(tmp_path / 'killed').communicate()[0].split()[-1]
-    assert open(again, 'rb').read() == open(whole, 'rb').read()
+    assert kept(data, tmp_path / 'killed').read_bytes() == whole.read_bytes()
 
 
 def test_training_on_kept_tokens_resumes_and_leaves_the_ears_alone(world, tmp_path, monkeypatch):

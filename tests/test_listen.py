@@ -1,10 +1,13 @@
 "The command line on files: answers, refusals, exit codes, and no slower than Python."
 
+import io
 import json
 import os
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -32,9 +35,25 @@ def folder(tmp_path_factory):
     return d
 
 
-def collat(*args, **kw):
-    call = [sys.executable, '-c', 'from collat.cli import main; main()', *map(str, args)]
-    return subprocess.run(call, capture_output=True, text=True, **kw)
+def collat(*args, input=''):
+    "The command in this process: what it printed, and its exit code."
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), patch('sys.stdin', io.StringIO(input)):
+        with pytest.raises(SystemExit) as end:
+            main(list(map(str, args)))
+    return subprocess.CompletedProcess(args, end.value.code, out.getvalue(), err.getvalue())
+
+
+def test_a_process_of_its_own(folder, tmp_path):
+    "Answers go to standard output, all else to standard error; a file that is none is exit code 3."
+    (tmp_path / 'none.wav').touch()
+    names = folder / 'sounds/0000.wav', tmp_path / 'none.wav'
+    options = '--model', str(folder / 'model'), '--json', '--labels', 'dog,bell'
+    call = [sys.executable, '-c', 'from collat.cli import main; main()', 'classify', '-', *options]
+    done = subprocess.run(call, capture_output=True, text=True, input='\n'.join(map(str, names)))
+    assert done.returncode == 3, done.stderr
+    assert {l['label'] for l in json.loads(done.stdout)['labels']} == {'dog', 'bell'}
+    assert '1 of 2 files could not be read' in done.stderr
 
 
 @pytest.mark.parametrize(
