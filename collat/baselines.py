@@ -60,7 +60,7 @@ from .text_encoder import LockedTextEncoder
 from .text_families import load_text_encoder
 from .training import run_steps, train
 from .validation import hear_shards, multi_hot, zero_shot_scores
-from .weights import HF_FILES, hub_folder
+from .weights import HF_FILES, hub_folder, read_tensors, saved_config, saved_profile
 from .weights import quiet as _quiet
 
 # %% ../nbs/13_baselines.ipynb #806d3541
@@ -437,18 +437,20 @@ def save(self: Baseline, folder: str | Path, **info) -> Path:  # the folder
 
 
 def load_baseline(folder: str | Path):  # Baseline, or CoLLAT
-    "A saved method in evaluation mode. Raises FileNotFoundError naming what the folder lacks."
+    """A saved method in evaluation mode. Raises FileNotFoundError naming what the folder lacks, ValueError what of it
+    is cut off or does not fit."""
     folder = Path(folder)
-    for f in ('config.json', 'model.safetensors'):
-        if not (folder / f).exists():
-            raise FileNotFoundError(
-                f'{folder}: no {f}; a folder written by train_baseline holds config.json and model.safetensors'
-            )
-    cfg = json.loads((folder / 'config.json').read_text())
+    cfg = saved_config(folder, 'train_baseline')
     if 'baseline' not in cfg:
         return CoLLAT.from_pretrained(folder)
-    model = Baseline(load_profile('mini', cfg['profile']), BaselineSpec(**cfg['baseline']), cfg.get('classes'))
-    load_model(model, str(folder / 'model.safetensors'))
+    weights = folder / 'model.safetensors'
+    read_tensors(weights)
+    try:
+        spec = BaselineSpec(**cfg['baseline'])
+        model = Baseline(saved_profile(folder, cfg['profile']), spec, cfg.get('classes'))
+        load_model(model, str(weights))
+    except (KeyError, TypeError, RuntimeError) as e:
+        raise ValueError(f'{weights} does not fit, it is of another version or profile: {e}') from None
     return model.eval().to(best_device())
 
 # %% ../nbs/13_baselines.ipynb #a82b45b5

@@ -813,10 +813,16 @@ def write_results(
     profile: Profile,
     started: float,  # s, `time.time()` when the stage began
 ) -> Path:
-    "Results with their profile and run info, written atomically. NaN is refused: what is not a number must be None."
+    """Results with their profile and run info, written atomically. NaN is refused: what is not a number must be None.
+    What cannot be written is printed, before OSError is raised."""
     body = dict(profile=dataclasses.asdict(profile), run=run_info(profile, started), results=results)
-    with atomic_path(path) as tmp:
-        tmp.write_text(short_lists(json.dumps(body, indent=1, allow_nan=False, ensure_ascii=False)))
+    text = short_lists(json.dumps(body, indent=1, allow_nan=False, ensure_ascii=False))
+    try:
+        with atomic_path(path) as tmp:
+            tmp.write_text(text)
+    except OSError as e:
+        print(text)
+        raise OSError(f'{path} could not be written ({e.strerror}); what it would hold is printed above') from e
     return Path(path)
 
 
