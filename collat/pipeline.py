@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['STAGES', 'EVALUATIONS', 'SUMMARY', 'PARAMETERS', 'Stage', 'with_report', 'reads_more', 'recorded_stages',
            'sharded_stages', 'from_shards', 'stages_for', 'syntax_tree', 'code_digest', 'imported_modules', 'names_in',
-           'Code', 'notebook_code', 'used_parameters', 'file_digest', 'Run', 'open_run', 'check_parts',
-           'check_data_name', 'check_gpus', 'whole_folders', 'data_variable', 'whole_path', 'with_whole_paths',
-           'fingerprint', 'missing', 'reads', 'feeds', 'changes', 'reasons', 'made_under', 'aside', 'whole',
-           'finished_aside', 'plan', 'select_stages', 'locked', 'stop_leftovers', 'StageError', 'check_parameters',
-           'kernel_class', 'Live', 'live_engine', 'execute', 'failure', 'set_aside', 'bring_back', 'prepare',
-           'begin_stage', 'run_stage', 'next_stage', 'share', 'ended_on_interrupt', 'end_children', 'Turns',
-           'run_pipeline', 'prepare_training', 'job_script', 'minutes', 'seconds_of', 'to_come', 'run_summary']
+           'Code', 'notebook_code', 'used_parameters', 'file_digest', 'Run', 'open_run', 'check_gpus', 'whole_folders',
+           'data_variable', 'whole_path', 'with_whole_paths', 'check_parts', 'check_data_name', 'fingerprint',
+           'missing', 'reads', 'feeds', 'changes', 'reasons', 'made_under', 'aside', 'whole', 'finished_aside', 'plan',
+           'select_stages', 'locked', 'stop_leftovers', 'StageError', 'check_parameters', 'kernel_class', 'Live',
+           'live_engine', 'execute', 'failure', 'set_aside', 'bring_back', 'prepare', 'begin_stage', 'run_stage',
+           'next_stage', 'share', 'ended_on_interrupt', 'end_children', 'Turns', 'run_pipeline', 'prepare_training',
+           'job_script', 'minutes', 'seconds_of', 'to_come', 'run_summary']
 
 # %% ../nbs/51_pipeline.ipynb #14992feb
 import ast
@@ -412,6 +412,53 @@ def open_run(
     hashes = _json(known) if known.exists() else {}
     return Run(p, said, changed, run_dir, nbs, package, tuple(stages or stages_for(p)), hashes)
 
+# %% ../nbs/51_pipeline.ipynb #9973c8a4
+def check_gpus(n: int):
+    "Raises ValueError when the machine has fewer than `n` GPUs, or, without any, cores."
+    if n < 0:
+        raise ValueError(f'gpus={n}: a number from 0 up is accepted')
+    if n < 2:
+        return  # one runs anywhere, and torch takes seconds to import
+    import torch
+
+    gpus = torch.cuda.device_count()
+    cores = os.cpu_count()
+    if n > (gpus or cores):
+        here = gpus or f'none, and {cores} cores'
+        raise ValueError(f'gpus={n}: this machine has {here} (gpus=0 runs on whatever there is)')
+
+
+def whole_folders(root: str) -> str:
+    "Data folders, each made whole."
+    return os.pathsep.join(str(f.resolve()) for f in data_folders(root))
+
+
+def data_variable(run: Run) -> dict:  # environment variables
+    "The data folders as the notebooks of `run` are told of them, where any are named."
+    root = run.profile.data_root or os.environ.get('COLLAT_DATA')
+    return dict(COLLAT_DATA=whole_folders(root)) if root else {}
+
+
+def whole_path(name: str) -> str:
+    "Weights named as `KIND:FILE`, `KIND:MODEL/FILE` or `FILE.pth`, the path made whole; what is no file here stays."
+    kind, colon, rest = name.rpartition(':')
+    model, _, file = rest.partition('/')
+    if (kind or rest.endswith('.pth')) and Path(rest).exists():
+        return f'{kind}{colon}{Path(rest).resolve()}'
+    return f'{kind}{colon}{model}/{Path(file).resolve()}' if kind and Path(file).is_file() else name
+
+
+def with_whole_paths(p: Profile) -> Profile:
+    "The profile with whole paths of data folders, tables, shards and weights."
+    whole = dict(audio_weights=whole_path(p.audio_weights), text_encoder=whole_path(p.text_encoder))
+    if p.data_root:
+        whole['data_root'] = whole_folders(p.data_root)
+    if p.data.endswith('.csv'):
+        whole['data'] = str(Path(p.data).resolve())
+    if p.shards and '://' not in p.shards:
+        whole['shards'] = str(Path(p.shards).resolve())
+    return dataclasses.replace(p, **whole)
+
 # %% ../nbs/51_pipeline.ipynb #c0acf748
 _EARS = set(
     """backbone audio_stages audio_weights d_audio heads_audio stride stem n_mels clip_seconds frame_ms hop_ms
@@ -461,53 +508,6 @@ def check_data_name(data: str):
         raise ValueError(
             f"data='{data}': {name} is not trained on; {', '.join((*SCENE_WORLDS, *LEAKS))} or a table are"
         )
-
-# %% ../nbs/51_pipeline.ipynb #9973c8a4
-def check_gpus(n: int):
-    "Raises ValueError when the machine has fewer than `n` GPUs, or, without any, cores."
-    if n < 0:
-        raise ValueError(f'gpus={n}: a number from 0 up is accepted')
-    if n < 2:
-        return  # one runs anywhere, and torch takes seconds to import
-    import torch
-
-    gpus = torch.cuda.device_count()
-    cores = os.cpu_count()
-    if n > (gpus or cores):
-        here = gpus or f'none, and {cores} cores'
-        raise ValueError(f'gpus={n}: this machine has {here} (gpus=0 runs on whatever there is)')
-
-
-def whole_folders(root: str) -> str:
-    "Data folders, each made whole."
-    return os.pathsep.join(str(f.resolve()) for f in data_folders(root))
-
-
-def data_variable(run: Run) -> dict:  # environment variables
-    "The data folders as the notebooks of `run` are told of them, where any are named."
-    root = run.profile.data_root or os.environ.get('COLLAT_DATA')
-    return dict(COLLAT_DATA=whole_folders(root)) if root else {}
-
-
-def whole_path(name: str) -> str:
-    "Weights named as `KIND:FILE`, `KIND:MODEL/FILE` or `FILE.pth`, the path made whole; what is no file here stays."
-    kind, colon, rest = name.rpartition(':')
-    model, _, file = rest.partition('/')
-    if (kind or rest.endswith('.pth')) and Path(rest).exists():
-        return f'{kind}{colon}{Path(rest).resolve()}'
-    return f'{kind}{colon}{model}/{Path(file).resolve()}' if kind and Path(file).is_file() else name
-
-
-def with_whole_paths(p: Profile) -> Profile:
-    "The profile with whole paths of data folders, tables, shards and weights."
-    whole = dict(audio_weights=whole_path(p.audio_weights), text_encoder=whole_path(p.text_encoder))
-    if p.data_root:
-        whole['data_root'] = whole_folders(p.data_root)
-    if p.data.endswith('.csv'):
-        whole['data'] = str(Path(p.data).resolve())
-    if p.shards and '://' not in p.shards:
-        whole['shards'] = str(Path(p.shards).resolve())
-    return dataclasses.replace(p, **whole)
 
 # %% ../nbs/51_pipeline.ipynb #79193e39
 def fingerprint(run: Run, stage: Stage) -> dict:
