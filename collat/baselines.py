@@ -50,7 +50,7 @@ from .text_encoder import LockedTextEncoder
 from .text_families import load_text_encoder
 from .training import run_steps, train
 from .validation import hear_shards, multi_hot, zero_shot_scores
-from .weights import HF_FILES, hub_folder, quiet
+from .weights import HF_FILES, hub_folder, quiet, read_tensors, saved_config, saved_profile
 
 # %% ../nbs/13_baselines.ipynb #806d3541
 @dataclass(frozen=True)
@@ -372,17 +372,20 @@ def save(self: Baseline, folder: str | Path, **info) -> Path:  # the folder
 
 
 def load_baseline(folder: str | Path):  # Baseline, or CoLLAT
-    "A saved method in evaluation mode. Raises FileNotFoundError naming what the folder lacks."
+    """A saved method in evaluation mode. Raises FileNotFoundError naming what the folder lacks, ValueError what of it
+    is cut off or does not fit."""
     folder = Path(folder)
-    files = 'config.json', 'model.safetensors'
-    if missing := [f for f in files if not (folder / f).exists()]:
-        wanted = f'a folder written by train_baseline holds {" and ".join(files)}'
-        raise FileNotFoundError(f'{folder}: no {missing[0]}; {wanted}')
-    cfg = json.loads((folder / 'config.json').read_text())
+    cfg = saved_config(folder, 'train_baseline')
     if 'baseline' not in cfg:
         return CoLLAT.from_pretrained(folder)
-    model = Baseline(load_profile('mini', cfg['profile']), BaselineSpec(**cfg['baseline']), cfg.get('classes'))
-    load_model(model, str(folder / 'model.safetensors'))
+    weights = folder / 'model.safetensors'
+    read_tensors(weights)
+    try:
+        spec = BaselineSpec(**cfg['baseline'])
+        model = Baseline(saved_profile(folder, cfg['profile']), spec, cfg.get('classes'))
+        load_model(model, str(weights))
+    except (KeyError, TypeError, RuntimeError) as e:
+        raise ValueError(f'{weights} does not fit, it is of another version or profile: {e}') from None
     return model.eval().to(best_device())
 
 # %% ../nbs/13_baselines.ipynb #a82b45b5

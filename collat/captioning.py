@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -39,6 +39,7 @@ from .metrics import bootstrap_ci
 from .model import CoLLAT, best_device, evaluating
 from .optimizer import lr_factor
 from .scenes import Scenes, split_classes
+from .weights import fill, read_tensors
 
 # %% ../nbs/23_captioning.ipynb #df000761
 PAD, START, END, UNKNOWN = range(4)
@@ -377,12 +378,13 @@ def load_captioner(path: str | Path) -> tuple:  # captioner, what was saved with
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f'{path}: no such captioner; `train_captioner` writes one')
+    weights = read_tensors(path)
     with safe_open(path, 'pt') as f:
         meta = f.metadata() or {}
     if not {'settings', 'vocabulary', 'more'} <= set(meta):
         raise ValueError(f'{path}: not a captioner; a file written by `save_captioner` is accepted')
     captioner = Captioner(vocabulary=json.loads(meta['vocabulary']), **json.loads(meta['settings']))
-    captioner.load_state_dict(load_file(path))
+    fill(captioner, weights, path)
     return captioner.eval().to(best_device()), json.loads(meta['more'])
 
 

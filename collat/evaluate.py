@@ -154,12 +154,8 @@ def evaluation_split(
 
 
 def evaluation_set(data: str | Path, root: str | Path = '') -> Manifest:
-    "Its clips with labels. Raises ValueError when there are none."
-    m = evaluation_split(data, root)
-    m.clips = [c for c in m.clips if c.labels]
-    if not m.clips:
-        raise ValueError(f'{data}: no labels; zero-shot classification needs a column labels (separated by ;)')
-    return m
+    "Its clips with labels. Errors as `load_dataset` and `Manifest.labelled`."
+    return evaluation_split(data, root).labelled()
 
 # %% ../nbs/14_evaluate.ipynb #9eeccd00
 GROUP = 32  # clips that are read and encoded together

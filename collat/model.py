@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from huggingface_hub import ModelHubMixin
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -31,7 +31,7 @@ from .interaction import TokenInteraction
 from .losses import CoLLATLoss, loss_weights
 from .prompts import class_prompts, label_to_words, prompt
 from .text_families import load_text_encoder
-from .weights import hub_folder
+from .weights import fill, hub_folder, read_tensors, saved_config, saved_profile
 
 # %% ../nbs/11_model.ipynb #869041a1
 class AudioTextModel(nn.Module):
@@ -562,7 +562,8 @@ def from_pretrained(
     **kwargs,  # revision, cache_dir, token
 ):
     """A saved model from a folder or the hub, on `best_device`.
-    Raises FileNotFoundError naming what a folder lacks, ConnectionError with instructions where a download fails."""
+    Raises FileNotFoundError naming what a folder lacks, ValueError what of it is cut off or does not fit,
+    ConnectionError with instructions where a download fails."""
     folder = Path(model_id)
     if not folder.is_dir():
         if not isinstance(model_id, str) or model_id.count('/') > 1:
@@ -570,6 +571,7 @@ def from_pretrained(
         files = ['config.json', 'model.safetensors', 'README.md']
         otherwise = "name its folder: CoLLAT.from_pretrained('FOLDER')"
         folder = hub_folder(model_id, files, otherwise, local_files_only, **kwargs)
+    saved_config(folder)  # before Hugging Face reads it
     return ModelHubMixin.from_pretrained.__func__(cls, folder)
 
 
@@ -577,11 +579,6 @@ def from_pretrained(
 def _from_pretrained(cls: CoLLAT, *, model_id, **kwargs):
     "What Hugging Face's `from_pretrained` calls, with a folder."
     folder = Path(model_id)
-    for f in ('config.json', 'model.safetensors'):
-        if not (folder / f).exists():
-            raise FileNotFoundError(
-                f'{folder}: no {f}; a folder written by save_pretrained holds config.json and model.safetensors'
-            )
-    model = cls(load_profile('mini', json.loads((folder / 'config.json').read_text())))
-    model.load_state_dict(load_file(folder / 'model.safetensors'))
+    model = cls(saved_profile(folder, saved_config(folder)))
+    fill(model, read_tensors(folder / 'model.safetensors'), folder / 'model.safetensors')
     return model.eval().to(best_device())
