@@ -6,7 +6,7 @@
 __all__ = ['TASKS', 'ASKING', 'USAGE', 'OWN', 'LABELS', 'COMMANDS', 'CHECKPOINT', 'TABLE', 'PROTOCOL', 'ROOT', 'MACHINE',
            'names_in_a_row', 'cmd_run', 'cmd_eval', 'cmd_data', 'cmd_profile', 'answer_line', 'say', 'report_skipped',
            'listening', 'asked_files', 'cmd_ask', 'cmd_imagine', 'cmd_search', 'positive', 'make_parser', 'is_override',
-           'parse', 'is_refusal', 'reader_has_gone', 'run_command', 'main']
+           'parse', 'is_refusal', 'reader_has_gone', 'carry_out', 'main']
 
 # %% ../nbs/52_cli.ipynb #e4f92932
 import argparse
@@ -438,7 +438,7 @@ def reader_has_gone() -> bool:
     return True
 
 
-def run_command(args) -> int:  # exit code
+def carry_out(args) -> int:  # exit code
     "What the command returns, with its words on standard output."
     code = args.fn(args)
     sys.stdout.flush()
@@ -453,7 +453,7 @@ def main(argv: list[str] | None = None):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         sys.stdout.reconfigure(errors='backslashreplace')  # a file name may hold any byte
     try:
-        sys.exit(run_command(args))
+        sys.exit(carry_out(args))
     except KeyboardInterrupt:
         said = 'interrupted' + '; the same command goes on from here' * (args.command == 'run')
         code = 130
