@@ -44,6 +44,7 @@ from .ears import load_published as load_ears
 from .losses import global_contrastive_loss
 from .model import AudioTextModel, CoLLAT, best_device, drop_tokens, encode_each, evaluating, text_id
 from .optimizer import mark_embeddings
+from .prompts import as_list, as_texts
 from .scenes import Scenes, split_classes
 from .streaming import ShardLoader, Shards, shards_of, sounds_of
 from .text_encoder import LockedTextEncoder
@@ -338,7 +339,7 @@ def encode_text(
     batch_size: int = 256,
 ) -> Tensor:  # (b d_out) unit norm
     "Embeddings of texts, through the tuned tower where there is one. (None in a supervised model.)"
-    texts = [texts] if isinstance(texts, str) else list(texts)
+    texts = as_texts(texts)
     tower = self.tower or self.text
     head = self.text_head if project else nn.Identity()
     with evaluating(self):
@@ -347,15 +348,24 @@ def encode_text(
 
 
 @patch
-def classify(self: Baseline, wavs, labels: list, template: str = '') -> Tensor:  # (b k) scores
+def classify(
+    self: Baseline,
+    wavs,  # as `by_clip`
+    labels,  # (k,) class names
+    template='',  # prompt form, as `prompts_of`
+    sampling_rate: float | None = None,  # of `load_sounds`
+    levelled: bool = True,  # of `load_sounds`
+) -> Tensor:  # (b k) scores
     """As CoLLAT's; a supervised model gives its logits, the mean over windows.
     Raises ValueError on classes that one never had."""
+    how = dict(sampling_rate=sampling_rate, levelled=levelled)
     if self.spec.text != 'none':
-        return AudioTextModel.classify(self, wavs, labels, template)
+        return AudioTextModel.classify(self, wavs, labels, template, **how)
+    labels = as_list(labels)
     if bad := [l for l in labels if l not in self.classes]:
         what = f'is a classifier of its {len(self.classes)} training classes and has no zero-shot'
         raise ValueError(f"{self.spec.title} {what}; '{bad[0]}' is not among them")
-    rows = self.by_clip(wavs, lambda wav: self.head(self.audio.pool(self.read_windows(wav, 'audio'))))
+    rows = self.by_clip(wavs, lambda wav: self.head(self.audio.pool(self.read_windows(wav, 'audio'))), **how)
     return torch.stack([sum(row) / len(row) for row in rows])[:, [self.classes.index(l) for l in labels]]
 
 # %% ../nbs/13_baselines.ipynb #0cd9c2cc
@@ -724,7 +734,7 @@ class Published(AudioTextModel):
 
     def encode_text(self, texts, batch_size: int = 64) -> Tensor:  # (b d) unit norm
         "Embeddings of texts. (None where the model has no text side.)"
-        texts = [texts] if isinstance(texts, str) else list(texts)
+        texts = as_texts(texts)
         with torch.no_grad():
             parts = [self.read(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)]
             return torch.cat([F.normalize(z, dim=-1) for z in parts])

@@ -153,7 +153,9 @@ def cmd_profile(args) -> int:
 # %% ../nbs/52_cli.ipynb #a3af7c98
 def answer_line(a: dict) -> str:
     "One answer for a person."
-    if 'tokens' in a:
+    if a.get('silence'):
+        said = 'silence'
+    elif 'tokens' in a:
         said = ', '.join(f'{c["word"]} {c["score"]:.2f}' for c in a['concepts']) or '(nothing beyond the template)'
     elif 'caption' in a:
         said = a['caption']
@@ -209,7 +211,7 @@ def cmd_ask(args) -> int:
     "Answers a question about each sound: labels, words, a caption, or when its labels sound."
     files, skipped = asked_files(args)
     n = len(files) + len(skipped)
-    labels = names_in_a_row('--labels', args.labels) if args.labels else []
+    labels = None if args.labels is None else names_in_a_row('--labels', args.labels)
     listen = listening()
     options = dict(labels=labels, k=args.k)
     if getattr(args, 'method', None):

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['CLIPS_AT_ONCE', 'TEXTS_KEPT', 'SCENES_HEARD', 'AudioTextModel', 'CoLLAT', 'text_id', 'encode_each', 'drop_tokens',
-           'as_waveforms', 'window_batches', 'evaluating', 'model_card', 'best_device']
+           'window_batches', 'evaluating', 'prompts_of', 'model_card', 'best_device']
 
 # %% ../nbs/11_model.ipynb #f6c5126a
 import dataclasses
 import json
 import math
+import warnings
 import zlib
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
@@ -24,12 +25,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .audio import add_noise, load_sounds, spec_augment, windows
+from .audio import add_noise, at_least, load_sounds, spec_augment, windows
 from .config import Profile, atomic_path, load_profile
 from .ears import ears_of, front_end, make_audio_encoder
 from .interaction import TokenInteraction
 from .losses import CoLLATLoss, loss_weights
-from .prompts import class_prompts, label_to_words, prompt
+from .prompts import as_texts, class_prompts, prompt
 from .text_families import load_text_encoder
 from .weights import fill, hub_folder, read_tensors, saved_config, saved_profile
 
@@ -77,8 +78,8 @@ class CoLLAT(AudioTextModel, ModelHubMixin):
 # %% ../nbs/11_model.ipynb #ce21daf0
 @patch
 def spectrogram(self: CoLLAT, wav: Tensor) -> Tensor:  # (b s) -> (b t f)
-    "What the audio encoder sees of a waveform, on the model's device."
-    return front_end(wav.to(self.logit_scale.device), self.profile)
+    "What the audio encoder sees of a waveform, on the model's device and in its type."
+    return front_end(wav.to(self.logit_scale.device), self.profile).to(self.logit_scale.dtype)
 
 
 @patch
@@ -375,28 +376,23 @@ def gradient_norms(
     return {k: torch.autograd.grad(pull(k), h, retain_graph=True)[0].norm().item() for k in terms}
 
 # %% ../nbs/11_model.ipynb #e608996e
-def as_waveforms(wavs, sample_rate: int) -> list:  # of (s,)
-    "Tensors, arrays or file names, alone or in a list, as waveforms."
-    if isinstance(wavs, (str, Path)) or getattr(wavs, 'ndim', 0) == 1:
-        wavs = [wavs]
-    files = iter(load_sounds([w for w in wavs if isinstance(w, (str, Path))], sample_rate))
-    return [next(files) if isinstance(w, (str, Path)) else torch.as_tensor(w, dtype=torch.float32) for w in wavs]
-
-
 def window_batches(
-    wavs,  # as `encode_audio`
+    wavs: list,  # of (s,) waveforms, see `load_sounds`
     p: Profile,  # sample rate and clip length
     batch_size: int = 64,
     whole: float = 1.5,  # a clip of up to so many training lengths is not cut
 ):  # yields clip indices (b,), windows (b s) of one length
-    "Clips cut into windows of the training length with half overlap, in batches of equal length."
+    """Clips cut into windows of the training length with half overlap, in batches of equal length.
+    Raises ValueError on a `batch_size` below 1."""
+    if batch_size < 1:
+        raise ValueError(f'batch_size={batch_size}; accepted: 1 or more')
 
     def cut(w):
         if len(w) <= whole * p.clip_seconds * p.sample_rate:
-            return w[None]
+            return at_least(w, p.sample_rate)[None]
         return windows(w, p.clip_seconds, p.clip_seconds / 2, p.sample_rate)
 
-    flat = [(i, w) for i, wav in enumerate(as_waveforms(wavs, p.sample_rate)) for w in cut(wav)]
+    flat = [(i, w) for i, wav in enumerate(wavs) for w in cut(wav)]
     for size in sorted({len(w) for _, w in flat}):
         group = [(i, w) for i, w in flat if len(w) == size]
         for at in range(0, len(group), batch_size):
@@ -418,15 +414,17 @@ def evaluating(model: nn.Module):
 @patch
 def by_clip(
     self: AudioTextModel,
-    wavs,  # (b s), or a list of (s,) tensors or file names
+    wavs,  # one or several sounds, as `load_sounds`
     read: Callable,  # windows (b s) -> a row for each
     batch_size: int | None = None,  # None = `at_once`
+    **how,  # sampling_rate, levelled: of `load_sounds`
 ) -> list:  # of each clip, the rows of its windows
-    "What `read` makes of the windows of clips, without gradient."
-    wavs = as_waveforms(wavs, self.profile.sample_rate)
+    "What `read` makes of the windows of clips, without gradient. Errors as `load_sounds`."
+    wavs = load_sounds(wavs, self.profile.sample_rate, **how)
+    batch_size = self.at_once if batch_size is None else batch_size
     rows = [[] for _ in wavs]
     with evaluating(self):
-        for ids, wav in window_batches(wavs, self.profile, batch_size or self.at_once, self.whole):
+        for ids, wav in window_batches(wavs, self.profile, batch_size, self.whole):
             for i, row in zip(ids, read(wav)):
                 rows[i].append(row)
     return rows
@@ -437,10 +435,11 @@ def encode_audio(
     self: AudioTextModel,
     wavs,  # as `by_clip`
     batch_size: int | None = None,
+    **how,  # as `by_clip`
 ) -> Tensor:  # z_a (b d_out), unit norm, fp32
     """Global audio embeddings, z^a of §3.1, bit-stable and independent of batch mates to 1e-5.
-    Windows of a long clip are averaged."""
-    rows = self.by_clip(wavs, lambda wav: self.read_windows(wav, 'embedding'), batch_size)
+    Windows of a long clip are averaged. Errors as `load_sounds`."""
+    rows = self.by_clip(wavs, lambda wav: self.read_windows(wav, 'embedding'), batch_size, **how)
     return F.normalize(torch.stack([sum(row) for row in rows]), dim=-1)
 
 
@@ -449,12 +448,14 @@ def token_features(
     self: AudioTextModel,
     wavs,  # as `by_clip`
     kind: str = 'audio',  # audio: of the audio encoder, h_a | tokens: h_at | states: the locked encoder's last layer
+    batch_size: int | None = None,
+    **how,  # as `by_clip`
 ) -> list:  # b tensors (tokens, width) on the CPU
     """What probes (Table 2) and captioners (Table 4) read; the windows of a long clip follow each other.
     Raises ValueError on another kind."""
     if kind not in ('audio', 'tokens', 'states'):
         raise ValueError(f"kind '{kind}': audio, tokens or states is accepted")
-    rows = self.by_clip(wavs, lambda wav: self.read_windows(wav, kind).float().cpu())
+    rows = self.by_clip(wavs, lambda wav: self.read_windows(wav, kind).float().cpu(), batch_size, **how)
     return [torch.cat(row) for row in rows]
 
 
@@ -471,23 +472,45 @@ def read_windows(self: CoLLAT, wav: Tensor, kind: str) -> Tensor:  # (b s) -> (b
 # %% ../nbs/11_model.ipynb #d05d4e38
 @patch
 @torch.no_grad()
-def encode_text(self: CoLLAT, texts: list) -> Tensor:  # z_t (b d_out), unit norm
-    "Global text embeddings, z^t of §3.1: the locked encoder's own."
-    return F.normalize(self.text.encode_text([texts] if isinstance(texts, str) else list(texts)), dim=-1)
+def encode_text(self: CoLLAT, texts) -> Tensor:  # z_t (b d_out), unit norm, fp32
+    """Global text embeddings, z^t of §3.1: the locked encoder's own.
+    Raises ValueError on what is no text, on none, and where one does not fit."""
+    return F.normalize(self.text.encode_text(as_texts(texts)), dim=-1).float()
 
 # %% ../nbs/11_model.ipynb #db614acb
+def prompts_of(
+    model,  # anything with `encode_text` and a profile
+    labels,  # (k,) class names
+    template='',  # as `prompt` of notebook 02, or a list of such; empty: the one it was trained with
+) -> Tensor:  # (k d) unit norm
+    """An embedding for each class: of its prompt, or of its prompts in several templates the mean, as CLIP's ensembles.
+    Errors as `class_prompts`."""
+    several = [template] if isinstance(template, str) else list(template)
+    z = [model.encode_text(class_prompts(labels, t or model.profile.template)) for t in several]
+    return z[0] if len(z) == 1 else F.normalize(torch.stack(z).mean(0), dim=-1)
+
+
 @patch
 def classify(
     self: AudioTextModel,
     wavs,  # as `by_clip`
-    labels: list,  # (k,) class names
-    template: str = '',  # prompt form, see notebook 02; empty = the one it was trained with
+    labels,  # (k,) class names
+    template='',  # prompt form, as `prompts_of`
+    sampling_rate: float | None = None,  # of `load_sounds`
+    levelled: bool = True,  # of `load_sounds`; silence is answered with zeros and a warning
 ) -> Tensor:  # (b k) cosine similarities
-    "Zero-shot classification (§5.1): cosine between each sound and one prompt per class."
+    "Zero-shot classification (§5.1): cosine between each sound and one prompt per class. Errors as `prompts_of`."
     if self.encode_text is None:
         raise ValueError(f'{self.profile.name} has no text side: probe only')
-    prompts = class_prompts([label_to_words(l) for l in labels], template or self.profile.template)
-    return self.encode_audio(wavs) @ self.encode_text(prompts).T
+    z_t = prompts_of(self, labels, template)
+    wavs = load_sounds(wavs, self.profile.sample_rate, sampling_rate, levelled)
+    scores = self.encode_audio(wavs) @ z_t.T
+    if levelled and (silent := [i for i, w in enumerate(wavs) if not w.any()]):
+        warnings.warn(
+            f'silence in {len(silent)} of {len(wavs)} sounds, the first is {silent[0]}: scores of 0', stacklevel=2
+        )
+        scores[silent] = 0
+    return scores
 
 # %% ../nbs/11_model.ipynb #f87d8996
 SCENES_HEARD = (
