@@ -440,7 +440,7 @@ def encode_audio(
     """Global audio embeddings, z^a of §3.1, bit-stable and independent of batch mates to 1e-5.
     Windows of a long clip are averaged. Errors as `load_sounds`."""
     rows = self.by_clip(wavs, lambda wav: self.read_windows(wav, 'embedding'), batch_size, **how)
-    return F.normalize(torch.stack([sum(row) for row in rows]), dim=-1)
+    return F.normalize(torch.stack([sum(row) for row in rows]).float(), dim=-1)
 
 
 @patch
