@@ -32,7 +32,7 @@ from fastcore.basics import patch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
-from .audio import fbank, normalise, pad_frames, resample, sample_seed, spec_augment, windows
+from .audio import fbank, load_sounds, normalise, pad_frames, sample_seed, spec_augment
 from .audio_encoder import AST, classification_loss, from_hf_ast
 from .backbones import make_cnn
 from .batches import StepLoader, heard_once, make_loader, prompt_maker
@@ -42,18 +42,9 @@ from .config import Profile, atomic_path, load_profile, nearest_name, write_resu
 from .ears import front_end, make_audio_encoder
 from .ears import load_published as load_ears
 from .losses import global_contrastive_loss
-from collat.model import (
-    CoLLAT,
-    as_waveforms,
-    best_device,
-    drop_tokens,
-    encode_each,
-    evaluating,
-    text_id,
-    window_batches,
-)
+from .model import CoLLAT, best_device, drop_tokens, encode_each, evaluating, prompts_of, text_id, window_batches
 from .optimizer import mark_embeddings
-from .prompts import class_prompts, label_to_words
+from .prompts import as_list, as_texts
 from .scenes import Scenes, split_classes
 from .streaming import ShardLoader, Shards, shards_of, sounds_of
 from .text_encoder import LockedTextEncoder
@@ -369,21 +360,26 @@ def join_tokens(rows, n: int) -> list:  # of n tensors (tokens, width) on the CP
 
 
 @patch
-def encode_audio(self: Baseline, wavs, batch_size: int = 64) -> Tensor:  # (b d_out) unit norm
-    "Embeddings of sounds (tensors or file names), independent of batch mates; windows of a long clip are averaged."
-    wavs = as_waveforms(wavs, self.profile.sample_rate)
+def encode_audio(
+    self: Baseline,
+    wavs,  # one or several sounds, as `load_sounds`
+    batch_size: int = 64,
+    **how,  # sampling_rate, levelled: of `load_sounds`
+) -> Tensor:  # (b d_out) unit norm
+    "Embeddings of sounds, independent of batch mates; windows of a long clip are averaged."
+    wavs = load_sounds(wavs, self.profile.sample_rate, **how)
     return sum_windows(self._windows(wavs, batch_size, self.embed), len(wavs))
 
 
 @patch
 def token_features(
-    self: Baseline, wavs, kind: str = 'audio', batch_size: int = 64
+    self: Baseline, wavs, kind: str = 'audio', batch_size: int = 64, **how
 ) -> list:  # b tensors (tokens, width)
     """audio: the backbone's tokens | tokens, states: the embedding as one token per window.
     Raises ValueError on another kind."""
     if kind not in ('audio', 'tokens', 'states'):
         raise ValueError(f"kind '{kind}': audio, tokens or states is accepted")
-    wavs = as_waveforms(wavs, self.profile.sample_rate)
+    wavs = load_sounds(wavs, self.profile.sample_rate, **how)
     read = (lambda h: h) if kind == 'audio' else lambda h: self.embed(h)[:, None]
     return join_tokens(self._windows(wavs, batch_size, read), len(wavs))
 
@@ -396,7 +392,7 @@ def encode_text(
     batch_size: int = 256,
 ) -> Tensor:  # (b d_out) unit norm
     "Embeddings of texts, through the tuned tower where there is one. (None in a supervised model.)"
-    texts = [texts] if isinstance(texts, str) else list(texts)
+    texts = as_texts(texts)
     tower = self.tower or self.text
     head = self.text_head if project else nn.Identity()
     with evaluating(self):
@@ -408,18 +404,19 @@ def encode_text(
 def classify(
     self: Baseline,
     wavs,  # as `encode_audio`
-    labels: list,  # (k,) class names
-    template: str = '',  # prompt form; empty = the one it was trained with
+    labels,  # (k,) class names
+    template='',  # prompt form, as `prompts_of`
+    **how,  # sampling_rate, levelled: of `load_sounds`
 ) -> Tensor:  # (b k) scores
     """Cosines with one prompt per class; a supervised model gives its logits.
     Raises ValueError on classes that one never had."""
     if self.spec.text != 'none':
-        prompts = class_prompts([label_to_words(l) for l in labels], template or self.profile.template)
-        return self.encode_audio(wavs) @ self.encode_text(prompts).T
+        return self.encode_audio(wavs, **how) @ prompts_of(self, labels, template).T
+    labels = as_list(labels)
     if bad := [l for l in labels if l not in self.classes]:
         what = f'is a classifier of its {len(self.classes)} training classes and has no zero-shot'
         raise ValueError(f"{self.spec.title} {what}; '{bad[0]}' is not among them")
-    wavs = as_waveforms(wavs, self.profile.sample_rate)
+    wavs = load_sounds(wavs, self.profile.sample_rate, **how)
     rows = dict(self._windows(wavs, 64, lambda h: self.head(self.audio.pool(h))))
     return torch.stack([rows[i] for i in range(len(wavs))])[:, [self.classes.index(l) for l in labels]]
 
@@ -778,64 +775,54 @@ class Published(nn.Module):
     def device(self):
         return next(self.net.parameters()).device
 
-    def _windows(self, wavs, batch_size, read, sample_rate=None):
+    def _windows(self, wavs, batch_size, read):
         "(clip, read(windows)) for every window, in batches of one length."
-        p = self.profile
-        wavs = as_waveforms(wavs, sample_rate or p.sample_rate)
-        if sample_rate and sample_rate != p.sample_rate:
-            wavs = [resample(w, sample_rate, p.sample_rate) for w in wavs]
-        cut = lambda w: windows(w, p.clip_seconds, p.clip_seconds / 2, p.sample_rate)
-        flat = [(i, x) for i, w in enumerate(wavs) for x in cut(w)]
         with evaluating(self):
-            for n in sorted({len(x) for _, x in flat}):
-                same = [(i, x) for i, x in flat if len(x) == n]
-                for at in range(0, len(same), batch_size):
-                    ids, xs = zip(*same[at : at + batch_size])
-                    yield from zip(ids, read(torch.stack(xs)))
+            for ids, xs in window_batches(wavs, self.profile, batch_size, whole=1.0):
+                yield from zip(ids, read(xs))
 
 # %% ../nbs/13_baselines.ipynb #2c64aa23
 @patch
 def encode_audio(
     self: Published,
-    wavs,  # tensors or file names
+    wavs,  # one or several sounds, as `load_sounds`
     batch_size: int = 16,
-    sample_rate: int | None = None,  # of the tensors, Hz; None = the model's own
+    **how,  # sampling_rate, levelled: of `load_sounds`
 ) -> Tensor:  # (b d) unit norm
     "Embeddings of sounds; windows of a long clip are averaged."
-    wavs = as_waveforms(wavs, sample_rate or self.profile.sample_rate)
+    wavs = load_sounds(wavs, self.profile.sample_rate, **how)
     embed = lambda x: F.normalize(self.hear(x)[0], dim=-1)
-    return sum_windows(self._windows(wavs, batch_size, embed, sample_rate), len(wavs))
+    return sum_windows(self._windows(wavs, batch_size, embed), len(wavs))
 
 
 @patch
 def token_features(
-    self: Published, wavs, kind: str = 'audio', batch_size: int = 16, sample_rate: int | None = None
+    self: Published, wavs, kind: str = 'audio', batch_size: int = 16, **how
 ) -> list:  # b tensors (tokens, width)
     """audio: the audio encoder's tokens | tokens, states: the embedding as one token per window.
     Raises ValueError on another kind."""
     if kind not in ('audio', 'tokens', 'states'):
         raise ValueError(f"kind '{kind}': audio, tokens or states is accepted")
-    wavs = as_waveforms(wavs, sample_rate or self.profile.sample_rate)
+    wavs = load_sounds(wavs, self.profile.sample_rate, **how)
     read = (lambda x: self.hear(x)[1]) if kind == 'audio' else (lambda x: F.normalize(self.hear(x)[0], dim=-1)[:, None])
-    return join_tokens(self._windows(wavs, batch_size, read, sample_rate), len(wavs))
+    return join_tokens(self._windows(wavs, batch_size, read), len(wavs))
 
 
 @patch
 def encode_text(self: Published, texts, batch_size: int = 64) -> Tensor:  # (b d) unit norm
     "Embeddings of texts. (None where the model has no text side.)"
-    texts = [texts] if isinstance(texts, str) else list(texts)
+    texts = as_texts(texts)
     with torch.no_grad():
         parts = [self.read(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)]
         return torch.cat([F.normalize(z, dim=-1) for z in parts])
 
 
 @patch
-def classify(self: Published, wavs, labels: list, template: str = '') -> Tensor:  # (b k) cosines
-    "Zero-shot classification with one prompt per class."
+def classify(self: Published, wavs, labels, template='', **how) -> Tensor:  # (b k) cosines
+    "Zero-shot classification with one prompt per class, in a form as of `prompts_of`."
     if not self.has_text:
         raise ValueError(f'{self.profile.name} has no text side: probe only')
-    prompts = class_prompts([label_to_words(l) for l in labels], template or self.profile.template)
-    return self.encode_audio(wavs) @ self.encode_text(prompts).T
+    return self.encode_audio(wavs, **how) @ prompts_of(self, labels, template).T
 
 # %% ../nbs/13_baselines.ipynb #d9ecf534
 class LaionCLAP(Published):

@@ -123,7 +123,9 @@ def cmd_profile(args) -> int:
 # %% ../nbs/52_cli.ipynb #a3af7c98
 def answer_line(a: dict) -> str:
     "One answer for a person."
-    if 'tokens' in a:
+    if a.get('silence'):
+        said = 'silence'
+    elif 'tokens' in a:
         said = ', '.join(f'{c["word"]} {c["score"]:.2f}' for c in a['concepts']) or '(nothing beyond the template)'
     elif 'caption' in a:
         said = a['caption']
@@ -169,11 +171,12 @@ def listening():
 
 def cmd_ask(args) -> int:
     "Answers a question about each sound: labels, words, a caption, or when its labels sound."
+    from collat.prompts import split_labels
+
     listen = listening()
     files = listen.sound_files(args.files, sys.stdin)
     skipped = []
-    labels = [l.strip() for l in (args.labels or '').split(',') if l.strip()]
-    options = dict(labels=labels, k=args.k)
+    options = dict(labels=None if args.labels is None else split_labels(args.labels), k=args.k)
     if getattr(args, 'method', None):
         options['method'] = args.method
     model = listen.open_model(args.model)
@@ -234,7 +237,7 @@ OWN = dict(  # options that not all of them have
     search='[--sound FILE] [-k N]', imagine='--out DIR [--sd FOLDER]', ground='[--labels A,B] [-k N] [--method M]'
 )
 LABELS = (
-    'class names, comma-separated (default: all 78 names of the rendered world, '
+    'class names, comma-separated, those with commas in "…" (default: all 78 names of the rendered world, '
     'seventeen of which were never heard in training)'
 )
 

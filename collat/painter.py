@@ -27,10 +27,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .audio import load_audio
+from .audio import load_sounds
 from .config import Profile, atomic_path, load_profile, run_info
-from .evaluate import at_least
-from .model import CoLLAT, as_waveforms
+from .model import CoLLAT
 from .optimizer import best_precision, lr_factor, make_optimizer, param_groups, training_attention
 from .pictures import DRAWN, GLYPH_OF, RECORDED_GLYPHS, glyph_font, glyph_name
 from .prompts import TEMPLATES, join_labels
@@ -59,11 +58,12 @@ def written_states(
 
 def sound_states(
     model: CoLLAT,
-    wavs,  # waveforms or file names, each at most one and a half training clips long
+    wavs,  # sounds, as `load_sounds`, each at most one and a half training clips long
+    **how,  # sampling_rate, levelled: of `load_sounds`
 ) -> Tensor:  # (b, n + special, d), or (b n d) if raw, on the CPU
     "Last states of the locked encoder for what is heard (§5.4). Raises ValueError for a sound longer than one window."
     p = model.profile
-    wavs = as_waveforms(wavs, p.sample_rate)
+    wavs = load_sounds(wavs, p.sample_rate, **how)
     longest = max(len(w) for w in wavs) / p.sample_rate
     limit = 1.5 * p.clip_seconds
     if longest > limit:
@@ -592,11 +592,10 @@ def imagine_files(
 ) -> Iterator:  # of dicts: file, image
     """One PNG for each sound that can be read and is no longer than one picture's.
     Not for pictures of people's faces (paper, section 6)."""
-    p = model.profile
     taken = set()
     for f in tqdm(files, desc='imagine', unit='file', disable=not progress, file=sys.stderr):
         try:
-            states = sound_states(model, at_least(load_audio(f, p.sample_rate), p.sample_rate))
+            states = sound_states(model, [f], levelled=True)
         except ValueError as e:
             skipped.append((str(f), str(e) if str(f) in str(e) else f'{f}: {e}'))
             continue

@@ -28,7 +28,7 @@ from joblib.externals.loky import get_reusable_executor
 from torch import Tensor
 from tqdm import tqdm
 
-from .audio import load_audio, load_sounds
+from .audio import load_audio, load_sounds, sounding
 from .config import SCENE_WORLDS, Profile, atomic_path, nearest_name, write_results
 from .recordings import ESC50, class_split, recordings
 
@@ -316,12 +316,10 @@ def level_normalise(
     gate: float = 0.03,  # share of the peak below which a 10 ms block counts as silence
 ) -> np.ndarray:  # (s',) silence cut off at both ends
     "Cut silence off, bring the sounding part to one level, keep the peak below full scale. ValueError on silence."
-    n = len(wav) // 160
-    level = np.abs(wav[: n * 160]).reshape(n, 160).max(1) if n else np.zeros(0)
-    if not n or level.max() < 1e-4:
+    blocks = wav[: len(wav) // 160 * 160]
+    if not len(blocks) or np.abs(blocks).max() < 1e-4:
         raise ValueError('silence: a phrase with a peak above 0.0001 is accepted')
-    loud = np.flatnonzero(level > gate * level.max())
-    wav = wav[loud[0] * 160 : (loud[-1] + 1) * 160]
+    wav = wav[sounding(wav, gate)]
     wav = wav * (10 ** (dbfs / 20) / np.sqrt((wav**2).mean()))
     return (wav * min(1.0, 0.98 / np.abs(wav).max())).astype(np.float32)
 
