@@ -776,9 +776,9 @@ class Published(nn.Module):
         return next(self.net.parameters()).device
 
     def _windows(self, wavs, batch_size, read):
-        "(clip, read(windows)) for every window, in batches of one length."
+        "(clip, read(windows)) for every window, in batches of one length; short ones are filled up by each package."
         with evaluating(self):
-            for ids, xs in window_batches(wavs, self.profile, batch_size, whole=1.0):
+            for ids, xs in window_batches(wavs, self.profile, batch_size, whole=1.0, shortest=0.0):
                 yield from zip(ids, read(xs))
 
 # %% ../nbs/13_baselines.ipynb #2c64aa23

@@ -373,6 +373,7 @@ def window_batches(
     p: Profile,  # sample rate and clip length
     batch_size: int = 64,
     whole: float = 1.5,  # up to so many clip lengths a clip isn't cut
+    shortest: float = 0.4,  # s, up to which silence is added
 ):  # yields clip indices (b,), windows (b s) of one length
     """Clips cut into windows of the training length with half overlap, in batches of equal length.
     Raises ValueError on a `batch_size` below 1."""
@@ -381,7 +382,7 @@ def window_batches(
 
     def cut(w):
         if len(w) <= whole * p.clip_seconds * p.sample_rate:
-            return at_least(w, p.sample_rate)[None]
+            return at_least(w, p.sample_rate, shortest)[None]
         return windows(w, p.clip_seconds, p.clip_seconds / 2, p.sample_rate)
 
     flat = [(i, w) for i, wav in enumerate(wavs) for w in cut(wav)]
