@@ -134,7 +134,6 @@ class Manifest:
         "Its clips that have labels. Raises ValueError where these are of fewer than two classes."
         clips = [c for c in self.clips if c.labels]
         report = self.report or Report(self.name)
-        report = replace(report, unlabelled=[c.path for c in self.clips if not c.labels])
         if len(self.classes) < 2:
             found = f"only the class '{self.classes[0]}'" if self.classes else 'no labels'
             left = '; '.join(f'{k}: {", ".join(files)}' for k, files in report.left_out(10).items())
@@ -142,7 +141,8 @@ class Manifest:
                 f'{report.name}: {found}{f" in what can be used ({left})" if left else ""}; '
                 'two classes or more are needed, in a table in the column labels (separated by ;)'
             )
-        return replace(self, clips=clips, report=report)
+        bare = [c.path for c in self.clips if not c.labels]
+        return replace(self, clips=clips, report=replace(report, unlabelled=bare))
 
     def stamp(self) -> dict:
         "What has to stand beside a number on these clips."
