@@ -704,6 +704,7 @@ class Published(AudioTextModel):
 
     has_text = True
     whole = 1.0
+    shortest = 0.0  # each package fills up short clips in its own way
     at_once = 16
 
     def __init__(

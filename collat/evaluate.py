@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from .audio import add_noise, sample_seed, snr_db
+from .audio import add_noise, at_least, sample_seed, snr_db
 from .baselines import PUBLISHED, load_baseline, load_published
 from .batches import rank_and_world
 from .config import Profile
@@ -182,7 +182,8 @@ def read_group(clips: list, sample_rate: int, ids: range) -> tuple:  # waveforms
     "One group as sound, and why some of it cannot be read."
     skipped = []
     got = list(read_clips([clips[i] for i in ids], sample_rate, skipped))
-    return [w for _, w in got], [ids[j] for j, _ in got], [(ids[j], why) for j, why in skipped]
+    wavs = [at_least(w, sample_rate) for _, w in got]  # the same for every method
+    return wavs, [ids[j] for j, _ in got], [(ids[j], why) for j, why in skipped]
 
 
 def ahead(read: Callable, items: Iterable, workers: int) -> Iterator:

@@ -39,6 +39,7 @@ class AudioTextModel(nn.Module):
     "What evaluations ask of a model (below, under Listening); CoLLAT and all that it is compared with are one."
 
     whole = 1.5  # a clip of up to so many training lengths is not cut into windows
+    shortest = 0.4  # s, up to which silence is added to a clip
     at_once = 64  # windows
 
 
@@ -381,6 +382,7 @@ def window_batches(
     p: Profile,  # sample rate and clip length
     batch_size: int = 64,
     whole: float = 1.5,  # a clip of up to so many training lengths is not cut
+    shortest: float = 0.4,  # s, up to which silence is added
 ):  # yields clip indices (b,), windows (b s) of one length
     """Clips cut into windows of the training length with half overlap, in batches of equal length.
     Raises ValueError on a `batch_size` below 1."""
@@ -389,7 +391,7 @@ def window_batches(
 
     def cut(w):
         if len(w) <= whole * p.clip_seconds * p.sample_rate:
-            return at_least(w, p.sample_rate)[None]
+            return at_least(w, p.sample_rate, shortest)[None]
         return windows(w, p.clip_seconds, p.clip_seconds / 2, p.sample_rate)
 
     flat = [(i, w) for i, wav in enumerate(wavs) for w in cut(wav)]
@@ -424,7 +426,7 @@ def by_clip(
     batch_size = self.at_once if batch_size is None else batch_size
     rows = [[] for _ in wavs]
     with evaluating(self):
-        for ids, wav in window_batches(wavs, self.profile, batch_size, self.whole):
+        for ids, wav in window_batches(wavs, self.profile, batch_size, self.whole, self.shortest):
             for i, row in zip(ids, read(wav)):
                 rows[i].append(row)
     return rows
