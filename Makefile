@@ -5,6 +5,7 @@
 # make esc50      CoLLAT on real recordings: ESC-50's public protocols with YAMNet's ears (620 MB of downloads; 20 minutes on two cores; runs/esc50 and figures/esc50)
 # make esc50-long the same with three seeds and five draws of new classes, and the whole sequence on scenes mixed from recordings (hours; figures/esc50_long)
 # make pretrain    trains the ears of PROFILE again that figures/mini/ears.safetensors ships (an hour on two cores; runs/ears)
+# make ears        our own ears on recordings and scenes, and CoLLAT on them, for figures/own (two downloads, then three hours on two cores; resumes; runs/own; ARGS=--test reads fold 5)
 # make painter     trains the painter of glyphs again that figures/mini/painter ships (minutes on one core; runs/painter)
 # make benchmarks  speed, memory and utilisation on this device beside transformers' (minutes; runs/benchmarks and figures/benchmarks)
 # make test        all gates and tests, but for the proofs marked slow (.venv/bin/python -m pytest -m slow)
@@ -23,7 +24,7 @@ BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
 SUMS    := git ls-files -z -co --exclude-standard nbs collat | xargs -0 cksum
 
-.PHONY: setup reproduce long long-ablations small recordings esc50 esc50-long pretrain painter benchmarks test test-data gates lab clean
+.PHONY: setup reproduce long long-ablations small recordings esc50 esc50-long pretrain ears painter benchmarks test test-data gates lab clean
 
 setup: $(VENV)/.installed $(addprefix $(VENV)/.extra-,$(EXTRAS))
 
@@ -74,6 +75,10 @@ esc50-long: recordings
 pretrain: setup
 	$(BIN)/python -m collat.launch --profile $(PROFILE) --run_dir runs/ears --acts 1 --gpus $(JOBS)
 	@echo 'runs/ears/checkpoints/pretrain.safetensors and runs/ears/results/pretrain.json are what figures/$(PROFILE) has as ears.safetensors and pretrain.json'
+
+ears: recordings
+	$(BIN)/python -m collat.own_ears --profile own --run_dir runs/own --gpus $(JOBS) $(ARGS)
+	@echo 'runs/own/own has the ears and the model that figures/own has; results and log lie beside it'
 
 painter: setup
 	$(BIN)/python -m collat.painter --profile $(PROFILE) --folder runs/painter

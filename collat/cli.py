@@ -164,7 +164,8 @@ def answer_line(a: dict) -> str:
     elif 'image' in a:
         said = a['image']
     elif 'labels' in a:
-        said = ', '.join(f'{l["label"]} {l["score"]:.2f}' for l in a['labels'])
+        said = '' if a.get('known', True) else 'nothing that I know; nearest: '
+        said += ', '.join(f'{l["label"]} {l["score"]:.2f}' for l in a['labels'])
     else:
         said = f'{a["score"]:.3f}'
     return f'{a["file"]}: {said}'

@@ -32,7 +32,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 # %% ../nbs/00_config.ipynb #7d0ecb2c
-SCENE_WORLDS = 'scenes', 'esc50'  # values of `data` that scenes are mixed from: rendered phrases, recordings
+SCENE_WORLDS = (
+    'scenes',
+    'esc50',
+    'own',
+)  # values of `data` that scenes are mixed from: rendered phrases, recordings, both
 
 
 def doc(default, text, one_of='', changes='weights'):
@@ -55,7 +59,7 @@ class SoundFields:
     data: str = doc(
         'scenes',
         'training sound: `scenes` (rendered, notebook 04), `esc50` (scenes mixed from recordings, notebooks 03a and '
-        '04), a data set of notebook 05 (fsd50k, audioset), or a table *.csv',
+        '04), `own` (from both, notebooks 03c and 04), a data set of notebook 05 (fsd50k, audioset), or a table *.csv',
     )
     data_root: str = changes_nothing(
         '', 'folders of the data sets, a colon between them; empty: those of COLLAT_DATA, or `data`'
@@ -89,8 +93,9 @@ class SceneFields:
     n_classes: int = doc(0, 'use only the first so many training classes; 0 = all')
     eval_world: str = changes_numbers(
         'scenes',
-        'training sound from shards: what the scenes of the evaluation are mixed from (notebook 04), scenes | esc50',
-        'scenes esc50',
+        'training sound from shards: what the scenes of the evaluation are mixed from (notebook 04), '
+        'scenes | esc50 | own',
+        'scenes esc50 own',
     )
     test_fold: int = doc(5, 'data=esc50: official fold of the test; the next one is for validation (notebook 03a)')
     class_split: int = doc(0, 'data=esc50: which draw of new classes (notebook 03a)')
@@ -153,7 +158,8 @@ class AudioFields:
 
     backbone: str = doc(
         'ast',
-        'audio encoder: ast (the paper) | cnn14 | mobilenet | resnet | resnext (notebook 08a) | yamnet (notebook 08b)',
+        'audio encoder: ast (the paper) | cnn14 | mobilenet | resnet | resnext (notebook 08a) | yamnet (notebook 08b) '
+        '| own (notebooks 08c and 35)',
     )
     ears: str = doc(
         'frozen',
@@ -164,7 +170,8 @@ class AudioFields:
     audio_weights: str = doc(
         '',
         'published weights that the audio encoder starts from (notebook 08): hf:FOLDER or hub id | deit:TIMM_NAME | '
-        'a file *.pth; for yamnet: yamnet (from a data folder) or a file; empty = none',
+        'a file *.pth; for yamnet: yamnet (from a data folder) or a file; '
+        'for own: own (from the repository) or a file; empty = none',
     )
     audio_stages: str = doc(
         '', "backbone yamnet: earlier stages whose maps widen each audio token, e.g. '2,3' (notebook 08b); empty = none"
@@ -223,7 +230,9 @@ class PretrainFields:
     pretrain_batch: int = doc(64, 'clips per pretraining step')
     pretrain_lr: float = doc(4e-3, 'peak learning rate of the pretraining')
     scratch_steps: int = changes_numbers(
-        0, 'where `pretrain_steps` is 0: act one of baselines and encoders that have no published weights, steps'
+        0,
+        'where `pretrain_steps` is 0: act one of baselines and encoders that have no published weights, steps; '
+        'data=own: the training of our own ears (notebook 35)',
     )
 
 # %% ../nbs/00_config.ipynb #4f1e2009
@@ -369,6 +378,12 @@ class EvaluationFields:
         'full', 'scale of the measurements in notebook 40: small (seconds) | full (minutes)', 'small full'
     )
     n_boot: int = changes_numbers(1_000, 'bootstrap resamples of a confidence interval')
+    answer_scale: float = changes_numbers(
+        0.0, 'an answer is the softmax of the cosines times this (notebook 14a); 0 = answers are cosines'
+    )
+    known_above: float = changes_numbers(
+        -1.0, 'least cosine of a sound that the model knows (notebook 14a); -1 = it takes every sound for known'
+    )
 
 # %% ../nbs/00_config.ipynb #4f1e3001
 @dataclass(frozen=True)
@@ -523,6 +538,31 @@ _recorded = dict(
     n_test=400,
     noise_test='0.1',
 )
+_own = dict(
+    data='own',
+    backbone='own',
+    audio_weights='own',
+    d_audio=224,
+    pretrain_steps=0,
+    scratch_steps=6_000,
+    pretrain_batch=64,
+    pretrain_lr=3e-3,
+    norm_mean=0.0,
+    norm_std=0.5,
+    clip_seconds=5.0,
+    speed_change=0.12,
+    noise_domain='spectrogram',
+    phrases=40,
+    n_train=200_000,
+    n_valid=400,
+    n_test=400,
+    warmup=100,
+    steps=1_500,
+    eval_every=500,
+    checkpoint_every=100,
+    cache_clips=24_000,
+    cache_views=1,
+)
 PROFILES = dict(
     mini={},
     smoke=_smoke,
@@ -556,6 +596,7 @@ PROFILES = dict(
     ),
     esc50=_recorded,
     esc50_long=_recorded | dict(esc50_seeds=3, esc50_splits=5, ablation_seeds=3),
+    own=_own,
     paper=_large | dict(data='audioset', text_encoder='open_clip:ViT-L-14/openai', lambda_global=0.1, steps=24_000),
 )
 

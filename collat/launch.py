@@ -31,7 +31,9 @@ from .training import pretrain, train
 RESTARTS = 3  # of a group whose rank was killed
 
 
-def torchrun(p: Profile, run_dir: Path, nodes: int = 1, meet: str = '', acts: int = 2) -> list:
+def torchrun(
+    p: Profile, run_dir: Path, nodes: int = 1, meet: str = '', acts: int = 2, module: str = 'collat.launch'
+) -> list:
     "The command that trains on `nodes` machines, which find each other at `meet` (host:port)."
     if nodes == 1:
         group = ['--standalone', f'--max-restarts={RESTARTS}']
@@ -40,7 +42,7 @@ def torchrun(p: Profile, run_dir: Path, nodes: int = 1, meet: str = '', acts: in
         group = [f'--nnodes={nodes}', '--rdzv-backend=c10d', f'--rdzv-endpoint={meet}', f'--rdzv-id={job}']
     group += [f'--nproc-per-node={max(1, p.gpus)}', '--shutdown-timeout=120']
     own = ['--profile', str(run_dir / 'logs/profile.json'), '--run_dir', str(run_dir), '--acts', str(acts)]
-    return [sys.executable, '-m', 'torch.distributed.run', *group, '-m', 'collat.launch', *own]
+    return [sys.executable, '-m', 'torch.distributed.run', *group, '-m', module, *own]
 
 # %% ../nbs/12a_launch.ipynb #3630a0ae
 def run_group(cmd: list, failure: Path) -> int:  # exit code
@@ -144,14 +146,14 @@ def end_with_parent():
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def as_rank(profile: Profile, run_dir: str | Path, acts: int = 2):
-    "What `launch` does, as one of the processes of `torchrun`; always ends the process."
+def as_rank(profile: Profile, run_dir: str | Path, acts: int = 2, work=launch):
+    "What `launch`, or other `work`, does, as one of the processes of `torchrun`; always ends the process."
     code = 0
     if os.environ['RANK'] == '0' and (start := os.environ['TORCHELASTIC_RESTART_COUNT']) != '0':
         print(f'a process of the training was killed; it is started again, time {start} of {RESTARTS}', flush=True)
     end_with_parent()
     try:
-        launch(dataclasses.replace(profile, gpus=1), run_dir, acts=acts)
+        work(dataclasses.replace(profile, gpus=1), run_dir, acts=acts)
         if dist.is_initialized():
             dist.barrier()
     except Preempted as e:

@@ -28,6 +28,7 @@ from .evaluate import checkpoint_id, softmax_scores
 from .files import sound_files
 from .maps import METHODS, concept_maps, draw_grounding, map_frames, unit_range
 from .model import CoLLAT, prompts_of
+from .nothing import judged
 from .prompts import as_list, class_prompts
 from .reading import compose, read_words
 from .scenes import all_classes
@@ -119,11 +120,16 @@ def top(scores: Tensor, names: list, k: int) -> list:  # (n,) -> [{'label', 'sco
     return [dict(label=names[i], score=round(float(v), 4)) for v, i in zip(best.values, best.indices)]
 
 # %% ../nbs/29_listen.ipynb #c6655753
-def classifier(model: CoLLAT, labels=None, k: int = 3):
-    "Zero-shot labels of each sound."
+def classifier(model: CoLLAT, labels=None, k: int = 3, **_):
+    "Zero-shot labels of each sound; of a calibrated model (notebook 14a) also whether it is `known`."
     names = known_labels(model, labels)
     z_t = prompts_of(model, names)
-    return lambda wavs: [dict(labels=top(s, names, k)) for s in (model.encode_audio(wavs) @ z_t.T).cpu()]
+
+    def answer(cosines):
+        scores, known = judged(model.profile, cosines)
+        return dict(labels=top(scores, names, k)) | ({} if known is None else dict(known=bool(known)))
+
+    return lambda wavs: [answer(c) for c in (model.encode_audio(wavs) @ z_t.T).cpu()]
 
 
 def reader(model: CoLLAT, labels=None, k: int = 3):
@@ -343,7 +349,8 @@ def show(
     names = known_labels(model, labels)
     if not wav.any():
         return HTML(f'<div>{player(wav, p.sample_rate)}<p>silence</p></div>')
-    best = classifier(model, names, k)([wav])[0]['labels']
+    said = classifier(model, names, k)([wav])[0]
+    best = said['labels']
     drawn = wav[: round(1.5 * p.clip_seconds * p.sample_rate)]
     fig = draw_grounding(model, drawn, [b['label'] for b in best], method, names)
     cut = ''
@@ -352,6 +359,7 @@ def show(
         cut = f'<p>drawn: the first {seconds[0]:g} of {seconds[1]:.1f} s</p>'
     concepts = read_words(model, wav, 1, names).concepts[:8]
     heard = ', '.join(f'<b>{html.escape(w)}</b> {s:.2f}' for w, s in concepts) or 'nothing beyond the template'
-    scores = bars([(b['label'], b['score']) for b in best])
+    nothing = '' if said.get('known', True) else '<p><b>nothing that I know</b>; nearest:</p>'
+    scores = nothing + bars([(b['label'], b['score']) for b in best])
     picture = f'<img src="data:image/png;base64,{_png(fig)}">'
     return HTML(f'<div>{player(wav, p.sample_rate)}<p>words: {heard}</p>{scores}{cut}{picture}</div>')

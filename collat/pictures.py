@@ -170,7 +170,7 @@ RECORDED_GLYPHS = {  # data=esc50
 # %% ../nbs/18_pictures.ipynb #71e2685f
 def glyphs_of(data: str) -> dict:  # glyph -> its classes
     "The glyphs that stand for classes of a world, which is named as in `Profile.data`."
-    return RECORDED_GLYPHS if data == 'esc50' else GLYPH_OF
+    return dict(esc50=RECORDED_GLYPHS, own=GLYPH_OF | RECORDED_GLYPHS).get(data, GLYPH_OF)
 
 
 def _glyph_of_class() -> dict:

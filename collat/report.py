@@ -481,7 +481,11 @@ def comparison(run: Path) -> list:
     return out + (grounding_parts(got['grounding']) + drawn('figure1a') if 'grounding' in got else [])
 
 # %% ../nbs/50_report.ipynb #64627c87
-WORLDS = dict(scenes='scenes rendered from a General MIDI soundfont', esc50="scenes mixed from ESC-50's recordings")
+WORLDS = dict(
+    scenes='scenes rendered from a General MIDI soundfont',
+    esc50="scenes mixed from ESC-50's recordings",
+    own='scenes mixed from both, rendered phrases and recordings',
+)
 
 
 def heading(run: Path, p: Profile, trained: dict, made: dict) -> list:  # results of notebooks 12 and 06
