@@ -527,7 +527,7 @@ def baseline_evaluator(profile: Profile, data: Path, supervised: bool, kept: Kep
     Where a profile reads shards, top-1 and mAP on their validation part."""
     if shards_of(profile, data.parent):
         held = sounds_of(profile, data.parent, 'valid')
-        hear = lambda model: lambda wav: model.classify(list(wav), held.classes)
+        hear = lambda model: lambda wav: model.classify(list(wav), held.classes, levelled=False)
         return lambda model: hear_shards(held, profile.n_valid, hear(model), held.classes)
 
     def score(model, split):

@@ -177,7 +177,7 @@ from collat.model import CoLLAT
 started = time.time()
 p = load_profile(profile, overrides)
 model = CoLLAT.from_pretrained(f'{run_dir}/checkpoints/model')
-z = model.encode_audio(torch.zeros(2, 32_000))
+z = model.encode_audio([torch.zeros(32_000)] * 2)
 rows = [dict(sound='silence', norm=float(z[0].norm()), steps=p.steps)]
 drawn = dict(title='Silence', text='What nothing sounds like.', rows=rows)
 write_results(Path(run_dir) / 'results/silence.json', dict(report=drawn), p, started)"""
