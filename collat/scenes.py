@@ -444,7 +444,8 @@ def record_split(
 def _own_class(name, split, n, profile, font, clips):
     "Recordings, then rendered phrases, `n` in all."
     size = int(profile.clip_seconds * profile.sample_rate)
-    wavs = [level_normalise(w.numpy())[:size] for w in load_sounds([c.path for c in clips], profile.sample_rate)]
+    wavs = load_sounds([c.path for c in clips], profile.sample_rate) if clips else []
+    wavs = [level_normalise(w.numpy())[:size] for w in wavs]
     rendered = name if name in CLASSES else {v: k for k, v in RECORDED_AS.items()}.get(name)
     if rendered:
         wavs += [render_phrase(rendered, split, i, profile, font) for i in range(n - len(wavs))]
