@@ -120,7 +120,7 @@ def top(scores: Tensor, names: list, k: int) -> list:  # (n,) -> [{'label', 'sco
     return [dict(label=names[i], score=round(float(v), 4)) for v, i in zip(best.values, best.indices)]
 
 # %% ../nbs/29_listen.ipynb #c6655753
-def classifier(model: CoLLAT, labels=None, k: int = 3, **_):
+def classifier(model: CoLLAT, labels=None, k: int = 3):
     "Zero-shot labels of each sound; of a calibrated model (notebook 14a) also whether it is `known`."
     names = known_labels(model, labels)
     z_t = prompts_of(model, names)
