@@ -15,9 +15,8 @@ from safetensors.torch import load_file
 from .audio import load_audio
 from .config import Profile
 from .ears import load_published
-from .evaluate import prompts_of
 from .maps import concept_maps, overlay
-from .model import CoLLAT, best_device
+from .model import CoLLAT, best_device, prompts_of
 from .prompts import class_prompts
 from .reading import read_words
 from .recordings import ESC50, GROUPS, esc50_clips
@@ -53,7 +52,7 @@ def named_wrongly(model: CoLLAT, path: str | Path, fold: int = 1):  # Recording
 
 def heard_row(model: CoLLAT, clip) -> dict:  # clip, label, answers, words, tokens
     "A clip by prompts of all fifty names, and as words."
-    scores = model.classify(str(clip.path), ESC50)[0].cpu()
+    scores = model.classify(clip.path, ESC50, levelled=False)[0].cpu()
     best = scores.topk(3)
     read = read_words(model, clip.path, 1, ESC50)
     answers = [(ESC50[i], round(float(v), 3)) for v, i in zip(*best)]

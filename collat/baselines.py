@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['BASELINES', 'CONTROLS', 'SPECS', 'VARIANTS', 'COLORS', 'HF_HOW', 'MSCLAP_HOW', 'WAV2CLIP_HOW', 'PUBLISHED',
            'BaselineSpec', 'method_color', 'baseline_spec', 'PooledAST', 'make_backbone', 'TunedText', 'mlp',
-           'Baseline', 'sum_windows', 'join_tokens', 'load_baseline', 'starts_published', 'baseline_profile',
-           'data_order', 'Kept', 'SpecLoader', 'training_clips', 'training_classes', 'loader_of', 'shard_evaluator',
-           'baseline_evaluator', 'run_act', 'seed_suffix', 'baseline_folder', 'train_backbone', 'learning_groups',
-           'train_baseline', 'on_shards', 'train_equal', 'trained_methods', 'Published', 'LaionCLAP', 'PublishedAST',
-           'need_package', 'MSCLAP', 'Wav2CLIP', 'load_published', 'budget_row', 'collat_row']
+           'Baseline', 'load_baseline', 'starts_published', 'baseline_profile', 'data_order', 'Kept', 'SpecLoader',
+           'training_clips', 'training_classes', 'loader_of', 'baseline_evaluator', 'run_act', 'seed_suffix',
+           'baseline_folder', 'train_backbone', 'learning_groups', 'train_baseline', 'on_shards', 'train_equal',
+           'trained_methods', 'Published', 'LaionCLAP', 'PublishedAST', 'need_package', 'MSCLAP', 'Wav2CLIP',
+           'load_published', 'budget_row', 'collat_row']
 
 # %% ../nbs/13_baselines.ipynb #5e9a61bc
 import copy
@@ -32,7 +32,7 @@ from fastcore.basics import patch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
-from .audio import fbank, normalise, pad_frames, resample, sample_seed, spec_augment, windows
+from .audio import fbank, normalise, pad_frames, sample_seed, spec_augment
 from .audio_encoder import AST, classification_loss, from_hf_ast
 from .backbones import make_cnn
 from .batches import StepLoader, heard_once, make_loader, prompt_maker
@@ -42,26 +42,16 @@ from .config import Profile, atomic_path, load_profile, nearest_name, write_resu
 from .ears import front_end, make_audio_encoder
 from .ears import load_published as load_ears
 from .losses import global_contrastive_loss
-from collat.model import (
-    CoLLAT,
-    as_waveforms,
-    best_device,
-    drop_tokens,
-    encode_each,
-    evaluating,
-    text_id,
-    window_batches,
-)
+from .model import AudioTextModel, CoLLAT, best_device, drop_tokens, encode_each, evaluating, text_id
 from .optimizer import mark_embeddings
-from .prompts import class_prompts, label_to_words
+from .prompts import as_list, as_texts
 from .scenes import Scenes, split_classes
 from .streaming import ShardLoader, Shards, shards_of, sounds_of
 from .text_encoder import LockedTextEncoder
 from .text_families import load_text_encoder
 from .training import run_steps, train
 from .validation import hear_shards, multi_hot, zero_shot_scores
-from .weights import HF_FILES, hub_folder
-from .weights import quiet as _quiet
+from .weights import HF_FILES, hub_folder, quiet, read_tensors, saved_config, saved_profile
 
 # %% ../nbs/13_baselines.ipynb #806d3541
 @dataclass(frozen=True)
@@ -70,9 +60,7 @@ class BaselineSpec:
 
     name: str  # as in `BASELINES`
     title: str  # as the paper prints it
-    backbone: (
-        str  # ast | mobilenet | resnet | resnext | cnn14 | yamnet | ears (those of the profile, as CoLLAT has them)
-    )
+    backbone: str  # ast | mobilenet | resnet | resnext | cnn14 | yamnet | ears (as CoLLAT has them)
     text: str = 'none'  # none (classifier) | locked | tuned
     projection: str = 'mlp'  # of the audio side: linear | mlp
     project_text: bool = False  # an MLP on the text side, too
@@ -82,40 +70,29 @@ class BaselineSpec:
     hidden: int = 0  # hidden width of the MLPs; 0 = that of the embedding
 
 
-BASELINES = {
-    s.name: s
-    for s in (
-        BaselineSpec('supervise', 'Supervise', 'ast'),
-        BaselineSpec('yamnet', 'YamNet', 'mobilenet'),
-        BaselineSpec('wav2clip', 'Wav2CLIP', 'resnet', 'locked'),
-        BaselineSpec('audioclip', 'AudioCLIP', 'resnext', 'tuned', 'linear', template='concat'),
-        BaselineSpec('clap', 'CLAP', 'cnn14', 'tuned', project_text=True),
-        BaselineSpec('cons_clap', 'Cons-CLAP', 'cnn14', 'tuned', project_text=True, pull=0.1),
-    )
-}
+def _by_name(*specs):
+    return {s.name: s for s in specs}
 
-CONTROLS = {
-    s.name: s
-    for s in (
-        BaselineSpec('mlp_locked', 'MLP, text locked', 'ast', 'locked'),
-        BaselineSpec('clap_locked', 'CLAP, text locked', 'cnn14', 'locked', project_text=True),
-        BaselineSpec('clap_no_mlp', 'CLAP without its text MLP', 'cnn14', 'tuned'),
-    )
-}
 
+BASELINES = _by_name(
+    BaselineSpec('supervise', 'Supervise', 'ast'),
+    BaselineSpec('yamnet', 'YamNet', 'mobilenet'),
+    BaselineSpec('wav2clip', 'Wav2CLIP', 'resnet', 'locked'),
+    BaselineSpec('audioclip', 'AudioCLIP', 'resnext', 'tuned', 'linear', template='concat'),
+    BaselineSpec('clap', 'CLAP', 'cnn14', 'tuned', project_text=True),
+    BaselineSpec('cons_clap', 'Cons-CLAP', 'cnn14', 'tuned', project_text=True, pull=0.1),
+)
+CONTROLS = _by_name(
+    BaselineSpec('mlp_locked', 'MLP, text locked', 'ast', 'locked'),
+    BaselineSpec('clap_locked', 'CLAP, text locked', 'cnn14', 'locked', project_text=True),
+    BaselineSpec('clap_no_mlp', 'CLAP without its text MLP', 'cnn14', 'tuned'),
+)
 SPECS = BASELINES | CONTROLS
 
 VARIANTS = [*((n, None) for n in BASELINES), ('audioclip', False), ('clap', False)]  # what a full comparison trains
 
-COLORS = {
-    'CLAP': 0,
-    'CoLLAT': 1,
-    'AudioCLIP': 2,
-    'Cons-CLAP': 3,
-    'Wav2CLIP': 4,
-    'YamNet': 5,
-    'Supervise': 7,
-}  # of seaborn's `colorblind`: the same for a method in every figure
+# of seaborn's `colorblind`: the same for a method in every figure
+COLORS = dict(CLAP=0, CoLLAT=1, AudioCLIP=2, Wav2CLIP=4, YamNet=5, Supervise=7) | {'Cons-CLAP': 3}
 
 
 def method_color(title: str) -> tuple:  # red, green, blue; `title` may go on after a comma
@@ -214,7 +191,7 @@ def mlp(i: int, o: int, hidden: int = 0) -> nn.Sequential:  # hidden: 0 = o
     return nn.Sequential(nn.Linear(i, hidden or o), nn.GELU(), nn.Linear(hidden or o, o))
 
 
-class Baseline(nn.Module):
+class Baseline(AudioTextModel):
     "One method of the paper's comparison, behind CoLLAT's interface."
 
     learn_statistics = False  # of batch normalisation: in act one
@@ -338,54 +315,20 @@ def forward(self: Baseline, batch: dict) -> dict:  # loss, and its terms where t
 
 # %% ../nbs/13_baselines.ipynb #1c29614d
 @patch
-def _windows(self: Baseline, wavs, batch_size, read):
-    "(clip, read(audio tokens)) for every window."
-    with evaluating(self):
-        for ids, wav in window_batches(wavs, self.profile, batch_size):
-            yield from zip(ids, read(self.audio(front_end(wav.to(self.device), self.profile))))
-
-
-@patch
 def embed(self: Baseline, h: Tensor) -> Tensor:  # (b m d) -> (b d_out) unit norm
     "Audio tokens to the embedding: projected, or as they are pooled where there is no joint space."
     x = self.audio.pool(h)
     return F.normalize(x if self.spec.text == 'none' else self.head(x), dim=-1)
 
 
-def sum_windows(rows, n: int) -> Tensor:  # (n d) unit norm
-    "Unit embeddings of windows, (clip, (d,)), averaged per clip."
-    out = {}
-    for i, z in rows:
-        out[i] = out.get(i, 0) + z
-    return F.normalize(torch.stack([out[i] for i in range(n)]), dim=-1)
-
-
-def join_tokens(rows, n: int) -> list:  # of n tensors (tokens, width) on the CPU
-    "Tokens of windows, (clip, (m, d)), one after the other."
-    out = {}
-    for i, h in rows:
-        out.setdefault(i, []).append(h.float().cpu())
-    return [torch.cat(out[i]) for i in range(n)]
-
-
 @patch
-def encode_audio(self: Baseline, wavs, batch_size: int = 64) -> Tensor:  # (b d_out) unit norm
-    "Embeddings of sounds (tensors or file names), independent of batch mates; windows of a long clip are averaged."
-    wavs = as_waveforms(wavs, self.profile.sample_rate)
-    return sum_windows(self._windows(wavs, batch_size, self.embed), len(wavs))
-
-
-@patch
-def token_features(
-    self: Baseline, wavs, kind: str = 'audio', batch_size: int = 64
-) -> list:  # b tensors (tokens, width)
-    """audio: the backbone's tokens | tokens, states: the embedding as one token per window.
-    Raises ValueError on another kind."""
-    if kind not in ('audio', 'tokens', 'states'):
-        raise ValueError(f"kind '{kind}': audio, tokens or states is accepted")
-    wavs = as_waveforms(wavs, self.profile.sample_rate)
-    read = (lambda h: h) if kind == 'audio' else lambda h: self.embed(h)[:, None]
-    return join_tokens(self._windows(wavs, batch_size, read), len(wavs))
+def read_windows(self: Baseline, wav: Tensor, kind: str) -> Tensor:  # (b s) -> (b d_out), or (b tokens width)
+    "As CoLLAT's; `tokens` and `states` are the embedding as a single token."
+    h = self.audio(front_end(wav.to(self.device), self.profile))
+    if kind == 'audio':
+        return h
+    z = self.embed(h)
+    return z if kind == 'embedding' else z[:, None]
 
 # %% ../nbs/13_baselines.ipynb #d62f44fd
 @patch
@@ -396,7 +339,7 @@ def encode_text(
     batch_size: int = 256,
 ) -> Tensor:  # (b d_out) unit norm
     "Embeddings of texts, through the tuned tower where there is one. (None in a supervised model.)"
-    texts = [texts] if isinstance(texts, str) else list(texts)
+    texts = as_texts(texts)
     tower = self.tower or self.text
     head = self.text_head if project else nn.Identity()
     with evaluating(self):
@@ -407,21 +350,23 @@ def encode_text(
 @patch
 def classify(
     self: Baseline,
-    wavs,  # as `encode_audio`
-    labels: list,  # (k,) class names
-    template: str = '',  # prompt form; empty = the one it was trained with
+    wavs,  # as `by_clip`
+    labels,  # (k,) class names
+    template='',  # prompt form, as `prompts_of`
+    sampling_rate: float | None = None,  # of `load_sounds`
+    levelled: bool = True,  # of `load_sounds`
 ) -> Tensor:  # (b k) scores
-    """Cosines with one prompt per class; a supervised model gives its logits.
+    """As CoLLAT's; a supervised model gives its logits, the mean over windows.
     Raises ValueError on classes that one never had."""
+    how = dict(sampling_rate=sampling_rate, levelled=levelled)
     if self.spec.text != 'none':
-        prompts = class_prompts([label_to_words(l) for l in labels], template or self.profile.template)
-        return self.encode_audio(wavs) @ self.encode_text(prompts).T
+        return AudioTextModel.classify(self, wavs, labels, template, **how)
+    labels = as_list(labels)
     if bad := [l for l in labels if l not in self.classes]:
         what = f'is a classifier of its {len(self.classes)} training classes and has no zero-shot'
         raise ValueError(f"{self.spec.title} {what}; '{bad[0]}' is not among them")
-    wavs = as_waveforms(wavs, self.profile.sample_rate)
-    rows = dict(self._windows(wavs, 64, lambda h: self.head(self.audio.pool(h))))
-    return torch.stack([rows[i] for i in range(len(wavs))])[:, [self.classes.index(l) for l in labels]]
+    rows = self.by_clip(wavs, lambda wav: self.head(self.audio.pool(self.read_windows(wav, 'audio'))), **how)
+    return torch.stack([sum(row) / len(row) for row in rows])[:, [self.classes.index(l) for l in labels]]
 
 # %% ../nbs/13_baselines.ipynb #0cd9c2cc
 @patch
@@ -437,18 +382,20 @@ def save(self: Baseline, folder: str | Path, **info) -> Path:  # the folder
 
 
 def load_baseline(folder: str | Path):  # Baseline, or CoLLAT
-    "A saved method in evaluation mode. Raises FileNotFoundError naming what the folder lacks."
+    """A saved method in evaluation mode. Raises FileNotFoundError naming what the folder lacks, ValueError what of it
+    is cut off or does not fit."""
     folder = Path(folder)
-    for f in ('config.json', 'model.safetensors'):
-        if not (folder / f).exists():
-            raise FileNotFoundError(
-                f'{folder}: no {f}; a folder written by train_baseline holds config.json and model.safetensors'
-            )
-    cfg = json.loads((folder / 'config.json').read_text())
+    cfg = saved_config(folder, 'train_baseline')
     if 'baseline' not in cfg:
         return CoLLAT.from_pretrained(folder)
-    model = Baseline(load_profile('mini', cfg['profile']), BaselineSpec(**cfg['baseline']), cfg.get('classes'))
-    load_model(model, str(folder / 'model.safetensors'))
+    weights = folder / 'model.safetensors'
+    read_tensors(weights)
+    try:
+        spec = BaselineSpec(**cfg['baseline'])
+        model = Baseline(saved_profile(folder, cfg['profile']), spec, cfg.get('classes'))
+        load_model(model, str(weights))
+    except (KeyError, TypeError, RuntimeError) as e:
+        raise ValueError(f'{weights} does not fit, it is of another version or profile: {e}') from None
     return model.eval().to(best_device())
 
 # %% ../nbs/13_baselines.ipynb #a82b45b5
@@ -516,8 +463,12 @@ class Kept:
 class SpecLoader(StepLoader):
     "StepLoader that hands out spectrograms, from `kept` where another training had the same step."
 
-    kept = None
-    key = ()
+    def __init__(
+        self, *args, kept: Kept | None = None, key: tuple = ()
+    ):  # as `StepLoader`; `key` of the clips in `kept`
+        super().__init__(*args)
+        self.kept = kept or Kept()
+        self.key = key
 
     def load(self, step: int) -> tuple:  # ({spec (b t f), or tokens as in `StepLoader`; seeds, labels, texts}, step)
         "The batch of one step."
@@ -567,24 +518,17 @@ def loader_of(
     clips = training_clips(p, data)
     if isinstance(clips, Shards):
         return make_loader(p, clips, batch, steps, run_dir, name, make_prompt)
-    loader = SpecLoader(clips, batch, steps, p.eval_every, p.seed, make_prompt)
-    loader.kept = kept or Kept()
-    loader.key = str(data), p.seed, batch
-    return loader
+    key = str(data), p.seed, batch
+    return SpecLoader(clips, batch, steps, p.eval_every, p.seed, make_prompt, kept=kept, key=key)
 
 # %% ../nbs/13_baselines.ipynb #6f16d097
-def shard_evaluator(profile: Profile, run: Path):
-    "model -> top-1 and mAP on the validation part of the shards (`hear_shards`), by prompts or by its own classifier."
-    clips = sounds_of(profile, run, 'valid')
-    names = clips.classes
-    return lambda model: hear_shards(clips, profile.n_valid, lambda wav: model.classify(list(wav), names), names)
-
-
 def baseline_evaluator(profile: Profile, data: Path, supervised: bool, kept: Kept):
     """model -> top-1 and mAP on `valid`, and zero-shot top-1 on `valid_unseen` where there is a text side.
-    Where a profile reads shards, what `shard_evaluator` gives."""
+    Where a profile reads shards, top-1 and mAP on their validation part."""
     if shards_of(profile, data.parent):
-        return shard_evaluator(profile, data.parent)
+        held = sounds_of(profile, data.parent, 'valid')
+        hear = lambda model: lambda wav: model.classify(list(wav), held.classes, levelled=False)
+        return lambda model: hear_shards(held, profile.n_valid, hear(model), held.classes)
 
     def score(model, split):
         scenes = Scenes(data, split, profile)
@@ -755,10 +699,13 @@ def trained_methods(run_dir: str | Path) -> dict:  # name, with `-frozen` and `-
     return folders | {f.parents[2].name.replace('collat', 'collat-equal'): f.parent for f in equal}
 
 # %% ../nbs/13_baselines.ipynb #5cdf2cf3
-class Published(nn.Module):
-    "What the adapters share: the model's own rate, strict windows, unit vectors, no gradient."
+class Published(AudioTextModel):
+    "What the adapters share: the model's own rate, strict windows, no gradient."
 
     has_text = True
+    whole = 1.0
+    shortest = 0.0  # each package fills up short clips in its own way
+    at_once = 16
 
     def __init__(
         self, name: str, net: nn.Module, sample_rate: int, clip_seconds: float, template: str = 'laion', **fields
@@ -778,64 +725,20 @@ class Published(nn.Module):
     def device(self):
         return next(self.net.parameters()).device
 
-    def _windows(self, wavs, batch_size, read, sample_rate=None):
-        "(clip, read(windows)) for every window, in batches of one length."
-        p = self.profile
-        wavs = as_waveforms(wavs, sample_rate or p.sample_rate)
-        if sample_rate and sample_rate != p.sample_rate:
-            wavs = [resample(w, sample_rate, p.sample_rate) for w in wavs]
-        cut = lambda w: windows(w, p.clip_seconds, p.clip_seconds / 2, p.sample_rate)
-        flat = [(i, x) for i, w in enumerate(wavs) for x in cut(w)]
-        with evaluating(self):
-            for n in sorted({len(x) for _, x in flat}):
-                same = [(i, x) for i, x in flat if len(x) == n]
-                for at in range(0, len(same), batch_size):
-                    ids, xs = zip(*same[at : at + batch_size])
-                    yield from zip(ids, read(torch.stack(xs)))
+    def read_windows(self, wav: Tensor, kind: str) -> Tensor:  # (b s) -> (b d), or (b tokens width)
+        "As CoLLAT's; `tokens` and `states` are the embedding as a single token."
+        z, h = self.hear(wav)
+        if kind == 'audio':
+            return h
+        z = F.normalize(z, dim=-1)
+        return z if kind == 'embedding' else z[:, None]
 
-# %% ../nbs/13_baselines.ipynb #2c64aa23
-@patch
-def encode_audio(
-    self: Published,
-    wavs,  # tensors or file names
-    batch_size: int = 16,
-    sample_rate: int | None = None,  # of the tensors, Hz; None = the model's own
-) -> Tensor:  # (b d) unit norm
-    "Embeddings of sounds; windows of a long clip are averaged."
-    wavs = as_waveforms(wavs, sample_rate or self.profile.sample_rate)
-    embed = lambda x: F.normalize(self.hear(x)[0], dim=-1)
-    return sum_windows(self._windows(wavs, batch_size, embed, sample_rate), len(wavs))
-
-
-@patch
-def token_features(
-    self: Published, wavs, kind: str = 'audio', batch_size: int = 16, sample_rate: int | None = None
-) -> list:  # b tensors (tokens, width)
-    """audio: the audio encoder's tokens | tokens, states: the embedding as one token per window.
-    Raises ValueError on another kind."""
-    if kind not in ('audio', 'tokens', 'states'):
-        raise ValueError(f"kind '{kind}': audio, tokens or states is accepted")
-    wavs = as_waveforms(wavs, sample_rate or self.profile.sample_rate)
-    read = (lambda x: self.hear(x)[1]) if kind == 'audio' else (lambda x: F.normalize(self.hear(x)[0], dim=-1)[:, None])
-    return join_tokens(self._windows(wavs, batch_size, read, sample_rate), len(wavs))
-
-
-@patch
-def encode_text(self: Published, texts, batch_size: int = 64) -> Tensor:  # (b d) unit norm
-    "Embeddings of texts. (None where the model has no text side.)"
-    texts = [texts] if isinstance(texts, str) else list(texts)
-    with torch.no_grad():
-        parts = [self.read(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)]
-        return torch.cat([F.normalize(z, dim=-1) for z in parts])
-
-
-@patch
-def classify(self: Published, wavs, labels: list, template: str = '') -> Tensor:  # (b k) cosines
-    "Zero-shot classification with one prompt per class."
-    if not self.has_text:
-        raise ValueError(f'{self.profile.name} has no text side: probe only')
-    prompts = class_prompts([label_to_words(l) for l in labels], template or self.profile.template)
-    return self.encode_audio(wavs) @ self.encode_text(prompts).T
+    def encode_text(self, texts, batch_size: int = 64) -> Tensor:  # (b d) unit norm
+        "Embeddings of texts. (None where the model has no text side.)"
+        texts = as_texts(texts)
+        with torch.no_grad():
+            parts = [self.read(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)]
+            return torch.cat([F.normalize(z, dim=-1) for z in parts])
 
 # %% ../nbs/13_baselines.ipynb #d9ecf534
 class LaionCLAP(Published):
@@ -845,7 +748,7 @@ class LaionCLAP(Published):
         from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
 
         extractor = ClapFeatureExtractor.from_pretrained(folder)
-        with _quiet():
+        with quiet():
             net = ClapModel.from_pretrained(folder, local_files_only=True).float()
         super().__init__('laion_clap', net, extractor.sampling_rate, extractor.max_length_s)
         self.extractor = extractor
@@ -987,25 +890,19 @@ def budget_row(folder: str | Path) -> dict:
     act1 = dict(steps=0, clips=0, seconds=0.0, data_order=None)
     if first.exists():
         act1 = json.loads(first.read_text())['budget']
-    keys = 'steps', 'clips', 'seconds', 'data_order'
-    acts = {f'act1_{k}': act1[k] for k in keys} | {f'act2_{k}': act2[k] for k in keys}
-    counts = {k: act2[k] for k in ('audio_parameters', 'trained_parameters', 'tuned_text_parameters')}
-    return dict(
-        name=folder.name,
-        title=s['title'],
-        backbone=s['backbone'],
-        text=s['text'],
-        seed=cfg['profile']['seed'],
-        **acts,
-        clips=act1['clips'] + act2['clips'],
-        **counts,
-        valid=cfg['valid'],
-        **_last(cfg['valid']),
+    about = dict(
+        name=folder.name, title=s['title'], backbone=s['backbone'], text=s['text'], seed=cfg['profile']['seed']
     )
+    counts = {k: act2[k] for k in ('audio_parameters', 'trained_parameters', 'tuned_text_parameters')}
+    return _row(about, act1, act2, counts, cfg['valid'])
 
 
-def _last(valid):
-    return {k: v for k, v in (valid[-1] if valid else {}).items() if k not in ('step', 'clips')}
+def _row(about: dict, act1: dict, act2: dict, counts: dict, valid: list) -> dict:
+    "A method in the table, both acts and the last validation by their columns."
+    keys = 'steps', 'clips', 'seconds', 'data_order'
+    acts = {f'act{i}_{k}': act[k] for i, act in enumerate((act1, act2), 1) for k in keys}
+    last = {k: v for k, v in (valid[-1] if valid else {}).items() if k not in ('step', 'clips')}
+    return about | acts | dict(clips=act1['clips'] + act2['clips']) | counts | dict(valid=valid) | last
 
 
 def collat_row(folder: str | Path, name: str, act1_seconds: float | None) -> dict:
@@ -1013,29 +910,13 @@ def collat_row(folder: str | Path, name: str, act1_seconds: float | None) -> dic
     run = Path(folder).parents[1]
     r = json.loads((run / 'results/training.json').read_text())
     p = r['profile']
-    valid = r['results']['valid']
-    acts = dict(
-        act1_steps=p['pretrain_steps'],
-        act1_clips=p['pretrain_steps'] * p['pretrain_batch'],
-        act1_seconds=act1_seconds,
-        act1_data_order=None,
-        act2_steps=p['steps'],
-        act2_clips=p['steps'] * p['batch'],
-        act2_seconds=round(float(read_log(run)['seconds'].sum()), 1),
-        act2_data_order=None,
-    )
-    audio = sum(v.numel() for k, v in load_file(Path(folder) / 'model.safetensors').items() if k.startswith('audio.'))
-    return dict(
-        name=name,
-        title='CoLLAT',
-        backbone=p['backbone'],
-        text='locked',
-        seed=p['seed'],
-        **acts,
-        clips=acts['act1_clips'] + acts['act2_clips'],
-        audio_parameters=audio,
-        trained_parameters=r['results']['parameters'],
-        tuned_text_parameters=0,
-        valid=valid,
-        **_last(valid),
-    )
+    clips = [p[steps] * p[batch] for steps, batch in (('pretrain_steps', 'pretrain_batch'), ('steps', 'batch'))]
+    seconds = round(float(read_log(run)['seconds'].sum()), 1)
+    act1 = dict(steps=p['pretrain_steps'], clips=clips[0], seconds=act1_seconds, data_order=None)
+    act2 = dict(steps=p['steps'], clips=clips[1], seconds=seconds, data_order=None)
+    about = dict(name=name, title='CoLLAT', backbone=p['backbone'], text='locked', seed=p['seed'])
+    weights = load_file(Path(folder) / 'model.safetensors')
+    audio = sum(v.numel() for k, v in weights.items() if k.startswith('audio.'))
+    trained = r['results']['parameters']
+    counts = dict(audio_parameters=audio, trained_parameters=trained, tuned_text_parameters=0)
+    return _row(about, act1, act2, counts, r['results']['valid'])

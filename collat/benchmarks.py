@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'OPTIONS', 'PEAKS', 'SCALES', 'the_device', 'finished', 'interleaved', 'processor', 'setting', 'matmul_peak',
-           'write_clips', 'ast_pair', 'embed_ours', 'embed_transformers', 'embed_clap', 'embedding_ways', 'cosine',
-           'bench_embedding', 'literal_match', 'bench_matchers', 'bench_fbank', 'random_weights', 'synthetic_batch',
-           'make_step', 'one_step', 'step_parts', 'bench_parts', 'step_flops', 'saved_bytes', 'sizes', 'memory_gb',
-           'tuned', 'bench_lock', 'checkpoint_bytes', 'bench_options', 'true_size_step', 'timed_steps', 'bench_batches',
-           'sound_shards', 'bench_training', 'gpu_hours', 'fits', 'scale_of', 'run_benchmarks', 'utilisation',
-           'keep_by_device']
+           'write_clips', 'ast_pair', 'embed_ours', 'embed_transformers', 'embed_clap', 'embedding_ways',
+           'least_cosine', 'bench_embedding', 'literal_match', 'bench_matchers', 'bench_fbank', 'random_weights',
+           'synthetic_batch', 'make_step', 'one_step', 'step_parts', 'bench_parts', 'step_flops', 'saved_bytes',
+           'sizes', 'memory_gb', 'tuned', 'bench_lock', 'checkpoint_bytes', 'bench_options', 'true_size_step',
+           'timed_steps', 'bench_batches', 'sound_shards', 'bench_training', 'gpu_hours', 'fits', 'scale_of',
+           'run_benchmarks', 'utilisation', 'keep_by_device']
 
 # %% ../nbs/40_benchmarks.ipynb #7cd6de48
 import copy
@@ -118,17 +118,16 @@ def setting() -> dict:
 def matmul_peak(
     n: int,  # side of the square matrices
     dtype: torch.dtype = torch.float32,
-    rounds: int = 5,
 ) -> float:  # floating point operations per second
     "What the device reaches on one large matrix product: the yardstick of utilisation."
     a, b = (torch.randn(n, n, device=the_device(), dtype=dtype) for _ in range(2))
-    return 2 * n**3 / interleaved(dict(mm=lambda: a @ b), rounds)['mm']['best']
+    return 2 * n**3 / interleaved(dict(mm=lambda: a @ b), 5)['mm']['best']
 
 # %% ../nbs/40_benchmarks.ipynb #4faf7316
-def write_clips(folder: Path, n: int, seconds: float, sample_rate: int = 16_000) -> list:  # n FLAC files
+def write_clips(folder: Path, n: int, seconds: float) -> list:  # n FLAC files, 16 kHz
     "Chirps, clicks and hiss, different in each clip."
     folder.mkdir(parents=True, exist_ok=True)
-    t = np.arange(int(seconds * sample_rate)) / sample_rate
+    t = np.arange(int(seconds * 16_000)) / 16_000
     out = []
     for i in range(n):
         rng = np.random.default_rng(i)
@@ -140,16 +139,16 @@ def write_clips(folder: Path, n: int, seconds: float, sample_rate: int = 16_000)
         on = np.sin(2 * np.pi * rng.uniform(0.2, 3) * t) > rng.uniform(-1, 0.5)
         x = tone * on + rng.uniform(0.001, 0.3) * rng.standard_normal(len(t))
         out.append(folder / f'{seconds:g}s-{i}.flac')
-        sf.write(out[-1], 0.2 * x / np.abs(x).max(), sample_rate)
+        sf.write(out[-1], 0.2 * x / np.abs(x).max(), 16_000)
     return out
 
 # %% ../nbs/40_benchmarks.ipynb #5b05321b
-def ast_pair(size: str, seed: int = 0) -> tuple:  # transformers' ASTModel, our AST, transformers' feature extractor
+def ast_pair(size: str) -> tuple:  # transformers' ASTModel, our AST, transformers' feature extractor
     "One AST of random weights, saved by transformers and read by us."
     import transformers
 
     s = AST_SIZES[size]
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     shape = dict(hidden_size=s['d'], num_hidden_layers=s['depth'], num_attention_heads=s['heads'])
     config = transformers.ASTConfig(**shape, intermediate_size=4 * s['d'], layer_norm_eps=1e-6)
     theirs = transformers.ASTModel(config).eval()
@@ -214,8 +213,8 @@ def embedding_ways(size: str, clap: bool = True) -> dict:  # name -> (function o
     return ways
 
 
-def cosine(a: Tensor, b: Tensor) -> float:
-    "Of the pair that agrees least."
+def least_cosine(a: Tensor, b: Tensor) -> float:
+    "Cosine of the pair of rows that agrees least."
     return torch.cosine_similarity(a.float(), b.float(), dim=-1).min().item()
 
 # %% ../nbs/40_benchmarks.ipynb #c06d553f
@@ -239,8 +238,8 @@ def _agreement(way: str, z: dict) -> dict:  # the columns of likeness, from the 
     own = z['ours, padded'] if 'padded' in way else z['ours']
     comparable = z[way].shape == theirs.shape and 'Clap' not in way
     return dict(
-        cosine_to_transformers=cosine(z[way], theirs) if comparable else None,
-        cosine_to_our_fp32=cosine(z[way], own) if way.startswith('ours') else None,
+        cosine_to_transformers=least_cosine(z[way], theirs) if comparable else None,
+        cosine_to_our_fp32=least_cosine(z[way], own) if way.startswith('ours') else None,
         cosine_of_different_clips=torch.cosine_similarity(theirs, theirs.roll(1, 0)).mean().item(),
     )
 
@@ -327,11 +326,9 @@ LABELS = ['dog', 'rain', 'church bells', 'violin', 'siren', 'applause', 'helicop
 def random_weights(profile: Profile) -> Profile:
     "The same sizes with random weights, tuned ears, no empty slots, and QuickGELU where OpenAI's towers have it."
     name, _, tag = profile.text_encoder.partition('/')
-    text = profile.text_encoder
+    text = name if name.startswith('open_clip:') else profile.text_encoder
     if tag == 'openai':
         text = f'{name}-quickgelu'
-    elif text.startswith('open_clip:'):
-        text = name
     other = dict(audio_weights='', ears='tuned', presence=False, text_encoder=text)
     return load_profile('mini', asdict(profile) | other)
 
@@ -648,9 +645,9 @@ def bench_batches(
     None in both where the memory does not suffice."""
     p = load_profile('mini', asdict(profile) | dict(micro_batch=0))
     rows = []
-    for how, sizes in ((False, bs), (True, compiled)):
-        model, opt = make_step(p, precision, fused=True, compiled=how) if sizes else (None, None)
-        for b in sizes:
+    for how, wanted in ((False, bs), (True, compiled)):
+        model, opt = make_step(p, precision, fused=True, compiled=how) if wanted else (None, None)
+        for b in wanted:
             try:
                 best, peak = timed_steps(model, opt, synthetic_batch(p, b), rounds)
             except torch.OutOfMemoryError:
@@ -735,12 +732,12 @@ SCALES = dict(
         embedding=dict(size='mini', seconds=(2.0,), batch=2, rounds=1, clap=False),
         matchers=dict(ns=(8, 32), bs=(4,), rounds=1),
         fbank=dict(seconds=2.0, b=4, rounds=2),
-        step=('smoke_clip', 8, 1),
-        lock=('smoke_clip', 8, 1),
-        options=('smoke_clip', 8, ('none', 'bf16', 'fused AdamW', 'checkpointing'), 1),
+        step=dict(profile='smoke_clip', b=8, rounds=1),
+        lock=dict(profile='smoke_clip', b=8, rounds=1),
+        options=dict(profile='smoke_clip', b=8, names=('none', 'bf16', 'fused AdamW', 'checkpointing'), rounds=1),
         sizes=('smoke_clip',),
         true=None,
-        batches=('smoke_clip', (4, 8), (), 1),
+        batches=dict(profile='smoke_clip', bs=(4, 8), rounds=1),
         training=(dict(profile='smoke_clip', b=8, micro=4, steps=4),),
     ),
     full=dict(
@@ -748,12 +745,12 @@ SCALES = dict(
         embedding=dict(size='base', seconds=(5.0, 10.0), batch=4, rounds=3),
         matchers=dict(ns=(18, 75), bs=(16, 64, 256), rounds=3),
         fbank=dict(seconds=10.0, b=16, rounds=5),
-        step=('mini', 32, 3),
-        lock=('paper', 8, 2),
-        options=('mini', 32, tuple(OPTIONS), 3),
+        step=dict(profile='mini', b=32, rounds=3),
+        lock=dict(profile='paper', b=8, rounds=2),
+        options=dict(profile='mini', b=32, names=tuple(OPTIONS), rounds=3),
         sizes=('mini', 'small', 'paper'),
         true=dict(b=2, steps=3),
-        batches=('mini', (8, 32, 128), (32,), 3),
+        batches=dict(profile='mini', bs=(8, 32, 128), compiled=(32,), rounds=3),
         training=(dict(profile='mini', b=32, micro=0, steps=12),),
     ),
     gpu=dict(
@@ -761,12 +758,12 @@ SCALES = dict(
         embedding=dict(size='base', seconds=(5.0, 10.0), batch=32, rounds=2),
         matchers=dict(ns=(18, 75), bs=(16, 64, 256), rounds=5),
         fbank=dict(seconds=10.0, b=64, rounds=10),
-        step=('paper', 32, 5),
-        lock=('paper', 64, 5),
-        options=('paper', 16, ('none', 'bf16', 'bf16, fused', 'bf16, checkpointing', 'bf16, fused, compile'), 5),
+        step=dict(profile='paper', b=32, rounds=5),
+        lock=dict(profile='paper', b=64, rounds=5),
+        options=dict(profile='paper', b=16, names=[k for k in OPTIONS if k == 'none' or 'bf16' in k], rounds=5),
         sizes=('small', 'paper'),
         true=dict(b=32, steps=10),
-        batches=('paper', (8, 16, 32, 64, 96), (32, 64), 5),
+        batches=dict(profile='paper', bs=(8, 16, 32, 64, 96), compiled=(32, 64), rounds=5),
         training=(
             dict(profile='paper', b=32, micro=0, steps=30, compiled=True),
             dict(profile='paper', b=256, micro=32, steps=6, compiled=True),
@@ -787,20 +784,20 @@ def _measurements(scale: str, precision: str) -> dict:  # name -> function witho
     c = SCALES[scale]
     dtypes = dict(fp32=torch.float32, bf16=torch.bfloat16)
 
-    def bench(f, profile, *args, **more):
-        return f(random_weights(load_profile(profile)), *args, **more)
+    def bench(f, profile, **more):
+        return f(random_weights(load_profile(profile)), **more)
 
     return dict(
         peaks=lambda: {k: matmul_peak(c['peak'], dtype) for k, dtype in dtypes.items()},
         embedding=partial(bench_embedding, **c['embedding']),
         matchers=partial(bench_matchers, **c['matchers']),
         fbank=partial(bench_fbank, **c['fbank']),
-        step=partial(bench, bench_parts, *c['step'], precision),
-        lock=partial(bench, bench_lock, *c['lock']),
-        options=partial(bench, bench_options, *c['options']),
+        step=partial(bench, bench_parts, **c['step'], precision=precision),
+        lock=partial(bench, bench_lock, **c['lock']),
+        options=partial(bench, bench_options, **c['options']),
         sizes=lambda: [sizes(load_profile(name), precision) for name in c['sizes']],
         true_step=lambda: true_size_step(**c['true'], precision=precision) if c['true'] else None,
-        batches=partial(bench, bench_batches, *c['batches'], precision),
+        batches=partial(bench, bench_batches, **c['batches'], precision=precision),
         training=lambda: [bench(bench_training, **t, precision=precision) for t in c['training']],
     )
 

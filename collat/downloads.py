@@ -74,6 +74,10 @@ class Resuming:
                 self.part.unlink()
                 raise OSError(f'{self.part.name} is longer than the file of the server and starts over')
             r.raise_for_status()
+            if r.headers.get('Content-Type', '').startswith('text/html'):
+                raise ValueError(
+                    'the server answers with a web page; a login may be needed, or the address has changed'
+                )
             if r.status_code != 206:
                 have = 0
             total = have + int(r.headers['Content-Length']) if 'Content-Length' in r.headers else None

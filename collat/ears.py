@@ -179,7 +179,9 @@ def make_audio_encoder(p: Profile, n_classes: int | None = None) -> nn.Module:  
                 f'{field}={getattr(p, field)!r} is read by {readers} only; '
                 f"with backbone='{p.backbone}' {Profile.__dataclass_fields__[field].default!r} is accepted"
             )
-    return ears.make(p, n_classes)
+    audio = ears.make(p, n_classes)
+    audio.files = getattr(audio, 'files', ())
+    return audio
 
 
 def load_published(audio: nn.Module, p: Profile) -> nn.Module:  # the same, with `.files`

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['EVAL_SPLITS', 'GROUP', 'load_any', 'checkpoint_id', 'Embedded', 'embed_split', 'noise_levels', 'class_scores',
-           'number', 'score_split', 'prompts_of', 'softmax_scores', 'evaluation_split', 'evaluation_set', 'at_least',
-           'embed_sounds', 'group_ids', 'read_group', 'ahead', 'reading_threads', 'from_all_ranks', 'embed_clips',
-           'embed_manifest']
+           'number', 'score_split', 'softmax_scores', 'evaluation_split', 'evaluation_set', 'embed_sounds', 'group_ids',
+           'read_group', 'ahead', 'reading_threads', 'from_all_ranks', 'embed_clips', 'embed_manifest']
 
 # %% ../nbs/14_evaluate.ipynb #5b5d652d
 import hashlib
@@ -21,18 +20,17 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from .audio import add_noise, sample_seed, snr_db
+from .audio import add_noise, at_least, sample_seed, snr_db
 from .baselines import PUBLISHED, load_baseline, load_published
 from .batches import rank_and_world
 from .config import Profile
 from .datasets import Manifest, load_dataset, read_clips, source_of
 from .metrics import accuracy, bootstrap_ci, clipwise_map, mean_average_precision
-from .model import CoLLAT
-from .prompts import class_prompts, label_to_words, protocol
+from .model import CoLLAT, prompts_of
+from .prompts import label_to_words, protocol
 from .scenes import Scenes
 from .validation import multi_hot
 
@@ -76,7 +74,7 @@ def embed_split(
         seeds = [sample_seed(model.profile.seed_data, -1, f'{split}/{i}') for i in range(len(clean))]
         wav = add_noise(clean, noise_std, seeds)
         snr = float(torch.as_tensor(snr_db(clean, wav)).mean())
-    return Embedded(split, model.encode_audio(wav).cpu(), multi_hot(labels, scenes.classes), scenes.classes, snr)
+    return Embedded(split, model.encode_audio(list(wav)).cpu(), multi_hot(labels, scenes.classes), scenes.classes, snr)
 
 # %% ../nbs/14_evaluate.ipynb #aaf9d139
 def noise_levels(profile: Profile) -> list:  # standard deviations, 0 (clean) first
@@ -92,7 +90,7 @@ def noise_levels(profile: Profile) -> list:  # standard deviations, 0 (clean) fi
 # %% ../nbs/14_evaluate.ipynb #75218b35
 def class_scores(model: CoLLAT, z: Tensor, classes: list, template: str) -> Tensor:  # (b k)
     "Cosines between embeddings and one prompt per class."
-    return z @ model.encode_text(class_prompts([label_to_words(c) for c in classes], template)).cpu().T
+    return z @ prompts_of(model, classes, template).cpu().T
 
 
 def number(metric: str, f, scores, y, n_boot: int, **more) -> dict:
@@ -128,11 +126,6 @@ def score_split(
     return out
 
 # %% ../nbs/14_evaluate.ipynb #74d88220
-def prompts_of(model: CoLLAT, classes: list) -> Tensor:  # (k d)
-    "One prompt per class, in the training template."
-    return model.encode_text(class_prompts([label_to_words(c) for c in classes], model.profile.template))
-
-
 def softmax_scores(model: CoLLAT, cosines: np.ndarray, axis: int = 1) -> np.ndarray:
     "Cosines as probabilities under the learned temperature."
     x = torch.as_tensor(cosines) * model.logit_scale.detach().cpu().exp().clamp(max=100)
@@ -154,20 +147,11 @@ def evaluation_split(
 
 
 def evaluation_set(data: str | Path, root: str | Path = '') -> Manifest:
-    "Its clips with labels. Raises ValueError when there are none."
-    m = evaluation_split(data, root)
-    m.clips = [c for c in m.clips if c.labels]
-    if not m.clips:
-        raise ValueError(f'{data}: no labels; zero-shot classification needs a column labels (separated by ;)')
-    return m
+    "Its clips with labels. Errors as `load_dataset` and `Manifest.labelled`."
+    return evaluation_split(data, root).labelled()
 
 # %% ../nbs/14_evaluate.ipynb #9eeccd00
 GROUP = 32  # clips that are read and encoded together
-
-
-def at_least(wav: Tensor, sample_rate: int, seconds: float = 0.4) -> Tensor:  # (s,)
-    "Silence after a clip too short for some encoder (UrbanSound8K has such clips): N is the same for every method."
-    return F.pad(wav, (0, max(0, round(seconds * sample_rate) - len(wav))))
 
 
 def embed_sounds(
@@ -198,7 +182,7 @@ def read_group(clips: list, sample_rate: int, ids: range) -> tuple:  # waveforms
     "One group as sound, and why some of it cannot be read."
     skipped = []
     got = list(read_clips([clips[i] for i in ids], sample_rate, skipped))
-    wavs = [at_least(w, sample_rate) for _, w in got]
+    wavs = [at_least(w, sample_rate) for _, w in got]  # the same for every method
     return wavs, [ids[j] for j, _ in got], [(ids[j], why) for j, why in skipped]
 
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .audio import at_least
 from .config import Profile, atomic_path
 from .datasets import Clip, Manifest, read_clips
-from .evaluate import at_least
 from .scenes import Scenes
 from .validation import multi_hot
 

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from .audio import windows
 from .config import Profile, load_profile, write_results
-from .evaluate import checkpoint_id, prompts_of, softmax_scores
+from .evaluate import checkpoint_id, softmax_scores
 from .launch import launch
 from .maps import METHODS, at_frames, concept_maps, draw_grounding, map_frames, overlay, unit_range
 from .metrics import bootstrap_ci, mean_average_precision, paired_bootstrap
-from .model import CoLLAT
+from .model import CoLLAT, prompts_of
 from .painter import Painter, paint, painter_for, sound_states
 from .reading import name_words, read_words
 from .scenes import Scenes
@@ -57,7 +57,7 @@ def sliding_scores(
     starts = [*range(0, last, round(hop * rate)), last]
     at = np.array(starts) / rate + seconds / 2
     cut = torch.stack([windows(w, seconds, hop, rate) for w in wav])
-    z = model.encode_audio(rearrange(cut, 'b w s -> (b w) s'))
+    z = model.encode_audio(list(rearrange(cut, 'b w s -> (b w) s')))
     z = rearrange(z, '(b w) d -> b w d', b=len(wav))
     cosines = rearrange(z @ z_t.T, 'b w k -> b k w').cpu().numpy()
     return np.stack([at_frames(x, at, times) for x in cosines])
@@ -215,7 +215,7 @@ def detection_scores(
     rest: float = 0.01,  # share of the probability where there is no map
 ) -> np.ndarray:  # (b k frames)
     "Clip probabilities, spread over the frames by the maps of the likeliest classes."
-    prob = softmax_scores(model, (model.encode_audio(wav) @ z_t.T).cpu().numpy())
+    prob = softmax_scores(model, (model.encode_audio(list(wav)) @ z_t.T).cpu().numpy())
     out = np.repeat(prob[:, :, None] * rest, len(times), 2)
     best = np.argsort(-prob, 1)[:, :top]
     clips = np.repeat(np.arange(len(best)), best.shape[1])
@@ -318,7 +318,7 @@ def all_detections(
     "Frame scores of grounding, of the sliding window, and of the clip's answer spread evenly."
     wav, _, times = data
     z_t = prompts_of(model, classes)
-    clip = softmax_scores(model, (model.encode_audio(wav) @ z_t.T).cpu().numpy())
+    clip = softmax_scores(model, (model.encode_audio(list(wav)) @ z_t.T).cpu().numpy())
     return {
         'grounding': detection_scores(model, wav, z_t, times, method),
         'sliding window': softmax_scores(model, sliding_scores(model, wav, z_t, times, window)),

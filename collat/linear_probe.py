@@ -202,13 +202,11 @@ def linear_probe_on_data(
 ) -> dict:  # rows, chosen, skipped, and what stands beside the numbers
     """Both probes of a data set by its official rule; features are kept beside the checkpoint.
 
-    Errors as `load_dataset` and `evaluate_manifest`."""
+    Errors as `load_dataset`, `Manifest.labelled` and `evaluate_manifest`."""
     started = time.time()
     model = load_any(checkpoint)
     own_table = str(data).lower().endswith('.csv')
-    m = load_dataset(data, root, None if own_table else PROBE_SPLITS.get(source_of(data).name))
-    if not m.classes:
-        raise ValueError(f'{data}: no labels; a probe needs them')
+    m = load_dataset(data, root, None if own_table else PROBE_SPLITS.get(source_of(data).name)).labelled()
     weights = checkpoint_id(checkpoint)
     result = evaluate_manifest(model, m, feature_folder(checkpoint), weights, n_boot=n_boot)
     result |= dict(checkpoint=weights) | m.stamp()

@@ -330,14 +330,17 @@ def global_contrastive_loss(
 class LossTerm:
     "A term of Eq. 4."
 
-    f: Callable  # of some of `INPUTS`, by their names -> scalar, of which the mean over ranks is the whole batch's
+    f: Callable  # of some of `INPUTS`, by their names -> scalar, of which the mean over ranks is the whole batch's;
+    # what else it takes has a default
     weight: str | float  # the field of a profile that holds its λ, or λ itself
     name: str = ''  # in the ablation: '− cross-token'
     title: str = ''  # in figures and in the report
 
 
-INPUTS = set('h_at h_at_noisy h_t kind perm mask z_a z_t logit_scale text_ids weight'.split())  # as in `CoLLATLoss`
-INPUTS |= set('norm scale targets stop_grad group'.split())  # its options; `scale` is its embed_scale
+INPUTS = set(
+    'h_at h_at_noisy h_t kind perm mask z_a z_t logit_scale text_ids weight'.split()
+)  # shapes: `forward` below
+INPUTS |= set('norm scale targets stop_grad group'.split())  # options of `CoLLATLoss`; `scale` is its embed_scale
 LOSS_TERMS = {  # in the order of λ; the log calls them by these keys
     'cross_token': LossTerm(cross_token_loss, 'lambda_cross_token', 'cross-token', 'Cross-token loss (Eq. 1)'),
     'global': LossTerm(global_contrastive_loss, 'lambda_global', 'cross-global', 'Contrastive loss (Eq. 2)'),
@@ -351,15 +354,14 @@ def loss_weights(profile: Profile) -> dict:  # term -> λ
 
 
 def loss_inputs(weights: dict) -> set:  # of `INPUTS`; `weights`: term -> λ
-    "What the terms with λ > 0 read. Raises ValueError where one asks for something else."
+    "What the terms with λ > 0 read. Raises ValueError where one asks for something else and has no default for it."
     asked = set()
-    for name, lam in weights.items():
-        new = set(signature(LOSS_TERMS[name].f).parameters) if lam > 0 else set()
-        if other := new - INPUTS:
-            raise ValueError(
-                f"the loss term '{name}' asks for {', '.join(other)}; there are {', '.join(sorted(INPUTS))}"
-            )
-        asked |= new
+    for name in (k for k, lam in weights.items() if lam > 0):
+        parameters = signature(LOSS_TERMS[name].f).parameters
+        if other := {k for k, x in parameters.items() if x.default is Parameter.empty} - INPUTS:
+            known = ', '.join(sorted(INPUTS))
+            raise ValueError(f"the loss term '{name}' asks for {', '.join(other)}; there are {known}")
+        asked |= INPUTS & set(parameters)
     return asked
 
 # %% ../nbs/10_losses.ipynb #e061cd8c

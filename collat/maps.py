@@ -15,8 +15,7 @@ from torch import Tensor
 
 from .audio_encoder import AST
 from .config import Profile
-from .evaluate import prompts_of
-from .model import CoLLAT
+from .model import CoLLAT, prompts_of
 from .reading import read_tokens, template_words
 from .yamnet import PATCH_HOP, YAMNet
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from .audio import resample
+from .audio import load_sounds
 from .config import Profile, atomic_path
 from .rooms import coloured_noise
 
@@ -110,7 +110,7 @@ def speak(
     lib.espeak_SetParameter(1, speed, 0)
     lib.espeak_Synth(said, ctypes.c_size_t(len(said) + 1), 0, 0, 0, 1, None, None)
     lib.espeak_Synchronize()
-    return resample(np.concatenate(parts).astype(np.float32) / 32_768, rate, sample_rate)
+    return load_sounds((np.concatenate(parts), rate), sample_rate)[0]
 
 
 def machine_noise(i: int, seed: int, sample_rate: int = 16_000) -> Tensor:  # (s,) 1 to 5 s

@@ -28,7 +28,7 @@ def with_interval(r: dict) -> str:
 
 def short_reason(why: str) -> str:
     "Why something is missing, without the advice and without this machine's folders."
-    return re.sub(r'(?<![\w`])(/[^\s/()]+)+/', '', why.split('. By hand')[0].split(': ', 1)[-1])
+    return re.sub(r'(?<![\w`.])(/[^\s/()]+)+/', '', why.split('. By hand')[0].split(': ', 1)[-1])
 
 
 FORMATS = {  # of columns that are not a key of a row

@@ -12,30 +12,33 @@ __all__ = ['SIZE', 'CELL', 'FORMS', 'NAMES_OF', 'CONCEPTS', 'CHANNELS', 'PAINTER
 
 # %% ../nbs/24_painter.ipynb #607ba142
 import json
+import os
 import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.script import call_parse
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .audio import load_audio
-from .config import Profile, atomic_path, load_profile, run_info
-from .evaluate import at_least
-from .model import CoLLAT, as_waveforms
+from .audio import load_sounds
+from .config import Profile, atomic_path, load_profile, read_json, run_info
+from .model import CoLLAT
 from .optimizer import best_precision, lr_factor, make_optimizer, param_groups, training_attention
 from .pictures import DRAWN, GLYPH_OF, RECORDED_GLYPHS, glyph_font, glyph_name
 from .prompts import TEMPLATES, join_labels
 from .text_encoder import PAD, LockedTextEncoder
 from .text_families import load_text_encoder
+from .weights import fill, read_tensors
 
 # %% ../nbs/24_painter.ipynb #1d80be9e
 @torch.no_grad()
@@ -59,11 +62,12 @@ def written_states(
 
 def sound_states(
     model: CoLLAT,
-    wavs,  # waveforms or file names, each at most one and a half training clips long
+    wavs,  # sounds, as `load_sounds`, each at most one and a half training clips long
+    **how,  # sampling_rate, levelled: of `load_sounds`
 ) -> Tensor:  # (b, n + special, d), or (b n d) if raw, on the CPU
     "Last states of the locked encoder for what is heard (§5.4). Raises ValueError for a sound longer than one window."
     p = model.profile
-    wavs = as_waveforms(wavs, p.sample_rate)
+    wavs = load_sounds(wavs, p.sample_rate, **how)
     longest = max(len(w) for w in wavs) / p.sample_rate
     limit = 1.5 * p.clip_seconds
     if longest > limit:
@@ -443,17 +447,19 @@ def load_painter(folder: str | Path, text: LockedTextEncoder) -> Painter:
             f'{folder}: no painter there (config.json and model.safetensors); figures/mini/painter in the repository '
             'has one, another is trained by --stages image_generation'
         )
-    note = json.loads((Path(folder) / 'config.json').read_text())
+    note = read_json(Path(folder) / 'config.json')
+    if lack := {'settings', 'seconds', 'losses'} - set(note):
+        raise ValueError(f'{folder}/config.json: no {min(lack)}; what `train_painter` writes is accepted')
     settings = note['settings']
-    weights = {k: v.float() for k, v in load_file(file).items()}
+    weights = {k: v.float() for k, v in read_tensors(file).items()}
     if settings['text'] != text.fingerprint()[:16]:
         raise ValueError(
             f'{folder}: this painter learnt to read another text encoder than {text.name}; '
             'a painter from the run of the model is accepted'
         )
     painter = Painter(text.d, settings['width'])
-    painter.empty = weights['empty']
-    painter.load_state_dict(weights)
+    painter.empty = weights.get('empty', painter.empty)
+    fill(painter, weights, file)
     painter.made = dict(steps=settings['steps'], seconds=note['seconds'])
     painter.made |= dict(first_loss=note['losses'][0], last_loss=note['losses'][-1])
     painter.made['parameters'] = sum(w.numel() for w in painter.parameters())
@@ -572,14 +578,22 @@ def paint(
     return torch.cat(out).numpy()
 
 # %% ../nbs/24_painter.ipynb #dfce58ca
-def _free_name(stem: str, taken: set) -> str:
-    "The name itself, or with -2, -3, … behind it when it is taken."
-    name = stem
-    i = 1
-    while name in taken:
-        i += 1
-        name = f'{stem}-{i}'
-    return name
+def _mark(sound: Path) -> str:
+    "What a picture says of the sound that it was painted for."
+    return f'{zlib.crc32(os.fsencode(sound.absolute())):08x}'
+
+
+def _place(out: Path, sound: Path) -> Path:
+    "Where a sound's picture goes: under its name, with -2, -3, … behind it where another sound's picture lies."
+    from PIL import Image
+
+    for i in count(1):
+        path = out / f'{sound.stem}{f"-{i}" if i > 1 else ""}.png'
+        if not path.exists():
+            return path
+        with suppress(OSError), Image.open(path) as picture:  # of another program, perhaps
+            if picture.info.get('Source') == _mark(sound):
+                return path
 
 
 def imagine_files(
@@ -592,19 +606,20 @@ def imagine_files(
 ) -> Iterator:  # of dicts: file, image
     """One PNG for each sound that can be read and is no longer than one picture's.
     Not for pictures of people's faces (paper, section 6)."""
-    p = model.profile
-    taken = set()
+    from PIL.PngImagePlugin import PngInfo
+
     for f in tqdm(files, desc='imagine', unit='file', disable=not progress, file=sys.stderr):
         try:
-            states = sound_states(model, at_least(load_audio(f, p.sample_rate), p.sample_rate))
+            states = sound_states(model, [f], levelled=True)
         except ValueError as e:
             skipped.append((str(f), str(e) if str(f) in str(e) else f'{f}: {e}'))
             continue
-        name = _free_name(Path(f).stem, taken)
-        taken.add(name)
-        with atomic_path(Path(out) / f'{name}.png') as tmp:
-            draw(states).save(tmp, format='PNG')
-        yield dict(file=str(f), image=str(Path(out) / f'{name}.png'))
+        about = PngInfo()
+        about.add_text('Source', _mark(Path(f)))
+        path = _place(Path(out), Path(f))
+        with atomic_path(path) as tmp:
+            draw(states).save(tmp, format='PNG', pnginfo=about)
+        yield dict(file=str(f), image=str(path))
 
 
 def with_painter(painter: Painter, p: Profile) -> Callable:  # (1 n d) states -> a picture of PIL

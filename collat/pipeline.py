@@ -6,12 +6,12 @@
 __all__ = ['STAGES', 'EVALUATIONS', 'SUMMARY', 'PARAMETERS', 'Stage', 'with_report', 'reads_more', 'recorded_stages',
            'sharded_stages', 'from_shards', 'stages_for', 'syntax_tree', 'code_digest', 'imported_modules', 'names_in',
            'Code', 'notebook_code', 'used_parameters', 'file_digest', 'Run', 'open_run', 'check_gpus', 'whole_folders',
-           'data_variable', 'whole_path', 'with_whole_paths', 'fingerprint', 'missing', 'reads', 'feeds', 'changes',
-           'reasons', 'made_under', 'aside', 'whole', 'finished_aside', 'plan', 'select_stages', 'locked',
-           'stop_leftovers', 'StageError', 'check_parameters', 'kernel_class', 'Live', 'live_engine', 'execute',
-           'failure', 'set_aside', 'bring_back', 'prepare', 'begin_stage', 'run_stage', 'next_stage', 'share',
-           'ended_on_interrupt', 'end_children', 'Turns', 'run_pipeline', 'prepare_training', 'job_script', 'minutes',
-           'seconds_of', 'to_come', 'run_summary']
+           'data_variable', 'whole_path', 'with_whole_paths', 'check_parts', 'check_data_name', 'fingerprint',
+           'missing', 'reads', 'feeds', 'changes', 'reasons', 'made_under', 'aside', 'whole', 'finished_aside', 'plan',
+           'select_stages', 'locked', 'stop_leftovers', 'StageError', 'check_parameters', 'kernel_class', 'Live',
+           'live_engine', 'execute', 'failure', 'set_aside', 'bring_back', 'prepare', 'begin_stage', 'run_stage',
+           'next_stage', 'share', 'ended_on_interrupt', 'end_children', 'Turns', 'run_pipeline', 'prepare_training',
+           'job_script', 'minutes', 'seconds_of', 'to_come', 'run_summary']
 
 # %% ../nbs/51_pipeline.ipynb #14992feb
 import ast
@@ -40,6 +40,7 @@ from collat.config import (
     asked_to_stop,
     atomic_path,
     changing,
+    check_place,
     data_folders,
     load_profile,
     nearest_name,
@@ -383,7 +384,8 @@ def open_run(
     package: Path | None = None,  # default: those of this checkout
     here: bool = True,  # False: the run is only described, another machine will have the GPUs
 ) -> Run:
-    "A `Run`. Raises ValueError on unknown fields, more GPUs than there are, and a run folder among the notebooks."
+    """A `Run`. Raises ValueError on unknown fields and values, more GPUs than there are, and a run folder that is
+    none or lies among the notebooks."""
     p = load_profile(profile, overrides)
     if gpus is not None:
         p = dataclasses.replace(p, gpus=gpus)
@@ -392,6 +394,8 @@ def open_run(
     p = with_whole_paths(p)
     as_named = dataclasses.asdict(load_profile(profile))
     changed = {k: v for k, v in dataclasses.asdict(p).items() if v != as_named[k]}
+    usual = dataclasses.asdict(load_profile('mini' if str(profile).endswith('.json') else profile))
+    check_parts(p, {k for k, v in dataclasses.asdict(p).items() if v != usual[k]})
     package = Path(package or Path(sys.modules['collat'].__file__).parent).resolve()
     nbs = Path(nbs or package.parent / 'nbs').resolve()
     run_dir = Path(run_dir or Path('runs') / p.name).resolve()
@@ -399,6 +403,8 @@ def open_run(
         raise ValueError(f'no notebooks at {nbs}: the pipeline runs in a checkout of the repository (pip install -e .)')
     if run_dir.is_relative_to(nbs):
         raise ValueError(f"run folder {run_dir} lies inside the notebooks' folder; give another --run-dir")
+    if here or run_dir.exists():
+        check_place(run_dir, folder=True)
     if '{' in str(run_dir) or '}' in str(run_dir):
         raise ValueError(f'run folder {run_dir}: papermill takes no braces in a path')
     said = str(Path(profile).resolve()) if Path(profile).suffix == '.json' else str(profile)
@@ -452,6 +458,56 @@ def with_whole_paths(p: Profile) -> Profile:
     if p.shards and '://' not in p.shards:
         whole['shards'] = str(Path(p.shards).resolve())
     return dataclasses.replace(p, **whole)
+
+# %% ../nbs/51_pipeline.ipynb #c0acf748
+_EARS = set(
+    """backbone audio_stages audio_weights d_audio heads_audio stride stem n_mels clip_seconds frame_ms hop_ms
+sample_rate norm_mean norm_std""".split()
+)
+
+
+def check_parts(p: Profile, changed: set):  # names of fields
+    """Raises ValueError where one of the `changed` values names a part that there is none of, or where sizes do not
+    go together."""
+    if 'template' in changed:
+        from collat.prompts import class_prompts
+
+        class_prompts(['a class'], p.template)
+    if {'ablation_groups', 'sweeps', 'noise_test'} & changed:
+        from collat.ablations import variants, views_of
+
+        groups = f'{p.ablation_groups},{p.sweeps}'.split(',')
+        variants(p, [g for g in groups if g])
+        views_of(p)
+    if 'text_encoder' in changed:
+        from collat.text_families import family_of
+
+        family_of(p.text_encoder)
+    if 'data' in changed and p.data not in SCENE_WORLDS:
+        check_data_name(p.data)
+    if {'width_interaction', 'heads_interaction'} & changed and p.width_interaction % p.heads_interaction:
+        raise ValueError(
+            f'width_interaction={p.width_interaction} does not divide by heads_interaction={p.heads_interaction}'
+        )
+    if _EARS & changed:
+        import torch
+
+        from collat.ears import make_audio_encoder
+
+        with torch.device('meta'):  # its shapes, without its weights
+            make_audio_encoder(p)
+
+
+def check_data_name(data: str):
+    "Raises ValueError unless it is a table that can be read, or a data set that is trained on."
+    from collat.datasets import LEAKS, load_csv, source_of
+
+    if data.endswith('.csv'):
+        load_csv(data)
+    elif (name := source_of(data).name) not in LEAKS:
+        raise ValueError(
+            f"data='{data}': {name} is not trained on; {', '.join((*SCENE_WORLDS, *LEAKS))} or a table are"
+        )
 
 # %% ../nbs/51_pipeline.ipynb #79193e39
 def fingerprint(run: Run, stage: Stage) -> dict:

@@ -87,14 +87,15 @@ def read_tokens(
 
 def read_words(
     model: CoLLAT,
-    audio,  # (s,) waveform or file name
+    audio,  # one sound, as `load_sounds`
     k: int = 3,  # words per token
     names=(),  # class names whose words are candidates too
     metric: str = 'cosine',  # how nearness is measured
+    **how,  # sampling_rate, levelled: of `load_sounds`
 ) -> Heard:
     """Each predicted token as its nearest words with a score, and the concepts heard.
     The windows of a long sound follow each other."""
-    tokens = read_tokens(model, model.token_features(audio, 'tokens')[0], k, metric, names)
+    tokens = read_tokens(model, model.token_features(audio, 'tokens', **how)[0], k, metric, names)
     known = template_words(model.profile.template) | {''}
     best = {}
     for (word, score), *_ in tokens:
@@ -186,15 +187,16 @@ def _encode_slots(model: CoLLAT, h: Tensor, presence: Tensor | None, slots: int 
 def compose(
     model: CoLLAT,
     text: str,  # a prompt with one {audio} for each sound, perhaps 'without {audio}'
-    audio,  # waveform or file name, or a list of them
+    audio,  # one or several sounds, as `load_sounds`; [] is none
     weights=None,  # (b,) of the sounds, positive; None: all 1
     slots: int | None = None,  # positions between the special tokens; None: as many as words and sounds have
+    **how,  # sampling_rate, levelled: of `load_sounds`
 ) -> Composed:
     """A written prompt with the tokens heard in sounds put into it.
     Raises ValueError when sounds, places and weights do not fit, or the encoder has no room."""
     device, sounds = model.logit_scale.device, []
     if not isinstance(audio, (list, tuple)) or audio:
-        sounds = [h.to(device) for h in model.token_features(audio, 'tokens')]
+        sounds = [h.to(device) for h in model.token_features(audio, 'tokens', **how)]
     parts, out = prompt_parts(text, len(sounds))
     weights = [1.0] * len(sounds) if weights is None else [float(w) for w in weights]
     if len(weights) != len(sounds) or min(weights, default=1) <= 0:

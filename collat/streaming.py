@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['INDEX', 'VALIDATION', 'checksum', 'encode_flac', 'write_tar', 'shard_path', 'write_shard', 'read_record', 'Plan',
            'clips_digest', 'clip_sound', 'make_shard', 'clips_to_shard', 'agree', 'clear_killed', 'index_shards',
-           'parse_part', 'shard', 'EpochOrder', 'ShardError', 'decode_clip', 'Shards', 'as_float', 'byte_ranges',
-           'ShardLoader', 'shards_of', 'sounds_of', 'shard_profile']
+           'parse_part', 'shard', 'EpochOrder', 'ShardError', 'decode_clip', 'read_index', 'read_part', 'Shards',
+           'as_float', 'byte_ranges', 'ShardLoader', 'shards_of', 'sounds_of', 'shard_profile']
 
 # %% ../nbs/06_streaming.ipynb #3aab338d
 import csv
@@ -39,7 +39,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
 
 from .audio import sample_seed
-from .config import SCENE_WORLDS, Profile, atomic_path
+from .config import SCENE_WORLDS, Profile, atomic_path, read_json
 from .datasets import LEAKS, Clip, Manifest, clips_without_leaks, load_dataset, read_clips, source_of
 
 # %% ../nbs/06_streaming.ipynb #5c40433b
@@ -269,7 +269,7 @@ def agree(folder: Path, plan: Plan, listing: dict):
     if not path.exists():
         _write_text(folder / 'listing.json', json.dumps(listing, ensure_ascii=False))
         _write_text(path, json.dumps(now, indent=1))
-    was = json.loads(path.read_text())
+    was = read_json(path)
     for k in now:
         if was.get(k) != now[k]:
             raise ValueError(
@@ -443,6 +443,23 @@ def decode_clip(
         f.read(out=out, fill_value=0)
     return json.loads(bytes(head))
 
+# %% ../nbs/06_streaming.ipynb #aa16e25e
+def read_index(data: bytes) -> np.ndarray:  # of `INDEX`
+    "The index of a folder of shards. Raises ValueError on another array."
+    index = np.load(io.BytesIO(data))
+    if index.dtype != INDEX:
+        raise ValueError(f'an array of {index.dtype}')
+    return index
+
+
+def read_part(fs, path: str, name: str, read):  # file system, folder, file, bytes -> what is in it
+    "What is in a file beside the shards. Raises ValueError that names one that is cut off or of another version."
+    data = fs.cat_file(f'{path}/{name}')
+    try:
+        return read(data)
+    except (ValueError, TypeError, EOFError) as e:
+        raise ValueError(f'{path}/{name}: cut off, or of another version ({e})') from None
+
 # %% ../nbs/06_streaming.ipynb #e583c0e5
 class Shards(Dataset):
     "The clips of a folder of shards, by number: `shards[i]` is (waveform (s,), labels), as in `Scenes`."
@@ -460,10 +477,11 @@ class Shards(Dataset):
         self.sample_rate = sample_rate
         self.window = window
         fs, path = self.place()
+        part = lambda name, read: read_part(fs, path, name, read)
         try:
-            index = np.load(io.BytesIO(fs.cat_file(f'{path}/index.npy')))
-            plan = Plan(**json.loads(fs.cat_file(f'{path}/plan.json')))
-            self.classes = json.loads(fs.cat_file(f'{path}/classes.json'))
+            index = part('index.npy', read_index)
+            plan = part('plan.json', lambda data: Plan(**json.loads(data)))
+            self.classes = part('classes.json', lambda data: list(json.loads(data)))
         except FileNotFoundError as e:
             raise FileNotFoundError(
                 f'{root}: no plan.json and index.npy; `collat data shard` writes them when all its parts are finished'

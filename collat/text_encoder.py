@@ -150,7 +150,8 @@ def tokenize(
         raise ValueError(f'{self.name} reads {s} to {self.n_ctx} tokens, got n={n}')
     for t, r in zip(texts, rows):
         if len(r) > n - s and not truncate:
-            raise ValueError(f'{len(r)} content tokens, room for {n - s} (n={n}): {t!r}')
+            room = f'room for {n - s} (n={n}), some {3 * (n - s) // 4} English words'
+            raise ValueError(f'{len(r)} content tokens, {room}: {t[:80]!r}')
     rows = [r[: n - s] for r in rows]
     return self._tokens(rows, n, self.prefix, self.suffix)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BERT_FAMILY', 'TEXT_FAMILIES', 'BERTText', 'load_minilm', 'load_bert', 'OpenCLIPText', 'HFCLIPText', 'T5Text',
-           'load_open_clip', 'load_hf_clip', 'load_t5', 'load_text_encoder']
+           'load_open_clip', 'load_hf_clip', 'load_t5', 'family_of', 'load_text_encoder']
 
 # %% ../nbs/07a_text_families.ipynb #eb8f298d
 import inspect
@@ -341,6 +341,16 @@ TEXT_FAMILIES = {  # start of a name -> loader(rest of the name, whole name, pad
 }
 
 
+def family_of(name: str) -> tuple:  # loader, rest of the name
+    "Of which family a text encoder is, by its name. Raises ValueError for names it does not know."
+    family, colon, which = name.partition(':')
+    load = TEXT_FAMILIES.get(family + colon)
+    if load is None or colon and not which:
+        says = lambda f: ' '.join((inspect.getdoc(f) or f.__name__).split('\n\n')[0].split())
+        raise ValueError(f'no text encoder {name!r}; names are {"; ".join(map(says, TEXT_FAMILIES.values()))}')
+    return load, which
+
+
 def load_text_encoder(
     name: str = 'minilm',  # FAMILY:WHICH, see `TEXT_FAMILIES`
     pad_id: int = None,  # padding; None: the library's (open_clip 0, Hugging Face's tokenizer's)
@@ -348,9 +358,5 @@ def load_text_encoder(
 ) -> LockedTextEncoder:
     """A locked text encoder by name (§3.1: any pretrained text encoder).
     Raises ValueError for names it does not know, ConnectionError where a download fails."""
-    family, colon, which = name.partition(':')
-    load = TEXT_FAMILIES.get(family + colon)
-    if load is None or colon and not which:
-        says = lambda f: ' '.join((inspect.getdoc(f) or f.__name__).split('\n\n')[0].split())
-        raise ValueError(f'no text encoder {name!r}; names are {"; ".join(map(says, TEXT_FAMILIES.values()))}')
+    load, which = family_of(name)
     return load(which, name, pad_id, **options)

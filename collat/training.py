@@ -31,7 +31,7 @@ from fastai.callback.training import GradientClip
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from fastcore.basics import store_attr
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -58,7 +58,7 @@ from .optimizer import best_precision, lr_factor, make_optimizer, param_groups, 
 from .scenes import Scenes, split_classes
 from .streaming import ShardLoader, Shards
 from .validation import hear_shards, multi_hot, top1_and_map, validator
-from .weights import checksums
+from .weights import checksums, fill, read_tensors
 
 # %% ../nbs/12_training.ipynb #a96983ac
 class Divergence:
@@ -240,7 +240,7 @@ def run_steps(
     evaluate=None,  # model -> dict of numbers, on `valid`
 ) -> tuple:  # (model, validation rows)
     """Train to `loader.steps`, resuming where the last checkpoint stands.
-    Raises Preempted at the next step after a SIGTERM."""
+    Raises Preempted at the next step after a SIGTERM, also when that is the end: more may follow."""
     p = profile
     run = Path(run_dir)
     rank, world = rank_and_world()
@@ -265,6 +265,10 @@ def run_steps(
         with log as log, training_attention(best_device(), model.precision):
             learn.add_cb(EachStep(clip, log, keep, evaluate if first else None, p.checkpoint_every, asked, valid))
             learn.fit(epochs)
+        if any_rank(bool(asked)):
+            raise Preempted(
+                f'stopped by SIGTERM; the last step of {name} is saved, the same command goes on from there'
+            )
     return model.eval(), valid
 
 # %% ../nbs/12_training.ipynb #20d3ec3a
@@ -395,11 +399,8 @@ def pretrain(profile: Profile, run_dir: str | Path) -> Path:  # safetensors file
 # %% ../nbs/12_training.ipynb #13b54cdd
 def load_audio_encoder(model: CoLLAT, path: str | Path):
     """Put pretrained audio encoder weights into a model; the classification head stays out.
-    Raises ValueError on keys that do not fit."""
-    weights = {k: v for k, v in load_file(path).items() if not k.startswith('head.')}
-    if odd := set(weights) ^ set(model.audio.state_dict()):
-        raise ValueError(f'{path}: {sorted(odd)[0]} does not fit; an audio encoder of the same profile is accepted')
-    model.audio.load_state_dict(weights)
+    Raises ValueError on a file that is cut off or does not fit."""
+    fill(model.audio, {k: v for k, v in read_tensors(path).items() if not k.startswith('head.')}, path)
 
 
 def _start_ears(model: CoLLAT, pretrained: str | Path | None):

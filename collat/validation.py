@@ -17,8 +17,7 @@ from .config import Profile
 from .interaction import token_distance
 from .losses import LOSS_TERMS
 from .metrics import accuracy, mean_average_precision
-from .model import CoLLAT, best_device
-from .prompts import class_prompts, label_to_words
+from .model import CoLLAT, best_device, prompts_of
 from .scenes import Scenes
 from .streaming import ShardError, Shards, as_float, shards_of, sounds_of
 from .text_encoder import LABEL, PAD, TEMPLATE
@@ -43,7 +42,7 @@ def top1_and_map(scores: Tensor, y: Tensor) -> dict:  # both (b k)
 def zero_shot_scores(model: CoLLAT, scenes, classes: list, template: str) -> dict:
     "Top-1 on the single-event scenes and macro mAP on the others of one split."
     wavs, labels = zip(*(scenes[i] for i in range(len(scenes))))
-    scores = model.classify(list(wavs), classes, template).cpu()
+    scores = model.classify(list(wavs), classes, template, levelled=False).cpu()
     return top1_and_map(scores, multi_hot(labels, classes))
 
 # %% ../nbs/11e_validation.ipynb #00c3828c
@@ -77,8 +76,8 @@ def hear_shards(
 # %% ../nbs/11e_validation.ipynb #1af9cadb
 def _validate_shards(model: CoLLAT, clips: Shards, n: int, template: str) -> dict:
     "Zero-shot numbers on the first `n` clips of a validation part."
-    z_t = model.encode_text(class_prompts([label_to_words(c) for c in clips.classes], template)).T
-    return hear_shards(clips, n, lambda wav: model.encode_audio(wav) @ z_t, clips.classes)
+    z_t = prompts_of(model, clips.classes, template).T
+    return hear_shards(clips, n, lambda wav: model.encode_audio(list(wav)) @ z_t, clips.classes)
 
 
 def _validate_scenes(model: CoLLAT, valid: Scenes, unseen: Scenes, template: str) -> dict:

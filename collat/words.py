@@ -21,8 +21,7 @@ from .config import Profile, load_profile, write_results
 from .evaluate import checkpoint_id
 from .launch import launch
 from .metrics import bootstrap_ci
-from .model import CoLLAT
-from .prompts import class_prompts, label_to_words
+from .model import CoLLAT, prompts_of
 from .reading import compose, name_words, read_tokens, template_words, word_table
 from .scenes import Scenes, all_classes
 
@@ -38,7 +37,7 @@ READINGS = {
 def tokens_of(model: CoLLAT, scenes: Scenes, n: int) -> tuple:  # (b n d), labels
     "Predicted tokens of the first n scenes."
     ids = range(min(n, len(scenes)))
-    wavs = torch.stack([scenes[i][0] for i in ids])
+    wavs = [scenes[i][0] for i in ids]
     return torch.stack(model.token_features(wavs, 'tokens')), [scenes.labels(i) for i in ids]
 
 
@@ -220,7 +219,7 @@ def run_cases(
     ids = range(min(n_gallery, len(scenes)))
     gallery = model.encode_audio([scenes[i][0] for i in ids])
     sets = [set(scenes.labels(i)) for i in ids]
-    prompts = model.encode_text(class_prompts([label_to_words(c) for c in scenes.classes], model.profile.template))
+    prompts = prompts_of(model, scenes.classes)
     rows = []
     for c in cases:
         is_a = np.array([x == c['concept'] for x in scenes.classes])

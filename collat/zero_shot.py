@@ -36,7 +36,8 @@ from .launch import end_with_parent, launch, leave_traceback, lost_peer, run_gro
 from .metrics import accuracy, clipwise_map, hits, mean_average_precision
 from .model import CoLLAT
 from .prompts import TEMPLATES, class_prompts, label_hash, label_to_words, protocol
-from .scenes import CLASSES, Scenes, all_classes, other_recordings, recorded_clips, split_classes, world_of
+from .scenes import CLASSES, Scenes, all_classes, recorded_clips, split_classes, world_of
+from .soundfonts import other_recordings
 
 # %% ../nbs/20_zero_shot.ipynb #6852194e
 PROTOCOLS = [t for t in TEMPLATES if t != 'concat']  # on one label, `concat` is `bare`

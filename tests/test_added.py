@@ -96,8 +96,6 @@ def test_a_text_family(mine):
 class TinyEars(nn.Module):
     "A token is a line through sixteen frames."
 
-    files = ()
-
     def __init__(self, n_mels, n_classes):
         super().__init__()
         self.d = 24
@@ -138,9 +136,9 @@ def test_an_audio_encoder(ears, monkeypatch, run_dir):
         CoLLAT(load_profile('smoke', dict(backbone='mine', audio_weights='hf:x')))
 
 
-def alike(h_at, h_at_noisy, scale):
-    "Root of the mean squared distance of the tokens of both views, in their unit."
-    return F.mse_loss(h_at, h_at_noisy).sqrt() / scale
+def alike(h_at, h_at_noisy, scale, least=0.0):
+    "Root of the mean squared distance of the tokens of both views, in their unit; `least` is its own option."
+    return F.mse_loss(h_at, h_at_noisy).sqrt().clamp(min=least) / scale
 
 
 def test_a_loss_term(monkeypatch, run_dir):
@@ -179,7 +177,7 @@ from collat.model import CoLLAT
 started = time.time()
 p = load_profile(profile, overrides)
 model = CoLLAT.from_pretrained(f'{run_dir}/checkpoints/model')
-z = model.encode_audio(torch.zeros(2, 32_000))
+z = model.encode_audio([torch.zeros(32_000)] * 2)
 rows = [dict(sound='silence', norm=float(z[0].norm()), steps=p.steps)]
 drawn = dict(title='Silence', text='What nothing sounds like.', rows=rows)
 write_results(Path(run_dir) / 'results/silence.json', dict(report=drawn), p, started)"""
@@ -231,7 +229,14 @@ def list_mine(base, splits):
 
 def test_a_data_set(monkeypatch, tmp_path):
     "A source and an adapter: found, checked and read by its name; a missing file is named."
-    about = dict(url='https://example.org', size='1 MB', licence='CC0', expected=dict(train=2, test=1), classes=2)
+    about = dict(
+        url='https://example.org',
+        size='1 MB',
+        licence='CC0',
+        expected=dict(train=2, test=1),
+        classes=2,
+        multilabel=True,
+    )
     source = Source('mine', 'Mine', ('mine',), ('list.txt',), 'list.txt and audio/', **about)
     monkeypatch.setitem(SOURCES, 'mine', source)
     monkeypatch.setitem(ADAPTERS, 'mine', list_mine)
@@ -242,7 +247,7 @@ def test_a_data_set(monkeypatch, tmp_path):
         soundfile.write(folder / f'audio/{name}.wav', np.zeros(1_600), 16_000)
     data = load_dataset('mine', tmp_path)
     assert [c.labels for c in data.clips] == [('dog',), ('dog',)] and data.classes == ['dog', 'rain']
-    assert data.report.missing == ['audio/b.wav']
+    assert data.report.missing == ['audio/b.wav'] and data.multilabel
     assert len(load_dataset('mine', tmp_path, 'test').clips) == 1
     line = next(x for x in data_check(tmp_path).splitlines() if x.startswith('mine '))
     assert '2 of' in line and '2 classes' in line

@@ -416,6 +416,7 @@ class Shaky(http.server.BaseHTTPRequestHandler):
         else:
             self.send_response(200)
         self.send_header('Content-Length', max(0, size - at))
+        self.send_header('Content-Type', 'text/html; charset=utf-8' if body[:1] == b'<' else 'application/zip')
         self.end_headers()
         self.wfile.write(body[at:][:limit])
         self.close_connection = True
@@ -505,6 +506,13 @@ def test_server_without_ranges_changed_files_and_wrong_sums(server, tmp_path):
     g = Remote(r.url, 'git:' + git_blob(tmp_path / 'a.bin'))
     (tmp_path / 'a.bin').write_bytes(b'edited')
     assert fetch(g, tmp_path, **QUIET).read_bytes() == BODY
+
+
+def test_a_web_page_in_the_place_of_a_file_is_refused(server, tmp_path):
+    server.files['/a.zip'] = b'<html>please log in</html>'
+    with pytest.raises(DownloadError, match='answers with a web page.*nothing is kept'):
+        fetch(Remote(server.url + '/a.zip'), tmp_path, **QUIET)
+    assert len(server.log) == 1 and not list(tmp_path.iterdir())
 
 
 def test_offline_says_where_to_put_the_file_by_hand(tmp_path):

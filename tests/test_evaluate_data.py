@@ -141,7 +141,7 @@ def test_more_processes_than_the_machine_has_and_tasks_that_run_in_one(folder, m
     [
         ('zero_shot', 'bare.csv', 'labels'),
         ('zero_shot', 'captions.csv', 'column labels'),
-        ('linear_probe', 'captions.csv', 'a probe needs them'),
+        ('linear_probe', 'captions.csv', 'no labels; two classes or more are needed'),
         ('retrieval', 'labels.csv', 'column caption'),
         ('captioning', 'labels.csv', 'train, valid and test'),
     ],

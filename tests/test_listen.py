@@ -38,7 +38,8 @@ def folder(tmp_path_factory):
 def collat(*args, input=''):
     "The command in this process: what it printed, and its exit code."
     out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err), patch('sys.stdin', io.StringIO(input)):
+    said = io.TextIOWrapper(io.BytesIO(input.encode()))
+    with redirect_stdout(out), redirect_stderr(err), patch('sys.stdin', said):
         with pytest.raises(SystemExit) as end:
             main(list(map(str, args)))
     return subprocess.CompletedProcess(args, end.value.code, out.getvalue(), err.getvalue())
@@ -73,7 +74,7 @@ def test_one_json_object_per_line(folder, question, keys):
     rows = [json.loads(l) for l in done.stdout.splitlines()]
     assert [r['file'] for r in rows] == list(map(str, names)) and all(set(r) == keys | {'file'} for r in rows)
     assert question in done.stderr and '3/3' in done.stderr  # the bar
-    plain = collat(question, names[0], '--model', folder / 'model', '--labels', 'dog, bell,', '--quiet')
+    plain = collat(question, names[0], '--model', folder / 'model', '--labels', 'dog, bell', '--quiet')
     assert plain.returncode == 0 and plain.stdout.startswith(f'{names[0]}: ') and plain.stderr.strip() == ''
 
 
@@ -128,6 +129,8 @@ def test_an_unreadable_file_among_many_is_skipped_counted_and_listed(folder, tmp
         (('{s}', '--model', '{d}'), 'make reproduce'),
         (('-', '--model', '{m}'), 'standard input'),
         (('{s}', '--modell', 'x'), "'--modell' is not an option"),
+        (('{s}', '--model', '{m}', '--labels', 'dog,,bell'), 'an empty name'),
+        (('{s}', '--model', '{m}', '--labels', 'dog,Dog'), 'labels 1 and 2'),
         (('{s}', '-k', '0'), 'a whole number from 1'),
         (('{s}', '-k', '-1'), 'a whole number from 1'),
     ],

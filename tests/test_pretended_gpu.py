@@ -146,7 +146,7 @@ def test_captions_and_pictures(model, wavs):
     captioner, log = captioning.fit_captioner(data, data, steps=2, look_every=1, batch=4, device=best_device())
     assert len(captioning.write_captions(captioner, data.features)[0]) == 6
     assert all(np.isfinite(r['valid']) for r in log)
-    heard = painter.sound_states(model, wavs[:2])
+    heard = painter.sound_states(model, list(wavs[:2]))
     written = painter.written_states(model.text, ['a violin', ''], P.n_tokens, P.form)
     drawing = painter.Painter(model.text.d, 32, 1)
     drawing.empty = written[1:]

@@ -72,11 +72,12 @@ def test_fit_keeps_the_longest_prefix_that_fits():
             assert fit_prompt(labels, words, room) == (prompt(labels[: max(fits)]), len(labels) - max(fits))
 
 
-def test_generators_and_tuples_are_lists_strings_are_not():
+def test_generators_and_tuples_are_lists_and_a_string_is_one_label():
     assert prompt(l for l in ('A', 'B')) == prompt(('A', 'B'))
     for f in (join_labels, prompt, class_prompts, label_hash, protocol):
-        with pytest.raises(TypeError, match='a list of labels'):
-            f('Male speech, man speaking')
+        assert f('Male speech, man speaking') == f(['Male speech, man speaking'])
+        with pytest.raises(TypeError, match='a list of names'):
+            f(None)
         with pytest.raises(ValueError, match='no labels'):
             f([])
     with pytest.raises(TypeError, match='a string is accepted'):

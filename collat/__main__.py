@@ -1,0 +1,5 @@
+"`python -m collat`: the command line."
+
+from collat.cli import main
+
+main()
