@@ -174,7 +174,7 @@ def make_audio_encoder(p: Profile, n_classes: int | None = None) -> nn.Module:  
     ears = ears_of(p)
     for field in OWN_FIELDS:
         if getattr(p, field) and field not in ears.fields:
-            readers = ' and '.join(k for k, e in AUDIO_ENCODERS.items() if field in e.fields)
+            readers = ', '.join(k for k, e in AUDIO_ENCODERS.items() if field in e.fields)
             raise ValueError(
                 f'{field}={getattr(p, field)!r} is read by {readers} only; '
                 f"with backbone='{p.backbone}' {Profile.__dataclass_fields__[field].default!r} is accepted"

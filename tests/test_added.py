@@ -132,7 +132,7 @@ def test_an_audio_encoder(ears, monkeypatch, run_dir):
     assert isinstance(model.audio, TinyEars) and read_log(run_dir)['step'].tolist() == [0, 1]
     wavs = 0.1 * torch.randn(3, 32_000, generator=torch.Generator().manual_seed(0))
     assert model.classify(wavs, ['dog', 'rain']).shape == (3, 2)
-    with pytest.raises(ValueError, match="audio_weights='hf:x' is read by ast and yamnet only"):
+    with pytest.raises(ValueError, match="audio_weights='hf:x' is read by ast, yamnet, own only"):
         CoLLAT(load_profile('smoke', dict(backbone='mine', audio_weights='hf:x')))
 
 

@@ -293,8 +293,8 @@ from collat import launch
 said = traceback.format_exc
 def slow(): time.sleep(3); return said()
 def fail(*_, **__): raise ValueError('no such sound')
-launch.launch, traceback.format_exc, os.environ['RANK'] = fail, slow, '1'
-launch.as_rank(launch.load_profile('smoke'), sys.argv[1])
+traceback.format_exc, os.environ['RANK'] = slow, '1'
+launch.as_rank(launch.load_profile('smoke'), sys.argv[1], work=fail)
 """
 
 

@@ -97,7 +97,7 @@ def test_another_backbone_learns_and_keeps_its_batch_statistics(backbone, tmp_pa
 def test_a_backbone_that_is_none_or_has_no_such_weights():
     with pytest.raises(ValueError, match="'cnn41' is not one of ast, cnn14"):
         CoLLAT(load_profile('smoke', dict(backbone='cnn41')))
-    with pytest.raises(ValueError, match="is read by ast and yamnet only; with backbone='cnn14' '' is accepted"):
+    with pytest.raises(ValueError, match="is read by ast, yamnet, own only; with backbone='cnn14' '' is accepted"):
         CoLLAT(load_profile('smoke', dict(backbone='cnn14', audio_weights='hf:x')))
 
 
