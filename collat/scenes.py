@@ -382,14 +382,24 @@ def save_phrases(
     return path
 
 # %% ../nbs/04_scenes.ipynb #cf3ee4f3
+def _in_rows(wavs, profile):  # (n s) 16-bit samples, n lengths
+    out = np.zeros((len(wavs), int(profile.clip_seconds * profile.sample_rate)), np.int16)
+    for row, w in zip(out, wavs):
+        row[: len(w)] = np.round(w * 32767)
+    return out, [len(w) for w in wavs]
+
+
 def _render_class(name, split, n, profile, font):
-    out = np.zeros((n, int(profile.clip_seconds * profile.sample_rate)), np.int16)
-    lengths = []
-    for i in range(n):
-        w = render_phrase(name, split, i, profile, font)
-        out[i, : len(w)] = np.round(w * 32767)
-        lengths.append(len(w))
-    return out, lengths
+    return _in_rows([render_phrase(name, split, i, profile, font) for i in range(n)], profile)
+
+
+def _by_class(jobs, settings, desc):  # phrases, lengths
+    names = settings['classes']
+    few = len(names) * settings['n'] < 500  # made before another process has started
+    done = Parallel(1 if few else -1, return_as='generator')(jobs)
+    made = zip(*tqdm(done, total=len(names), desc=desc, unit='class'))
+    get_reusable_executor().shutdown()  # idle workers would keep this process from ending
+    return made
 
 
 def render_split(
@@ -404,13 +414,8 @@ def render_split(
     path = Path(root) / f'{split}.npy'
     if made_with(path) == settings:
         return path
-    names = settings['classes']
-    few = len(names) * settings['n'] < 500  # rendered before another process has started
-    jobs = (delayed(_render_class)(name, split, settings['n'], profile, font) for name in names)
-    done = Parallel(1 if few else -1, return_as='generator')(jobs)
-    phrases, lengths = zip(*tqdm(done, total=len(names), desc=f'rendering {split}', unit='class'))
-    get_reusable_executor().shutdown()  # idle workers would keep this process from ending
-    return save_phrases(path, phrases, lengths, settings)
+    jobs = (delayed(_render_class)(name, split, settings['n'], profile, font) for name in settings['classes'])
+    return save_phrases(path, *_by_class(jobs, settings, f'rendering {split}'), settings)
 
 # %% ../nbs/04_scenes.ipynb #cf178978
 def record_split(
@@ -432,12 +437,10 @@ def record_split(
         return path
     phrases, lengths = [], []
     for of_class in tqdm(paths.values(), desc=f'reading {split}', unit='class'):
-        out = np.zeros((len(of_class), size), np.int16)
         wavs = [level_normalise(w.numpy())[:size] for w in load_sounds(of_class, profile.sample_rate)]
-        for row, w in zip(out, wavs):
-            row[: len(w)] = np.round(w * 32767)
+        out, n = _in_rows(wavs, profile)
         phrases.append(out)
-        lengths.append([len(w) for w in wavs])
+        lengths.append(n)
     return save_phrases(path, phrases, lengths, settings)
 
 # %% ../nbs/04_scenes.ipynb #41e9ba0b
@@ -449,13 +452,7 @@ def _own_class(name, split, n, profile, font, clips):
     rendered = name if name in CLASSES else {v: k for k, v in RECORDED_AS.items()}.get(name)
     if rendered:
         wavs += [render_phrase(rendered, split, i, profile, font) for i in range(n - len(wavs))]
-    out = np.zeros((n, size), np.int16)
-    lengths = []
-    for i in range(n):
-        w = wavs[i % len(wavs)]
-        out[i, : len(w)] = np.round(w * 32767)
-        lengths.append(len(w))
-    return out, lengths
+    return _in_rows([wavs[i % len(wavs)] for i in range(n)], profile)
 
 
 def own_split(
@@ -475,12 +472,8 @@ def own_split(
     if made_with(path) == settings:
         return path
     make = delayed(_own_class)
-    few = len(names) * settings['n'] < 500
     jobs = (make(n, split, settings['n'], profile, font, clips.get(n, ())) for n in names)
-    done = Parallel(1 if few else -1, return_as='generator')(jobs)
-    phrases, lengths = zip(*tqdm(done, total=len(names), desc=f'reading and rendering {split}', unit='class'))
-    get_reusable_executor().shutdown()
-    return save_phrases(path, phrases, lengths, settings)
+    return save_phrases(path, *_by_class(jobs, settings, f'reading and rendering {split}'), settings)
 
 
 def make_phrases(root: str | Path, split: str, profile: Profile) -> Path | None:  # `<split>.npy`

@@ -30,7 +30,7 @@ from collat.streaming import shard
 
 ROOT = Path(__file__).parent.parent
 COLLAT = str(Path(sys.executable).with_name('collat'))
-KILLS = int(os.environ.get('COLLAT_KILLS', 1))
+KILLS = int(os.environ.get('COLLAT_KILLS', 3))
 
 
 def usual():

@@ -128,19 +128,21 @@ def test_a_killed_run_resumes_and_ends_with_the_same_weights(whole, tmp_path):
 
 @pytest.mark.xdist_group('whole')
 def test_a_slip_of_the_pen_costs_nothing(whole):
-    "A learning rate that is none, and one at which the training fails. With the slip mended nothing is trained again."
+    "A learning rate that is none, and two at which the training fails. With the slip mended nothing is trained again."
     args = short_training(whole)
     model = whole / 'checkpoints/model/model.safetensors'
     made = model.stat().st_mtime_ns
     weights = model.read_bytes()
-    refused = collat(*args, 'pretrain_lr=nan')
-    assert refused.returncode != 0 and 'pretrain_lr=nan: a finite number is accepted' in refused.stderr
-    assert model.stat().st_mtime_ns == made
-    failed = collat(*args, 'pretrain_lr=1e30')
-    assert failed.returncode == 1 and 'FloatingPointError' in failed.stderr, failed.stderr
-    assert 'is set aside in previous/12_training/' in failed.stdout
-    assert 'comes back with them' in failed.stderr.splitlines()[-1]
-    assert not model.exists()
+    for slip in 'nan', 'inf':
+        refused = collat(*args, f'pretrain_lr={slip}')
+        assert refused.returncode != 0 and f'pretrain_lr={slip}: a finite number is accepted' in refused.stderr
+        assert model.stat().st_mtime_ns == made
+    for slip in '1e30', '1e35':
+        failed = collat(*args, f'pretrain_lr={slip}')
+        assert failed.returncode == 1 and 'FloatingPointError' in failed.stderr, failed.stderr
+        assert 'is set aside in previous/12_training/' in failed.stdout
+        assert 'comes back with them' in failed.stderr.splitlines()[-1]
+        assert not model.exists()
     mended = collat(*args)
     assert mended.returncode == 0 and '12_training: came back' in mended.stdout, mended.stdout
     assert ': runs' not in mended.stdout
