@@ -303,6 +303,13 @@ def test_nothing_knows_a_folder_beside_the_clone():
     assert not said, said
 
 
+@pytest.mark.xdist_group('together')
+def test_a_group_of_tests_stays_on_one_worker(request):
+    "xdist knows a group by its name in the id of a test, which pytest 9.2.0 dropped without a word."
+    grouped = bool(request.config.getoption('loadgroup', False))
+    assert request.node.nodeid.endswith('@together') == grouped
+
+
 def test_import_is_light():
     heavy = {'torch', 'numpy', 'transformers', 'papermill', 'fastcore'}
     code = f'import sys, collat; print(*sorted({heavy} & set(sys.modules)))'
