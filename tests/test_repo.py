@@ -112,11 +112,7 @@ def test_no_evaluation_imports_another():
     assert between == BETWEEN_EVALUATIONS
 
 
-SAME_NAME = {
-    'main',
-    'load_published',
-    'draw',
-}  # programs; ears (08c) and whole models (13); pictures (24b), blocks (43)
+SAME_NAME = {'main', 'draw'}  # programs; pictures (24b), blocks (43)
 
 
 def test_one_name_one_function():
