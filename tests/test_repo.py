@@ -171,7 +171,7 @@ def test_notebook_form(path):
 def test_the_sequence_and_not_nbdev_runs_the_stages():
     "The parameters of a stage, and so its Run section, are left out by nbdev_test; the small benchmarks are not."
     from collat.config import load_profile
-    from collat.pipeline import stages_for
+    from collat.stages import stages_for
 
     stages = {s.notebook for name in ('mini', 'esc50', 'small') for s in stages_for(load_profile(name))}
     for name in sorted(stages - {'40_benchmarks'}):
