@@ -7,7 +7,7 @@ __all__ = ['PAD', 'START', 'END', 'UNKNOWN', 'caption_words', 'build_vocabulary'
            'scene_captioned', 'clip_captioned', 'pad_memory', 'Captioner', 'caption_loss', 'seeded_captioner',
            'beam_search', 'write_captions', 'valid_loss', 'check_captioned', 'fit_captioner', 'save_captioner',
            'load_captioner', 'describe', 'named_labels', 'label_f1', 'train_captioner', 'Written', 'write_test',
-           'score_written', 'write_split', 'named_rows', 'evaluate_captioning', 'captioning_on_data', 'others_written']
+           'score_written', 'write_split', 'label_rows', 'evaluate_captioning', 'captioning_on_data', 'others_written']
 
 # %% ../nbs/23_captioning.ipynb #09041da4
 import itertools
@@ -521,7 +521,7 @@ def write_split(
     return write_test(captioner, test, beams, around)
 
 
-def named_rows(w: Written, profile: Profile) -> list:  # of rows
+def label_rows(w: Written, profile: Profile) -> list:  # of rows
     "How many of the sounds each decoding names; other scenes' captions too, where they stand beside."
     classes = split_classes('test', profile)
     rows = []
@@ -537,7 +537,7 @@ def evaluate_captioning(several: list, profile: Profile) -> list:  # of dicts: r
     "Scores of what was written of the split `test` (`Written`), with the names that it contains."
     out = score_written(several, profile.n_boot, split='test')
     for w, r in zip(several, out):
-        r['rows'] += named_rows(w, profile)
+        r['rows'] += label_rows(w, profile)
         greedy, beam = w.captions.values()
         r['examples'] = []
         for i, labels, captions in [*zip(w.test.ids, w.test.labels, w.test.captions)][:8]:
