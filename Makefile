@@ -89,11 +89,11 @@ benchmarks: setup
 
 # two tests at a time, one thread each; those that measure seconds come last and alone
 test: setup gates
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m 'not clock' --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder -m 'not clock' --durations=10
 	$(BIN)/python -m pytest -q -m clock
 
 test-data: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m data
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder -m data
 
 # formatted, cleaned, exported and tested notebooks: the first three must find nothing to change
 gates: setup

@@ -6,8 +6,8 @@
 __all__ = ['PAD', 'START', 'END', 'UNKNOWN', 'caption_words', 'build_vocabulary', 'encode_captions', 'decode_ids', 'Captioned',
            'scene_captioned', 'clip_captioned', 'pad_memory', 'Captioner', 'caption_loss', 'seeded_captioner',
            'beam_search', 'write_captions', 'valid_loss', 'check_captioned', 'fit_captioner', 'save_captioner',
-           'load_captioner', 'describe', 'named_labels', 'label_f1', 'train_captioner', 'score_captioner',
-           'evaluate_captioning', 'captioning_on_data', 'caption_others']
+           'load_captioner', 'describe', 'named_labels', 'label_f1', 'train_captioner', 'Written', 'write_test',
+           'score_written', 'write_split', 'label_rows', 'evaluate_captioning', 'captioning_on_data', 'others_written']
 
 # %% ../nbs/23_captioning.ipynb #09041da4
 import itertools
@@ -440,39 +440,72 @@ def train_captioner(
     return captioner, log
 
 # %% ../nbs/23_captioning.ipynb #a4865672
-def score_captioner(
+@dataclass
+class Written:
+    "What was written of the clips of a test set."
+
+    test: Captioned
+    captions: dict  # decoding -> {id: caption}
+    around: bool = True  # also the human and the other-scene rows
+
+
+def write_test(
     captioner: Captioner,
-    test: Captioned,  # five captions each, for the human row
+    test: Captioned,
     beams: int = 4,
-    n_boot: int = 1000,  # bootstrap resamples
     around: bool = True,  # also the human and the other-scene rows; needs five captions of every clip
-    **more,  # what else stands in each row
-) -> dict:  # rows, missing, captions {decoding: {id: caption}}
-    "The columns of Table 4 for greedy and beam search over any features and captions."
-    refs = test.references()
+) -> Written:
+    "Captions by greedy and by beam search over any features."
     written = {}
     for name, r in (('greedy', 1), (f'beam {beams}', beams)):
         texts, _ = write_captions(captioner, test.features, r)
         written[name] = dict(zip(test.ids, texts))
-    kinds = dict.fromkeys(written, test.kind)
-    if around:
-        others = np.roll(test.ids, -(len(test) // 2)).tolist()
-        written["another scene's caption"] = {i: refs[j][0] for i, j in zip(test.ids, others)}
-    sets = [(c, refs) for c in written.values()]
-    scores = score_sets(sets + (holdouts(refs) if around else []))
-    named = dict(zip(written, scores))
-    if around:
-        named['human'] = mean_scores(scores[len(sets) :])
-    per_clip = ' or '.join(map(str, sorted({len(c) for c in test.captions})))
+    return Written(test, written, around)
+
+# %% ../nbs/23_captioning.ipynb #3f1d10b4
+def _candidates(w: Written) -> dict:  # decoding -> {id: caption}
+    "What is scored; `around` adds to each clip the caption of one that is half the set away."
+    if not w.around:
+        return w.captions
+    refs = w.test.references()
+    others = np.roll(w.test.ids, -(len(w.test) // 2)).tolist()
+    return w.captions | {"another scene's caption": {i: refs[j][0] for i, j in zip(w.test.ids, others)}}
+
+
+def _table_rows(w: Written, named: dict, n_boot: int, more: dict) -> list:  # `named`: decoding -> scores
+    per_clip = ' or '.join(map(str, sorted({len(c) for c in w.test.captions})))
     version = package_version('pycocoevalcap')
     rows = []
     for name, s in named.items():
         protocol = f'{"4" if name == "human" else per_clip} references, PTB tokens, pycocoevalcap {version}'
-        rows += caption_rows(s, n_boot, decoding=name, features=kinds.get(name), protocol=protocol, **more)
-    return dict(rows=rows, missing=scores[0]['missing'], captions=written)
+        features = w.test.kind if name in w.captions else None
+        rows += caption_rows(s, n_boot, decoding=name, features=features, protocol=protocol, **more)
+    return rows
+
+
+def score_written(
+    several: list,  # of `Written`
+    n_boot: int = 1000,  # bootstrap resamples
+    **more,  # what else stands in each row
+) -> list:  # of dicts: rows, missing
+    "The columns of Table 4 for several captioners, all in one METEOR, which takes ten seconds to start."
+    sets = []
+    for w in several:
+        refs = w.test.references()
+        sets.append({name: (c, refs) for name, c in _candidates(w).items()})
+    around = [holdouts(w.test.references()) if w.around else [] for w in several]
+    scores = iter(score_sets([pair for s, h in zip(sets, around) for pair in [*s.values(), *h]]))
+    out = []
+    for w, s, h in zip(several, sets, around):
+        named = {name: next(scores) for name in s}
+        missing = named['greedy']['missing']
+        if h:
+            named['human'] = mean_scores([next(scores) for _ in h])
+        out.append(dict(rows=_table_rows(w, named, n_boot, more), missing=missing))
+    return out
 
 # %% ../nbs/23_captioning.ipynb #90dba082
-def evaluate_captioning(
+def write_split(
     model,  # anything with `token_features`
     captioner: Captioner,
     profile: Profile,
@@ -482,22 +515,34 @@ def evaluate_captioning(
     model_id: str = 'model',
     beams: int = 4,
     around: bool = True,  # also the human and the other-scene rows, which are the same for every model
-) -> dict:  # rows, missing, examples
-    "Captions of the split `test` and their scores, with the names that they contain."
+) -> Written:
+    "Captions of the split `test`."
     test = scene_captioned(model, run, 'test', profile, kind, model_id, purpose=purpose)
-    r = score_captioner(captioner, test, beams, profile.n_boot, around, split='test')
+    return write_test(captioner, test, beams, around)
+
+
+def label_rows(w: Written, profile: Profile) -> list:  # of rows
+    "How many of the sounds each decoding names; other scenes' captions too, where they stand beside."
     classes = split_classes('test', profile)
-    for name, texts in r['captions'].items():
-        f1 = np.array([100 * label_f1(texts[i], l, classes) for i, l in zip(test.ids, test.labels)])
+    rows = []
+    for name, texts in _candidates(w).items():
+        f1 = np.array([100 * label_f1(texts[i], l, classes) for i, l in zip(w.test.ids, w.test.labels)])
         lo, hi = bootstrap_ci(np.mean, f1, n_boot=profile.n_boot)
         row = dict(metric='labels named', value=float(f1.mean()), lo=lo, hi=hi, interval='clips', n=len(f1), why=None)
-        r['rows'].append(row | dict(decoding=name, features=kind, protocol='F1 of class names', split='test'))
-    greedy = r['captions']['greedy']
-    beam = r['captions'][f'beam {beams}']
-    examples = []
-    for i, labels, captions in [*zip(test.ids, test.labels, test.captions)][:8]:
-        examples.append(dict(id=i, labels=labels, references=captions, greedy=greedy[i], beam=beam[i]))
-    return dict(rows=r['rows'], missing=r['missing'], examples=examples)
+        rows.append(row | dict(decoding=name, features=w.test.kind, protocol='F1 of class names', split='test'))
+    return rows
+
+
+def evaluate_captioning(several: list, profile: Profile) -> list:  # of dicts: rows, missing, examples
+    "Scores of what was written of the split `test` (`Written`), with the names that it contains."
+    out = score_written(several, profile.n_boot, split='test')
+    for w, r in zip(several, out):
+        r['rows'] += label_rows(w, profile)
+        greedy, beam = w.captions.values()
+        r['examples'] = []
+        for i, labels, captions in [*zip(w.test.ids, w.test.labels, w.test.captions)][:8]:
+            r['examples'].append(dict(id=i, labels=labels, references=captions, greedy=greedy[i], beam=beam[i]))
+    return out
 
 # %% ../nbs/23_captioning.ipynb #0cba74ce
 def captioning_on_data(
@@ -532,16 +577,17 @@ def captioning_on_data(
     captioner, log = fit_captioner(parts['train'], parts['valid'], device=best_device(), **fit)
     test = parts['test']
     around = min(map(len, test.captions)) >= 5
-    r = score_captioner(captioner, test, model.profile.caption_beams, n_boot, around, split='test')
+    written = write_test(captioner, test, model.profile.caption_beams, around)
+    r = score_written([written], n_boot, split='test')[0]
     result = dict(rows=r['rows'], missing=r['missing'], log=log, skipped=skipped, checkpoint=model_id) | m.stamp()
     if out:
         write_results(out, result, model.profile, started)
     return result
 
 # %% ../nbs/23_captioning.ipynb #e7d24f76
-def caption_others(run: str | Path, p: Profile) -> list:  # of rows with `model`
-    "Table 4 for the methods that notebook 13 has trained; empty when there are none."
-    rows = []
+def others_written(run: str | Path, p: Profile) -> list:  # of (what stands in its rows, `Written`)
+    "What the methods that notebook 13 has trained write; empty when there are none."
+    out = []
     for name, folder in trained_methods(run).items():
         if name.split('-seed')[0] not in ('audioclip', 'clap', 'collat-equal'):
             continue
@@ -551,8 +597,6 @@ def caption_others(run: str | Path, p: Profile) -> list:  # of rows with `model`
         kind = p.caption_features
         captioner, _ = train_captioner(model, p, run, kind, model_id, p.caption_scenes, steps=p.caption_steps)
         purpose = f'23_captioning: {name}'
-        out = evaluate_captioning(
-            model, captioner, p, run, purpose, kind, model_id, beams=p.caption_beams, around=False
-        )
-        rows += [r | dict(model=name, checkpoint=weights, seed=model.profile.seed) for r in out['rows']]
-    return rows
+        written = write_split(model, captioner, p, run, purpose, kind, model_id, p.caption_beams, around=False)
+        out.append((dict(model=name, checkpoint=weights, seed=model.profile.seed), written))
+    return out

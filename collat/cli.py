@@ -77,10 +77,10 @@ TASKS = {t: f'collat.{t}:{t}_on_data' for t in _TASKS}  # --task -> module:funct
 
 def cmd_eval(args) -> int:
     "Evaluates a checkpoint on a data set or on the clips of a table, and prints the results as JSON."
-    from collat.baselines import PUBLISHED
     from collat.config import check_place
     from collat.listen import model_folder
     from collat.prompts import class_prompts
+    from collat.published import PUBLISHED
 
     if args.out:
         check_place(args.out)
@@ -357,7 +357,7 @@ def _run(command):
 
 CHECKPOINT = (
     'folder of a trained model (default: runs/mini/checkpoints/model, else figures/mini/model), '
-    'or the name of a published one (13_baselines)'
+    'or the name of a published one (13b_published)'
 )
 TABLE = 'data set, or a table with the columns path and labels (separated by ;) or caption'
 PROTOCOL = 'prompt form of zero_shot, see 02_prompts (default: the one that the model was trained with)'

@@ -24,20 +24,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .audio import add_noise, at_least, sample_seed, snr_db
-from .baselines import PUBLISHED, load_baseline, load_published
+from .baselines import load_baseline
 from .batches import rank_and_world
 from .config import Profile
 from .datasets import Manifest, load_dataset, read_clips, source_of
 from .metrics import accuracy, bootstrap_ci, clipwise_map, mean_average_precision
 from .model import CoLLAT, prompts_of
 from .prompts import label_to_words, protocol
+from .published import PUBLISHED, open_published
 from .scenes import Scenes
 from .validation import multi_hot
 
 # %% ../nbs/14_evaluate.ipynb #76418957
 def load_any(checkpoint: str | Path):  # of the common interface
-    "CoLLAT or a baseline from a folder, or a published model by name. Errors as `load_baseline` and `load_published`."
-    return load_published(str(checkpoint)) if str(checkpoint) in PUBLISHED else load_baseline(checkpoint)
+    "CoLLAT or a baseline from a folder, or a published model by name. Errors as `load_baseline` and `open_published`."
+    return open_published(str(checkpoint)) if str(checkpoint) in PUBLISHED else load_baseline(checkpoint)
 
 
 def checkpoint_id(folder: str | Path) -> str:  # 12 hex digits, or the name of a published model

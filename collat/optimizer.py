@@ -30,10 +30,10 @@ def param_groups(groups: list, weight_decay: float) -> list:  # [(module or para
 
 # %% ../nbs/11b_optimizer.ipynb #0b36b949
 def has_bf16() -> bool:
-    "Whether this process's device multiplies bfloat16 matrices itself."
+    "Whether this process's device multiplies bfloat16 matrices in units made for it; a CPU needs AMX."
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_avx512_bf16_supported()
+    return torch.cpu._is_amx_tile_supported()
 
 
 def orthogonal(

@@ -40,7 +40,7 @@ from collat.config import (
     read_results,
     write_results,
 )
-from .ears import load_published as load_ears
+from .ears import load_published
 from .learning_curves import MEASURES, POINTS, VALID, constants, hear_split, heard_scores, measured, numbers
 from .model import CoLLAT, best_device
 from .optimizer import best_precision
@@ -204,7 +204,7 @@ class Study:
         if self.start:
             load_audio_encoder(model, self.start)
         else:
-            load_ears(model.audio, model.profile)
+            load_published(model.audio, model.profile)
         return model
 
     def schedule(self, t: Training) -> Profile:

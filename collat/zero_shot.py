@@ -172,7 +172,7 @@ def score_manifest(
 
 # %% ../nbs/20_zero_shot.ipynb #b4cf7cb4
 def zero_shot_on_data(
-    checkpoint: str | Path,  # folder of CoLLAT or a baseline, or the name of a published model (13_baselines)
+    checkpoint: str | Path,  # folder of CoLLAT or a baseline, or the name of a published model (13b_published)
     data: str | Path,  # name of a data set, or a table (*.csv)
     template: str = '',  # prompt protocol; empty = the one that the model was trained with
     out: str | Path | None = None,  # JSON file for the result

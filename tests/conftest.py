@@ -30,6 +30,7 @@ def data(request):
     return find_data(*names)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker('slow') and 'slow' not in config.option.markexpr:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from collat import cli, pipeline, report
+from collat import cli, pipeline, report, stages
 from collat.checkpoints import read_log
 from collat.config import load_profile
 from collat.datasets import ADAPTERS, SOURCES, Clip, Source, data_check, load_dataset
@@ -191,11 +191,11 @@ def test_an_evaluation(monkeypatch, run_dir):
     nb.cells[0].metadata['tags'] = ['parameters']
     nbformat.write(nb, run_dir / '60_silence.ipynb')
     model = 'checkpoints/model/model.safetensors'
-    stage = pipeline.Stage('60_silence', (model,), ('results/silence.json',), folder=str(run_dir))
-    monkeypatch.setattr(pipeline, 'EVALUATIONS', [stage])
+    stage = stages.Stage('60_silence', (model,), ('results/silence.json',), folder=str(run_dir))
+    monkeypatch.setattr(stages, 'EVALUATIONS', [stage])
     for name in ('mini', 'esc50', 'small'):
-        stages = {s.notebook: s for s in pipeline.stages_for(load_profile(name))}
-        assert 'results/silence.json' in stages['50_report'].inputs, name
+        sequence = {s.notebook: s for s in stages.stages_for(load_profile(name))}
+        assert 'results/silence.json' in sequence['50_report'].inputs, name
 
     short = dict(pretrain_steps=2, steps=2)
     launch(load_profile('smoke', short), run_dir / 'run')

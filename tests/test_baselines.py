@@ -14,6 +14,7 @@ from collat.backbones import BACKBONES
 from collat.batches import StepLoader
 from collat.config import load_profile
 from collat.model import CoLLAT
+from collat.published import open_published
 from collat.text_families import load_text_encoder
 
 Q = load_profile(
@@ -202,7 +203,7 @@ def test_msclap_adapter_repeats_and_cuts(monkeypatch):
         get_text_embeddings=lambda t: torch.ones(len(t), 2),
     )
     monkeypatch.setitem(sys.modules, 'msclap', types.SimpleNamespace(CLAP=make))
-    m = B.load_published('msclap')
+    m = open_published('msclap')
     ramp = torch.linspace(0, 0.04, 5_000)
     cut = [
         F.normalize(torch.tensor([ramp[i : i + 2_000].mean(), 0.02]), dim=0) for i in (0, 1_000, 2_000, 3_000)
@@ -217,8 +218,8 @@ def test_msclap_adapter_repeats_and_cuts(monkeypatch):
 def test_published_says_what_is_missing(tmp_path):
     for name, say in (('msclap', 'pip install msclap'), ('wav2clip', 'ResNet_CX.ckpt')):
         with pytest.raises(ImportError, match=say):
-            B.load_published(name)
+            open_published(name)
     with pytest.raises(ValueError, match="'laion_clap'"):
-        B.load_published('laion-clap')
+        open_published('laion-clap')
     with pytest.raises(FileNotFoundError, match='615 MB'):
-        B.load_published('laion_clap', tmp_path)
+        open_published('laion_clap', tmp_path)

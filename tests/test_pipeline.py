@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from collat.config import load_profile
-from collat.pipeline import STAGES, Stage, StageError, open_run, plan, run_pipeline, stages_for
+from collat.pipeline import StageError, open_run, plan, run_pipeline
+from collat.stages import STAGES, Stage, stages_for
 
 HEAD = """import json
 import sys
@@ -76,7 +77,8 @@ def script(root, steps):
     code = f"""import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background, a shell has it ignored
 from pathlib import Path
-from collat.pipeline import Stage, open_run, run_pipeline
+from collat.pipeline import open_run, run_pipeline
+from collat.stages import Stage
 root = Path({str(root)!r})
 toy = (Stage('01_count', (), ('a.json',), work=('work/*',)), Stage('02_double', ('a.json',), ('b.json',)))
 where = dict(stages=toy, nbs=root / 'nbs', package=root / 'toy')

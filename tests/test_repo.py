@@ -112,11 +112,7 @@ def test_no_evaluation_imports_another():
     assert between == BETWEEN_EVALUATIONS
 
 
-SAME_NAME = {
-    'main',
-    'load_published',
-    'draw',
-}  # programs; ears (08c) and whole models (13); pictures (24b), blocks (43)
+SAME_NAME = {'main', 'draw'}  # programs; pictures (24b), blocks (43)
 
 
 def test_one_name_one_function():
@@ -175,7 +171,7 @@ def test_notebook_form(path):
 def test_the_sequence_and_not_nbdev_runs_the_stages():
     "The parameters of a stage, and so its Run section, are left out by nbdev_test; the small benchmarks are not."
     from collat.config import load_profile
-    from collat.pipeline import stages_for
+    from collat.stages import stages_for
 
     stages = {s.notebook for name in ('mini', 'esc50', 'small') for s in stages_for(load_profile(name))}
     for name in sorted(stages - {'40_benchmarks'}):
@@ -301,6 +297,13 @@ def test_nothing_knows_a_folder_beside_the_clone():
         text=True,
     ).stdout
     assert not said, said
+
+
+@pytest.mark.xdist_group('together')
+def test_a_group_of_tests_stays_on_one_worker(request):
+    "xdist knows a group by its name in the id of a test, which pytest 9.2.0 dropped without a word."
+    grouped = bool(request.config.getoption('loadgroup', False))
+    assert request.node.nodeid.endswith('@together') == grouped
 
 
 def test_import_is_light():

@@ -16,7 +16,8 @@ from collat import architecture as A
 from collat import baselines as B
 from collat.config import load_profile, read_results
 from collat.ears import make_audio_encoder
-from collat.pipeline import open_run, plan, stages_for
+from collat.pipeline import open_run, plan
+from collat.stages import stages_for
 from collat.streaming import shard
 
 ROOT = Path(__file__).parent.parent
