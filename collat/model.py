@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLIPS_AT_ONCE', 'TEXTS_KEPT', 'SCENES_HEARD', 'AudioTextModel', 'CoLLAT', 'text_id', 'encode_each', 'drop_tokens',
-           'window_batches', 'evaluating', 'prompts_of', 'model_card', 'best_device']
+           'window_batches', 'evaluating', 'checked_answer', 'prompts_of', 'model_card', 'best_device']
 
 # %% ../nbs/11_model.ipynb #f6c5126a
 import dataclasses
@@ -417,6 +417,13 @@ def evaluating(model: nn.Module):
         model.train(was)
 
 # %% ../nbs/11_model.ipynb #f2f0217e
+def checked_answer(z: Tensor) -> Tensor:
+    "The same. Raises ValueError on NaN or infinity, which only broken weights bring."
+    if not z.isfinite().all():
+        raise ValueError('this model answers with NaN or infinity; its weights are broken')
+    return z
+
+
 @patch
 def by_clip(
     self: AudioTextModel,
@@ -431,12 +438,7 @@ def by_clip(
     rows = [[] for _ in wavs]
     with evaluating(self):
         for ids, wav in window_batches(wavs, self.profile, batch_size, self.whole, self.shortest):
-            found = read(wav)
-            if not found.isfinite().all():
-                raise ValueError(
-                    f'{self.profile.name}: this model answers with NaN or infinity; its weights are broken'
-                )
-            for i, row in zip(ids, found):
+            for i, row in zip(ids, checked_answer(read(wav))):
                 rows[i].append(row)
     return rows
 

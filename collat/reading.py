@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .model import CoLLAT, evaluating
+from .model import CoLLAT, checked_answer, evaluating
 from .prompts import as_texts, prompt
 
 # %% ../nbs/11b_reading.ipynb #b7bb6aad
@@ -226,4 +226,4 @@ def compose(
                 u, alone = _encode_slots(model, sound, seen, slots)
                 z = without(z, u, w)
                 negative.append(alone)
-    return Composed(z, states, negative)
+    return Composed(checked_answer(z), states, negative)

@@ -5,6 +5,7 @@ compared. COLLAT_FUZZ=200000 sets the number of cases, COLLAT_FUZZ_SEED the stor
 one case alone, with its traceback.
 """
 
+import copy
 import csv
 import dataclasses
 import dis
@@ -357,7 +358,7 @@ def esc50_table(rng, here):
     path.write_bytes(spoilt(data, rng) if rng.random() < 0.5 else data)
     m = []
     if refusal(lambda: m.append(load_dataset('esc50', here)), 'ESC-50') is None:
-        expect(len(m[0]) <= 3 and m[0].classes, 'no classes')
+        expect(len(m[0]) and m[0].classes, 'no classes')
 
 
 # ---- names in rows and lists
@@ -505,8 +506,8 @@ def open_part(place: Path):
     "What lies in a folder of the fuzz, through its door."
     if place.name == 'model':
         saved_profile(place, saved_config(place))
-        fill(OPEN['model'].interaction, read_tensors(place / 'model.safetensors'), place / 'model.safetensors')
-        return OPEN['model'].interaction.state_dict().values()
+        fill(OPEN['part'], read_tensors(place / 'model.safetensors'), place / 'model.safetensors')
+        return OPEN['part'].state_dict().values()
     if place.name == 'shards':
         shards = Shards(place)
         expect(len(shards) <= 3 and all(isinstance(c, str) for c in shards.classes), 'other shards')
@@ -582,8 +583,8 @@ def here(tmp_path_factory):
     for name in ('a.wav', 'b.wav', *(f'ESC-50/audio/{i}-A.wav' for i in (1, 2, 3))):
         sf.write(d / name, 0.1 * np.random.default_rng(0).standard_normal(2_000), RATE)
     OPEN['model'] = CoLLAT(load_profile('smoke')).eval()
-    part = {k: v.clone() for k, v in OPEN['model'].interaction.state_dict().items()}
-    save_file(part, d / 'model/model.safetensors')
+    OPEN['part'] = copy.deepcopy(OPEN['model'].interaction)
+    save_file(OPEN['part'].state_dict(), d / 'model/model.safetensors')
     (d / 'model/config.json').write_text(json.dumps(dataclasses.asdict(load_profile('smoke'))))
     save_captioner(seeded_captioner(16, build_vocabulary(['a b'])), d / 'captioner/c.safetensors', kind='states')
     torch.save(dict(a=torch.ones(3), b=torch.zeros(2, 2)), d / 'pickled/w.pt')

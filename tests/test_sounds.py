@@ -444,11 +444,12 @@ def test_counts_methods_and_lists_of_every_kind(model, violin, tmp_path):
             open_model(path)
 
 
-def test_a_broken_model_says_so(violin):
+@pytest.mark.parametrize('part, scale', [('interaction', 1e30), ('interaction.head', 1e34)])
+def test_a_broken_model_says_so(violin, part, scale):
     broken = open_model(ROOT / 'figures/mini/model')
     with torch.no_grad():
-        for w in broken.interaction.parameters():
-            w.mul_(1e30)
-    for ask in (lambda: broken.classify(violin, LABELS), lambda: read_words(broken, violin)):
+        for w in broken.get_submodule(part).parameters():
+            w.mul_(scale)
+    for ask in (lambda: broken.classify(violin, LABELS), lambda: compose(broken, 'a {audio}', violin)):
         with pytest.raises(ValueError, match='NaN or infinity; its weights are broken'):
             ask()
