@@ -8,7 +8,6 @@ __all__ = ['AST_SIZES', 'patch_grid', 'n_patches', 'fit_axis', 'fit_positions', 
            'from_original_ast', 'deit_ast_state', 'timm_weights', 'timm_file', 'load_pretrained']
 
 # %% ../nbs/08_audio_encoder.ipynb #255c4fb7
-import json
 import math
 import re
 from pathlib import Path
@@ -21,7 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .weights import hub_folder
+from .config import as_described, read_json
+from .weights import fill, hub_folder, read_pickled, read_tensors
 
 # %% ../nbs/08_audio_encoder.ipynb #e1f8e598
 def patch_grid(
@@ -339,8 +339,8 @@ def from_original_ast(
     stride: int = 10,  # what it was trained for
 ) -> AST:  # in eval mode, with its classification head
     """AST from the authors' checkpoint.
-    Raises `ValueError` where positions and grid do not fit, `RuntimeError` for other tensors."""
-    state = torch.load(path, map_location='cpu', weights_only=True)
+    Raises `ValueError` where positions and grid do not fit, or for other tensors."""
+    state = read_pickled(path)
     pos = next((v for k, v in state.items() if k.endswith('v.pos_embed')), None)
     if pos is None:
         raise ValueError(f'{path}: no tensor named v.pos_embed; a checkpoint of the AST repository is accepted')
@@ -349,10 +349,11 @@ def from_original_ast(
         size = f'{n_frames} frames × {n_mels} bins at stride {stride}'
         raise ValueError(f'{path}: {pos.shape[1] - 2} patch positions, but {size} make {gf * gt}')
     d = pos.shape[2]
-    s = original_ast_state(state, gf)
-    depth = 1 + max(int(k.split('.')[1]) for k in s if k.startswith('blocks.'))
-    m = AST(n_mels, n_frames, d, depth, heads=d // 64, patch=16, stride=stride, n_classes=len(s['head.1.bias']))
-    m.load_state_dict(s)
+    with as_described(path):
+        s = original_ast_state(state, gf)
+        depth = 1 + max(int(k.split('.')[1]) for k in s if k.startswith('blocks.'))
+        m = AST(n_mels, n_frames, d, depth, heads=d // 64, patch=16, stride=stride, n_classes=len(s['head.1.bias']))
+    fill(m, s, path)
     return m.eval()
 
 # %% ../nbs/08_audio_encoder.ipynb #a5604f46
@@ -414,7 +415,8 @@ def _published(ast: AST, name: str) -> tuple:  # tensors under the names of `AST
         return deit_ast_state(timm_weights(rest), *ast.patch_pos.shape[:2]), [file]
     if kind == 'hf':
         file, config = _hf_ast_files(rest)
-        other = from_hf_ast(load_file(file), json.loads(config.read_text()))
+        with as_described(config):
+            other = from_hf_ast(read_tensors(file), read_json(config))
         return _same_stride(name, other, ast), [file]
     if name.endswith('.pth'):
         return _same_stride(name, from_original_ast(name), ast), [name]

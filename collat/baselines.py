@@ -34,7 +34,7 @@ from .backbones import make_cnn
 from .batches import StepLoader, heard_once, make_loader, prompt_maker
 from .cached_tokens import CachedTokens
 from .checkpoints import previous_checkpoint, read_log, same_profile
-from .config import Profile, atomic_path, load_profile, nearest_name, write_results
+from .config import Profile, as_described, atomic_path, load_profile, nearest_name, write_results
 from .ears import front_end, load_published, make_audio_encoder
 from .losses import global_contrastive_loss
 from .model import AudioTextModel, CoLLAT, best_device, drop_tokens, encode_each, evaluating, text_id
@@ -384,13 +384,13 @@ def load_baseline(folder: str | Path):  # Baseline, or CoLLAT
     if 'baseline' not in cfg:
         return CoLLAT.from_pretrained(folder)
     weights = folder / 'model.safetensors'
-    read_tensors(weights)
-    try:
+    if odd := [k for k, w in read_tensors(weights).items() if not w.float().isfinite().all()]:
+        raise ValueError(f'{weights}: {odd[0]} holds NaN or infinity')
+    with as_described(folder / 'config.json'):
         spec = BaselineSpec(**cfg['baseline'])
         model = Baseline(saved_profile(folder, cfg['profile']), spec, cfg.get('classes'))
+    with as_described(weights):
         load_model(model, str(weights))
-    except (KeyError, TypeError, RuntimeError) as e:
-        raise ValueError(f'{weights} does not fit, it is of another version or profile: {e}') from None
     return model.eval().to(best_device())
 
 # %% ../nbs/13_baselines.ipynb #a82b45b5

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from .baselines import load_baseline, trained_methods
 from .caption_metrics import caption_rows, holdouts, mean_scores, score_sets
-from .config import Profile, atomic_path, package_version, write_results
+from .config import Profile, as_described, atomic_path, package_version, write_results
 from .datasets import Clip, Manifest, load_dataset
 from .evaluate import checkpoint_id, load_any
 from .features import Features, feature_folder, manifest_features, scene_features
@@ -383,9 +383,12 @@ def load_captioner(path: str | Path) -> tuple:  # captioner, what was saved with
         meta = f.metadata() or {}
     if not {'settings', 'vocabulary', 'more'} <= set(meta):
         raise ValueError(f'{path}: not a captioner; a file written by `save_captioner` is accepted')
-    captioner = Captioner(vocabulary=json.loads(meta['vocabulary']), **json.loads(meta['settings']))
+    with as_described(path):
+        said = {k: json.loads(v) for k, v in meta.items()}
+        captioner = Captioner(vocabulary=said['vocabulary'], **said['settings'])
+        more = dict(said['more'])
     fill(captioner, weights, path)
-    return captioner.eval().to(best_device()), json.loads(meta['more'])
+    return captioner.eval().to(best_device()), more
 
 
 def describe(model, captioner: Captioner, wavs, kind: str = 'states') -> list:  # of str

@@ -10,6 +10,7 @@ __all__ = ['unwrap', 'previous_checkpoint', 'save_checkpoint', 'read_checkpoint'
 import csv
 import dataclasses
 import os
+import pickle
 import time
 import zipfile
 from pathlib import Path
@@ -69,7 +70,7 @@ def read_checkpoint(path) -> dict | None:
                 if bad := z.testzip():
                     raise OSError(f'{bad} is damaged')
             return torch.load(f, map_location='cpu', weights_only=True)
-        except (OSError, RuntimeError, EOFError, zipfile.BadZipFile) as e:
+        except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as e:
             trouble.append(f'{f} cannot be read ({str(e).splitlines()[0]})')
             print(f'{trouble[-1]}; the one before is tried')
     if trouble:

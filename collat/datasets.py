@@ -859,6 +859,10 @@ def listed(
         clips, classes, notes = ADAPTERS[source.name](base, splits)
     except FileNotFoundError as e:
         raise missing_data(source, root, f'{e.filename} is not there') from e
+    except (ValueError, csv.Error) as e:
+        if str(base) in str(e):
+            raise
+        raise ValueError(f'{source.title}: a list in {base} is cut off, or of another version ({e})') from e
     return Listing(source, base, clips, classes, notes)
 
 # %% ../nbs/05_datasets.ipynb #c88e26e1
@@ -895,9 +899,9 @@ def load_dataset(
 
 # %% ../nbs/05_datasets.ipynb #393be7df
 _NUMBERS = dict(  # column -> what is needed, and whether a value is that
-    fold=('a whole number from 1', lambda v: v >= 1 and v == int(v)),  # pandas writes 1.0
-    start=('a number of seconds from 0', lambda v: v >= 0),
-    seconds=('a number of seconds above 0', lambda v: v > 0),
+    fold=('a whole number from 1 to 1,000,000', lambda v: 1 <= v <= 1e6 and v == int(v)),  # pandas writes 1.0
+    start=('a number of seconds from 0 to 1,000,000', lambda v: 0 <= v <= 1e6),
+    seconds=('a number of seconds above 0, at most 1,000,000', lambda v: 0 < v <= 1e6),
 )
 
 

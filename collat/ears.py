@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .audio import fbank, normalise
 from .audio_encoder import AST, load_pretrained
 from .backbones import CNN14, SIZES, TimmCNN, make_cnn
 from .config import Profile, nearest_name
+from .weights import read_tensors
 from .yamnet import FoldedYAMNet, YAMNet, find_yamnet, load_yamnet, yamnet_spectrogram
 
 # %% ../nbs/08c_ears.ipynb #60abc2f4
@@ -130,7 +130,7 @@ def own_file(p: Profile) -> Path:
 def trained_own(audio: TimmCNN, p: Profile) -> TimmCNN:
     "Our own ears with the weights that they were trained to. Raises ValueError for a file of other ears."
     path = own_file(p)
-    weights = {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
+    weights = {k: v.float() if v.is_floating_point() else v for k, v in read_tensors(path).items()}
     try:
         audio.load_state_dict({k: v for k, v in weights.items() if not k.startswith('head.')})
     except RuntimeError as e:

@@ -40,7 +40,7 @@ UTF16 = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
 def list_lines(data: bytes) -> list:  # of str
     "The lines of a list of names. Raises ValueError where the bytes are sound or something else."
     if data.startswith(UTF16):
-        data = data.decode('utf-16').encode()
+        data = data.decode('utf-16', errors='replace').encode()
     if b'\0' in data:
         kind = 'sound' if data[:4] in (b'RIFF', b'fLaC', b'OggS', b'FORM', b'caff', b'.snd') else 'no text'
         raise ValueError(

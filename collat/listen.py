@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'GROUP_SECONDS', 'STEP', 'QUESTIONS', 'SILENT', 'model_folder', 'open_model', 'known_labels', 'readable',
-           'counted', 'check_k', 'in_groups', 'top', 'classifier', 'reader', 'trained_captioner', 'captioner',
-           'label_curves', 'stretch', 'grounder', 'answers', 'search', 'player', 'bars', 'show']
+           'counted', 'check_k', 'check_method', 'in_groups', 'top', 'classifier', 'reader', 'trained_captioner',
+           'captioner', 'label_curves', 'stretch', 'grounder', 'answers', 'search', 'player', 'bars', 'show']
 
 # %% ../nbs/29_listen.ipynb #69c786f0
 import base64
@@ -13,6 +13,7 @@ import html
 import io
 import sys
 from collections.abc import Iterable, Iterator
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,8 @@ MODELS = (
 def model_folder(path: str | Path | None = None) -> Path:
     """The folder that is named, else the first of `MODELS` that holds a model.
     Raises FileNotFoundError that says how to get one."""
+    if not isinstance(path, (str, Path, type(None))):
+        raise ValueError(f'{path!r}: {type(path).__name__}; the folder of a model is accepted')
     places = Path(), Path(collat.__file__).parents[1]  # where one stands (nbs/, say), else the repository
     folders = [Path(path)] if path else [root / m for root in places for m in MODELS]
     for folder in folders:
@@ -87,7 +90,7 @@ def readable(files: list, sample_rate: int, skipped: list) -> Iterator:  # of (f
 def counted(files: list, what: str, progress: bool):  # an iterable
     """Files under a bar on stderr that ends at their number, whatever can't be read; a name is one file.
     Raises ValueError when there are none."""
-    files = [files] if isinstance(files, (str, Path)) else list(files)
+    files = [files] if isinstance(files, (str, Path)) or not isinstance(files, Iterable) else list(files)
     if not files:
         raise ValueError(f'{what}: no files were given; one or more are accepted')
     return tqdm(files, desc=what, unit='file', disable=not progress, file=sys.stderr, mininterval=0.5)
@@ -95,8 +98,14 @@ def counted(files: list, what: str, progress: bool):  # an iterable
 
 def check_k(k: int):
     "Raises ValueError unless `k` answers can be given."
-    if k < 1:
-        raise ValueError(f'k is {k}; 1 or more answers for each are accepted')
+    if not isinstance(k, Integral) or isinstance(k, bool) or k < 1:
+        raise ValueError(f'k is {k!r}; 1 or more answers for each are accepted')
+
+
+def check_method(method: str):
+    "Raises ValueError unless it is a way to a map."
+    if method not in METHODS:
+        raise ValueError(f"method '{method}' is not one of {', '.join(METHODS)}.{nearest_name(method, METHODS)}")
 
 
 def in_groups(sounds: Iterable, sample_rate: int, seconds: float = GROUP_SECONDS) -> Iterator:  # of lists
@@ -160,7 +169,7 @@ def captioner(model: CoLLAT, labels=None, k: int = 3, trained: Path | None = Non
 
     names = known_labels(model, labels)
     z_t = prompts_of(model, names)
-    scale = model.logit_scale.exp().item()
+    scale = model.logit_scale.exp().clamp(max=100).item()
 
     def sentence(s):
         p = (scale * s).softmax(-1)
@@ -221,8 +230,7 @@ def stretch(curve: Tensor) -> tuple:  # (frames,) -> peak, first frame, past-las
 
 def grounder(model: CoLLAT, labels=None, k: int = 3, method: str = METHODS[-1]):
     "When each of the likeliest labels sounds: the `stretch` of its curve. Raises ValueError on an unknown method."
-    if method not in METHODS:
-        raise ValueError(f"method '{method}' is not one of {', '.join(METHODS)}.{nearest_name(method, METHODS)}")
+    check_method(method)
     names = known_labels(model, labels)
     z_t = prompts_of(model, names)
     rate = model.profile.sample_rate
@@ -261,7 +269,7 @@ def answers(
 ) -> Iterator:  # of dicts with 'file'
     """One answer per readable file, in their order; of silence with `silence` and nothing heard.
     Raises ValueError on another question, k or method, or without files."""
-    if question not in QUESTIONS:
+    if question not in list(QUESTIONS):
         raise ValueError(f"'{question}' is not one of {', '.join(QUESTIONS)}.{nearest_name(question, QUESTIONS)}")
     check_k(options.get('k', 1))
     ask = QUESTIONS[question](model, **options)
@@ -286,7 +294,7 @@ def search(
     the prompt, and as `compose`."""
     check_k(k)
     rate = model.profile.sample_rate
-    sounds = load_sounds(sounds, rate, levelled=True) if len(sounds) else []
+    sounds = [] if isinstance(sounds, (list, tuple)) and not sounds else load_sounds(sounds, rate, levelled=True)
     if silent := [i for i, w in enumerate(sounds) if not w.any()]:
         raise ValueError(f'sound {silent[0]} of the prompt is silence; something that sounds is accepted')
     z_q = compose(model, query, sounds).z
@@ -340,6 +348,8 @@ def show(
     "Player, labels, words and maps of one sound, at one level. Errors as `open_model` and `load_sounds`."
     from IPython.display import HTML
 
+    check_k(k)
+    check_method(method)
     model = model if isinstance(model, CoLLAT) else open_model(model)
     p = model.profile
     wavs = load_sounds(audio, p.sample_rate, sampling_rate, levelled=True)

@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['CLIPS_AT_ONCE', 'TEXTS_KEPT', 'SCENES_HEARD', 'AudioTextModel', 'CoLLAT', 'text_id', 'encode_each', 'drop_tokens',
-           'window_batches', 'evaluating', 'prompts_of', 'model_card', 'best_device']
+           'window_batches', 'evaluating', 'checked_answer', 'prompts_of', 'model_card', 'best_device']
 
 # %% ../nbs/11_model.ipynb #f6c5126a
 import dataclasses
 import json
 import math
+import os
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -30,9 +32,9 @@ from .config import Profile, atomic_path, load_profile
 from .ears import ears_of, front_end, make_audio_encoder
 from .interaction import TokenInteraction
 from .losses import CoLLATLoss, loss_weights
-from .prompts import as_texts, class_prompts, prompt
+from .prompts import as_list, as_texts, class_prompts, prompt
 from .text_families import load_text_encoder
-from .weights import fill, hub_folder, read_tensors, saved_config, saved_profile
+from .weights import HUB_ID, fill, hub_folder, read_tensors, saved_config, saved_profile
 
 # %% ../nbs/11_model.ipynb #869041a1
 class AudioTextModel(nn.Module):
@@ -48,6 +50,8 @@ class CoLLAT(AudioTextModel, ModelHubMixin):
 
     def __init__(self, profile: Profile = Profile()):
         super().__init__()
+        if not isinstance(profile, Profile):
+            raise ValueError(f'{profile!r}; a profile is accepted, CoLLAT(load_profile(NAME)) say')
         p = self.profile = profile
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(p.seed)
@@ -386,8 +390,8 @@ def window_batches(
 ):  # yields clip indices (b,), windows (b s) of one length
     """Clips cut into windows of the training length with half overlap, in batches of equal length.
     Raises ValueError on a `batch_size` below 1."""
-    if batch_size < 1:
-        raise ValueError(f'batch_size={batch_size}; accepted: 1 or more')
+    if not isinstance(batch_size, Integral) or batch_size < 1:
+        raise ValueError(f'batch_size={batch_size!r}; accepted: a whole number, 1 or more')
 
     def cut(w):
         if len(w) <= whole * p.clip_seconds * p.sample_rate:
@@ -413,6 +417,13 @@ def evaluating(model: nn.Module):
         model.train(was)
 
 # %% ../nbs/11_model.ipynb #f2f0217e
+def checked_answer(z: Tensor) -> Tensor:
+    "The same. Raises ValueError on NaN or infinity, which only broken weights bring."
+    if not z.isfinite().all():
+        raise ValueError('this model answers with NaN or infinity; its weights are broken')
+    return z
+
+
 @patch
 def by_clip(
     self: AudioTextModel,
@@ -427,7 +438,7 @@ def by_clip(
     rows = [[] for _ in wavs]
     with evaluating(self):
         for ids, wav in window_batches(wavs, self.profile, batch_size, self.whole, self.shortest):
-            for i, row in zip(ids, read(wav)):
+            for i, row in zip(ids, checked_answer(read(wav))):
                 rows[i].append(row)
     return rows
 
@@ -487,8 +498,11 @@ def prompts_of(
 ) -> Tensor:  # (k d) unit norm
     """An embedding for each class: of its prompt, or of its prompts in several templates the mean, as CLIP's ensembles.
     Errors as `class_prompts`."""
-    several = [template] if isinstance(template, str) else list(template)
-    z = [model.encode_text(class_prompts(labels, t or model.profile.template)) for t in several]
+    several = [template] if isinstance(template, str) or not isinstance(template, Iterable) else list(template)
+    labels = as_list(labels)
+    if not several:
+        raise ValueError('no templates were given; at least one is needed')
+    z = [model.encode_text(class_prompts(labels, model.profile.template if t == '' else t)) for t in several]
     return z[0] if len(z) == 1 else F.normalize(torch.stack(z).mean(0), dim=-1)
 
 
@@ -589,21 +603,26 @@ def from_pretrained(
     """A saved model from a folder or the hub, on `best_device`.
     Raises FileNotFoundError naming what a folder lacks, ValueError what of it is cut off or does not fit,
     ConnectionError with instructions where a download fails."""
+    if not isinstance(model_id, (str, os.PathLike)):
+        raise ValueError(f'{model_id!r}: {type(model_id).__name__}; a folder or a Hugging Face id is accepted')
     folder = Path(model_id)
-    if not folder.is_dir():
-        if not isinstance(model_id, str) or model_id.count('/') > 1:
+    if not os.path.isdir(folder):
+        if not HUB_ID.fullmatch(str(model_id)):
             raise FileNotFoundError(f'{model_id}: no such folder, and no Hugging Face id either')
         files = ['config.json', 'model.safetensors', 'README.md']
         otherwise = "name its folder: CoLLAT.from_pretrained('FOLDER')"
         folder = hub_folder(model_id, files, otherwise, local_files_only, **kwargs)
-    saved_config(folder)  # before Hugging Face reads it
-    return ModelHubMixin.from_pretrained.__func__(cls, folder)
+    return cls._from_pretrained(model_id=folder)
 
 
 @patch(cls_method=True)
 def _from_pretrained(cls: CoLLAT, *, model_id, **kwargs):
     "What Hugging Face's `from_pretrained` calls, with a folder."
     folder = Path(model_id)
-    model = cls(saved_profile(folder, saved_config(folder)))
+    p = saved_profile(folder, saved_config(folder))
+    try:
+        model = cls(p)
+    except ValueError as e:
+        raise ValueError(f'{folder / "config.json"}: {e}') from e
     fill(model, read_tensors(folder / 'model.safetensors'), folder / 'model.safetensors')
     return model.eval().to(best_device())

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .audio import load_sounds
-from .config import Profile, atomic_path, load_profile, read_json, run_info
+from .config import Profile, as_described, atomic_path, load_profile, read_json, run_info
 from .model import CoLLAT
 from .optimizer import best_precision, lr_factor, make_optimizer, param_groups, training_attention
 from .pictures import DRAWN, GLYPH_OF, RECORDED_GLYPHS, glyph_font, glyph_name
@@ -452,16 +452,17 @@ def load_painter(folder: str | Path, text: LockedTextEncoder) -> Painter:
         raise ValueError(f'{folder}/config.json: no {min(lack)}; what `train_painter` writes is accepted')
     settings = note['settings']
     weights = {k: v.float() for k, v in read_tensors(file).items()}
-    if settings['text'] != text.fingerprint()[:16]:
+    if not isinstance(settings, dict) or settings.get('text') != text.fingerprint()[:16]:
         raise ValueError(
             f'{folder}: this painter learnt to read another text encoder than {text.name}; '
             'a painter from the run of the model is accepted'
         )
-    painter = Painter(text.d, settings['width'])
+    with as_described(f'{folder}/config.json'):
+        painter = Painter(text.d, settings['width'])
+        made = dict(steps=settings['steps'], seconds=note['seconds'])
+        painter.made = made | dict(first_loss=note['losses'][0], last_loss=note['losses'][-1])
     painter.empty = weights.get('empty', painter.empty)
     fill(painter, weights, file)
-    painter.made = dict(steps=settings['steps'], seconds=note['seconds'])
-    painter.made |= dict(first_loss=note['losses'][0], last_loss=note['losses'][-1])
     painter.made['parameters'] = sum(w.numel() for w in painter.parameters())
     return painter.eval()
 

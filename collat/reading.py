@@ -9,6 +9,8 @@ __all__ = ['name_words', 'word_table', 'template_words', 'Heard', 'read_tokens',
 # %% ../nbs/11b_reading.ipynb #c9b94000
 import math
 import re
+from collections.abc import Iterable
+from numbers import Integral, Real
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -16,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .model import CoLLAT, evaluating
-from .prompts import prompt
+from .model import CoLLAT, checked_answer, evaluating
+from .prompts import as_texts, prompt
 
 # %% ../nbs/11b_reading.ipynb #b7bb6aad
 def name_words(name: str) -> list:  # 'hi-hat' -> ['hi', 'hat']
@@ -34,7 +36,9 @@ def word_table(
 ) -> tuple:  # words (v,), their static embeddings (v d)
     """Candidates of `read_words`: the vocabulary's whole words, those of `names` that it spells in pieces, and padding,
     as '', at the end."""
-    key = tuple(names)
+    key = () if names is None else (names,) if isinstance(names, str) else tuple(names)
+    if key:
+        as_texts(key)
     text = model.text
     if key not in _tables.get(text, {}):
         own, _, whole = text.vocabulary
@@ -68,8 +72,9 @@ def read_tokens(
     names=(),  # as `word_table`
 ) -> list:  # n entries [(word, score)], a larger score is nearer
     "Each token as its nearest candidates. Raises ValueError on k < 1 and on another metric."
-    if k < 1:
-        raise ValueError(f'k is {k}; 1 or more words per token are accepted')
+    if not isinstance(k, Integral) or k < 1:
+        raise ValueError(f'k is {k!r}; 1 or more words per token are accepted')
+    k = int(k)
     if metric not in ('cosine', 'l1', 'l2'):
         raise ValueError(f"metric is '{metric}'; cosine, l1 or l2 is accepted")
     words, rows = word_table(model, names)
@@ -115,6 +120,7 @@ class Composed(NamedTuple):
 def prompt_parts(text: str, n: int) -> tuple:  # written parts, for each {audio} whether it is to be left out
     """A prompt cut at its sounds; 'without' goes with its sound.
     Raises ValueError when places and sounds differ in number."""
+    [text] = as_texts(text)
     *before, last = text.split('{audio}')
     if len(before) != n:
         raise ValueError(f"{n} sounds for {len(before)} places in '{text}': one {{audio}} for each sound is accepted")
@@ -198,9 +204,12 @@ def compose(
     if not isinstance(audio, (list, tuple)) or audio:
         sounds = [h.to(device) for h in model.token_features(audio, 'tokens', **how)]
     parts, out = prompt_parts(text, len(sounds))
-    weights = [1.0] * len(sounds) if weights is None else [float(w) for w in weights]
-    if len(weights) != len(sounds) or min(weights, default=1) <= 0:
+    weights = [1.0] * len(sounds) if weights is None else list(weights) if isinstance(weights, Iterable) else [weights]
+    fine = [isinstance(w, Real) and 0 < w < math.inf for w in weights]
+    if len(weights) != len(sounds) or not all(fine):
         raise ValueError(f'weights {weights} for {len(sounds)} sounds: one positive number for each is accepted')
+    if not (slots is None or isinstance(slots, Integral) and 0 < slots <= model.text.n_ctx):
+        raise ValueError(f'slots={slots!r}; a whole number from 1 to {model.text.n_ctx}, or None, is accepted')
     if slots is not None:
         sounds = _telling_in(model, sounds, parts, out, slots)
     seq, count = _in_a_row(model, parts, sounds, out, weights, slots)
@@ -217,4 +226,4 @@ def compose(
                 u, alone = _encode_slots(model, sound, seen, slots)
                 z = without(z, u, w)
                 negative.append(alone)
-    return Composed(z, states, negative)
+    return Composed(checked_answer(z), states, negative)

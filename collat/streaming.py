@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['INDEX', 'VALIDATION', 'checksum', 'encode_flac', 'write_tar', 'shard_path', 'write_shard', 'read_record', 'Plan',
            'clips_digest', 'clip_sound', 'make_shard', 'clips_to_shard', 'agree', 'clear_killed', 'index_shards',
-           'parse_part', 'shard', 'EpochOrder', 'ShardError', 'decode_clip', 'read_index', 'read_part', 'Shards',
-           'as_float', 'byte_ranges', 'ShardLoader', 'shards_of', 'sounds_of', 'shard_profile']
+           'parse_part', 'shard', 'EpochOrder', 'ShardError', 'decode_clip', 'read_index', 'read_names', 'read_part',
+           'Shards', 'as_float', 'byte_ranges', 'ShardLoader', 'shards_of', 'sounds_of', 'shard_profile']
 
 # %% ../nbs/06_streaming.ipynb #3aab338d
 import csv
@@ -39,7 +39,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
 
 from .audio import sample_seed
-from .config import SCENE_WORLDS, Profile, atomic_path, read_json
+from .config import SCENE_WORLDS, Profile, as_described, atomic_path, read_json
 from .datasets import LEAKS, Clip, Manifest, clips_without_leaks, load_dataset, read_clips, source_of
 
 # %% ../nbs/06_streaming.ipynb #5c40433b
@@ -155,6 +155,13 @@ class Plan:
     seed: int = 0  # of the order in which clips are dealt to shards
     min_seconds: float = 0.3  # shorter is `short`
     silence: float = 1e-4  # a peak below it is `silent`
+
+    def __post_init__(self):
+        "Raises ValueError on numbers that make no shards."
+        for k in ('clips', 'sample_rate', 'per_shard'):
+            n = getattr(self, k)
+            if not isinstance(n, int) or not 0 < n <= 10**8:
+                raise ValueError(f'{k}={n!r}; a whole number from 1 to 100,000,000 is accepted')
 
     @property
     def shards(self) -> int:
@@ -446,19 +453,28 @@ def decode_clip(
 # %% ../nbs/06_streaming.ipynb #aa16e25e
 def read_index(data: bytes) -> np.ndarray:  # of `INDEX`
     "The index of a folder of shards. Raises ValueError on another array."
-    index = np.load(io.BytesIO(data))
-    if index.dtype != INDEX:
-        raise ValueError(f'an array of {index.dtype}')
+    index = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    if index.dtype != INDEX or index.ndim != 1:
+        raise ValueError(f'an array of {index.dtype}, shape {index.shape}')
+    within = (index['meta'] <= index['audio']) & (index['audio'] <= index['size'])
+    if not (within & (index['size'] < 2**30) & (index['at'] < 2**50)).all():
+        raise ValueError('clips beyond every shard')
     return index
+
+
+def read_names(data: bytes) -> list:  # of str
+    "The class names of a folder of shards. Raises ValueError on anything else."
+    names = json.loads(data)
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise ValueError('no list of names')
+    return names
 
 
 def read_part(fs, path: str, name: str, read):  # file system, folder, file, bytes -> what is in it
     "What is in a file beside the shards. Raises ValueError that names one that is cut off or of another version."
     data = fs.cat_file(f'{path}/{name}')
-    try:
+    with as_described(f'{path}/{name}'):
         return read(data)
-    except (ValueError, TypeError, EOFError) as e:
-        raise ValueError(f'{path}/{name}: cut off, or of another version ({e})') from None
 
 # %% ../nbs/06_streaming.ipynb #e583c0e5
 class Shards(Dataset):
@@ -481,7 +497,7 @@ class Shards(Dataset):
         try:
             index = part('index.npy', read_index)
             plan = part('plan.json', lambda data: Plan(**json.loads(data)))
-            self.classes = part('classes.json', lambda data: list(json.loads(data)))
+            self.classes = part('classes.json', read_names)
         except FileNotFoundError as e:
             raise FileNotFoundError(
                 f'{root}: no plan.json and index.npy; `collat data shard` writes them when all its parts are finished'

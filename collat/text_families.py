@@ -8,7 +8,6 @@ __all__ = ['BERT_FAMILY', 'TEXT_FAMILIES', 'BERTText', 'load_minilm', 'load_bert
 
 # %% ../nbs/07a_text_families.ipynb #eb8f298d
 import inspect
-import json
 from pathlib import Path
 
 import torch
@@ -16,12 +15,14 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import nn
 
+from .config import as_described, read_json
 from .text_encoder import LockedTextEncoder
 from collat.weights import (
     build_tower,
     check_activation,
     encoder_folder,
     file_activation,
+    fill,
     hf_activation,
     quiet,
     tag_file,
@@ -107,8 +108,8 @@ def _bert_in(folder, name, pad_id, origin):
     from transformers import AutoModel, AutoTokenizer
 
     cfg = Path(folder) / '1_Pooling' / 'config.json'
-    first = cfg.exists() and json.loads(cfg.read_text()).get('pooling_mode_cls_token', False)
-    with quiet():
+    first = cfg.exists() and read_json(cfg).get('pooling_mode_cls_token', False)
+    with quiet(), as_described(folder):
         m = AutoModel.from_pretrained(folder, local_files_only=True)
         t = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return _from_files(BERTText(m.float(), t, name, pad_id, 'first' if first else 'mean', origin), folder)
@@ -296,7 +297,7 @@ def load_open_clip(
     tower, tokenizer = build_tower(config, quick, seed)
     if source:
         path = path or tag_file(model, source, record)
-        tower.load_state_dict(text_weights(path), strict=True)
+        fill(tower, text_weights(path), path)
     te = OpenCLIPText(tower, tokenizer, name, pad_id, runs, origin)
     te.files = [path] if source else []
     return te
@@ -310,10 +311,11 @@ def load_hf_clip(which, name, pad_id=None) -> HFCLIPText:
     from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection
 
     d, origin = encoder_folder(which, name)
-    config = json.loads((d / 'config.json').read_text())
+    with as_described(d):
+        config = read_json(d / 'config.json')
     cls = CLIPTextModel if 'CLIPTextModel' in config.get('architectures', []) else CLIPTextModelWithProjection
     inside = any((d / f).exists() for f in ('tokenizer.json', 'vocab.json'))
-    with quiet():
+    with quiet(), as_described(d):
         m = cls.from_pretrained(d, local_files_only=True)
         t = AutoTokenizer.from_pretrained(d if inside else d.parent / 'tokenizer', local_files_only=True)
     runs = m.config.hidden_act
@@ -326,7 +328,7 @@ def load_t5(which, name, pad_id=None) -> T5Text:
     from transformers import AutoTokenizer, T5EncoderModel
 
     d, origin = encoder_folder(which, name)
-    with quiet():
+    with quiet(), as_described(d):
         m = T5EncoderModel.from_pretrained(d, local_files_only=True)
         t = AutoTokenizer.from_pretrained(d, local_files_only=True)
     return _from_files(T5Text(m.float(), t, name, pad_id, origin), d)

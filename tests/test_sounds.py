@@ -1,10 +1,13 @@
 "Whatever people hand over as sound, labels or texts: one answer, or a refusal that says what is accepted."
 
+import array
 import io
 import json
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile as sf
 import torch
@@ -37,10 +40,15 @@ def right(model, violin):
     return model.classify(violin, LABELS)
 
 
-def wav_bytes(x, rate=RATE, **how):
+def wav_bytes(x, rate=RATE, kind='WAV', **how):
     f = io.BytesIO()
-    sf.write(f, x, rate, format='WAV', **how)
+    sf.write(f, x, rate, format=kind, **how)
     return f.getvalue()
+
+
+def closed(f):
+    f.close()
+    return f
 
 
 def stereo(x):
@@ -61,20 +69,39 @@ FORMS = {
     'int32': lambda x: np.round(x.astype(float) * (2**31 - 1)).astype(np.int32),
     'uint8, loud': lambda x: np.round(x / np.abs(x).max() * 127 + 128).astype(np.uint8),
     'int16 tensor': lambda x: torch.from_numpy(np.round(x * 32767).astype(np.int16)),
+    'int8, loud': lambda x: np.round(x / np.abs(x).max() * 127).astype(np.int8),
+    'big-endian int16': lambda x: np.round(x * 32767).astype('>i2'),
+    'int32 tensor': lambda x: torch.from_numpy(np.round(x.astype(float) * (2**31 - 1)).astype(np.int32)),
+    'longdouble': lambda x: x.astype(np.longdouble),
+    'negated tensor': lambda x: torch.complex(y := torch.from_numpy(x), -y).conj().imag,
     'list of floats': lambda x: x.tolist(),
+    'array of the standard library': lambda x: array.array('f', x.tolist()),
+    'whole column of a table': lambda x: pd.Series(x),
     'tuple of floats': lambda x: tuple(x.tolist()),
     '(1, s)': lambda x: x[None],
     '(1, s) in a list, as torchaudio': lambda x: [torch.from_numpy(x)[None]],
     '(s, 2), as soundfile': stereo,
     '(s, 2) in a list': lambda x: [stereo(x)],
     '(2, s) in a list': lambda x: [stereo(x).T],
+    '(s, 1)': lambda x: x[:, None],
+    '(s, 6), as films': lambda x: np.stack([x] * 6, 1),
+    '(6, s) in a list': lambda x: [np.stack([x] * 6)],
+    'Fortran order': lambda x: np.asfortranarray(stereo(x)),
+    'broadcast': lambda x: np.broadcast_to(x[:, None], (len(x), 3)),
     '(b, c, s)': lambda x: stereo(x).T[None],
+    'antiphase, and a third channel silent': lambda x: np.stack([x, -x, silent(x)], 1),
     'antiphase': lambda x: np.stack([x, -x], 1),
     'one channel silent': lambda x: np.stack([x, silent(x)], 1),
     '(array, rate)': lambda x: (x, RATE),
     '(rate, array), as scipy': lambda x: (RATE, x),
     'at another rate': lambda x: (load_sounds(x, 44_100, RATE)[0], 44_100),
     'stereo at another rate': lambda x: (stereo(load_sounds(x, 48_000, RATE)[0].numpy()), 48_000),
+    'rate as a fraction': lambda x: (x, Fraction(RATE)),
+    'rate as a number of numpy': lambda x: (x, np.float32(RATE)),
+    'at a rate that is no whole number': lambda x: (load_sounds(x, 44_100, RATE)[0], 44_100.0),
+    'dict in a list': lambda x: [dict(array=stereo(x), sampling_rate=RATE)],
+    'bytearray': lambda x: bytearray(wav_bytes(x)),
+    'flac in memory': lambda x: wav_bytes(x, kind='FLAC'),
     'dict, as datasets': lambda x: dict(array=x, sampling_rate=RATE, path=None),
     'dict, as pipelines': lambda x: dict(raw=x, sampling_rate=RATE),
     'dict of bytes': lambda x: dict(bytes=wav_bytes(x), path=None),
@@ -88,6 +115,10 @@ FORMS = {
     'with gradient': lambda x: torch.from_numpy(x).requires_grad_(),
     'peaks of 1.8': lambda x: x / np.abs(x).max() * 1.8,
     'peaks of 30': lambda x: x / np.abs(x).max() * 30,
+    '-70 dB': lambda x: x.astype(float) * 0.0003,
+    '+14 dB': lambda x: x * 5,
+    'one channel 40 dB below': lambda x: np.stack([x, x * 0.01], 1),
+    'with an offset of 20': lambda x: x * 0.5 + 20,
     '-60 dB': lambda x: x * 0.001,
     '-40 dB': lambda x: x * 0.01,
     '+6 dB': lambda x: x * 2,
@@ -130,24 +161,44 @@ REFUSED = {
     'nan': (lambda x: np.r_[x[:RATE], np.nan, x[RATE:]], 'sample of nan at 1.000 s'),
     'inf': (lambda x: [x, np.r_[x[:8000], np.inf]], 'sound 1: sample of inf at 0.500 s'),
     'overflow': (lambda x: x.astype(float) * 1e300, 'sample of'),
+    '-inf in one channel': (lambda x: np.stack([x, np.r_[x[:-1], -np.inf]], 1), 'sample of -inf'),
+    'nan in a batch': (lambda x: [x, x, np.r_[x[:1600], np.nan]], 'sound 2: sample of nan at 0.100 s'),
+    'nan in a pair': (lambda x: (np.r_[x[:800], np.nan], 8000), 'sample of nan at 0.100 s'),
+    '33': (lambda x: np.r_[x, np.float32(33)], 'sample of 33'),
     '1e38': (lambda x: x * 1e38, 'at most ±32'),
     'int16 as floats': (lambda x: x * 32767, 'integers are scaled by their type'),
     'uint8 as floats': (lambda x: x / np.abs(x).max() * 127, 'at most ±32'),
     'bool': (lambda x: x > 0, 'bool'),
     'complex': (lambda x: x + 0j, 'complex64'),
+    'uint16': (lambda x: np.abs(x * 999).astype(np.uint16), 'uint16'),
+    'dates': (lambda x: np.zeros(len(x), 'M8[s]'), 'datetime64'),
+    'records': (lambda x: np.zeros(len(x), [('a', 'f4')]), "[('a', '<f4')]"),
+    'sparse': (lambda x: torch.from_numpy(x).to_sparse(), 'Sparse'),
+    'meta': (lambda x: torch.zeros(len(x), device='meta'), 'meta tensor'),
+    'conjugate': (lambda x: torch.from_numpy(x + 1j).conj(), 'complex64'),
     'int64': (lambda x: np.round(x * 32767).astype(int), 'int64'),
     'a list of whole numbers': (lambda x: [0, 1, 2], 'int64'),
     'object': (lambda x: [np.array([x, None], object)], 'object'),
     'four axes': (lambda x: x[None, None, None], 'shape (1, 1, 1'),
     'many channels': (lambda x: [np.zeros((64, 48000))], 'shape (64, 48000)'),
+    'no channels': (lambda x: np.zeros((len(x), 0)), ', 0)'),
+    'no channels in a list': (lambda x: [np.zeros((48_000, 0))], 'shape (48000, 0)'),
+    'no axes': (lambda x: np.array(None), 'shape ()'),
+    'a name in an array without axes': (lambda x: np.array('a.wav'), 'shape ()'),
     'none': (lambda x: None, 'NoneType'),
     'a number': (lambda x: 7, 'int'),
     'one of them none': (lambda x: [x, None], 'sound 1'),
     'no sounds': (lambda x: [], 'none were given'),
     'an empty array': (lambda x: x[:0], 'no samples'),
     'one sample': (lambda x: x[:1], 'min_seconds=0.025'),
+    '24 ms at another rate': (lambda x: (x[:192], 8_000), '0.0240 s'),
+    '24 ms in a file': (lambda x: wav_bytes(x[:384]), '0.0240 s'),
     '24 ms': (lambda x: x[:384], '0.0240 s'),
     'no rate': (lambda x: dict(array=x), 'sampling_rate'),
+    'rate is nothing': (lambda x: dict(array=x, sampling_rate=None), 'sampling_rate'),
+    'rate is text': (lambda x: dict(array=x, sampling_rate='16000'), "rate '16000'"),
+    'rate is a list': (lambda x: dict(array=x, sampling_rate=[RATE]), 'rate [16000]'),
+    'rate beyond all floats': (lambda x: (x, 10**400), '1,000 to 1,000,000 Hz'),
     'rate 0': (lambda x: (x, 0), '1,000 to 1,000,000 Hz'),
     'rate 1': (lambda x: (x, 1), '1 samples a second'),
     'rate nan': (lambda x: (x, float('nan')), 'nan samples a second'),
@@ -155,6 +206,8 @@ REFUSED = {
     'an empty name': (lambda x: '', 'no such file'),
     'a folder': (lambda x: str(ROOT), 'no such file'),
     'bytes of no sound': (lambda x: b'RIFF', 'sound 0: not readable as audio'),
+    'a closed file': (lambda x: closed(io.BytesIO(wav_bytes(x))), 'closed file'),
+    'cut bytes': (lambda x: wav_bytes(x)[:30], 'sound 0: not readable as audio'),
     'text': (lambda x: io.StringIO('x'), 'not readable as audio'),
     'ragged': (lambda x: [[0.1, [0.2]]], 'sound 0: list'),
 }
@@ -175,7 +228,7 @@ def test_rates_that_contradict(violin):
     assert len(load_sounds(violin, RATE, sampling_rate=8000)[0]) == 2 * len(violin)
 
 
-@pytest.mark.parametrize('ext', ['m4a', 'mp4', 'aac', 'wma'])
+@pytest.mark.parametrize('ext', ['m4a', 'mp4', 'aac', 'wma', 'webm', 'amr', 'M4A'])
 def test_foreign_formats_name_the_command_that_converts(tmp_path, ext):
     f = tmp_path / f'song.{ext}'
     f.write_bytes(b'\0\0\0 ftypM4A ' + bytes(1000))
@@ -203,6 +256,8 @@ def test_a_header_of_one_hertz_and_a_file_of_1e25(tmp_path, model, violin):
 SILENCE = dict(
     zeros=silent,
     offset=lambda x: silent(x) + 0.3,
+    below=lambda x: silent(x) + 1e-40,
+    lowest=lambda x: np.full(len(x), -32768, np.int16),
     dither=lambda x: np.random.default_rng(0).integers(-1, 2, len(x)).astype(np.int16),
 )
 
@@ -261,12 +316,22 @@ def test_labels(model, violin, right):
         (['a', 'a_b', 'a b'], 'labels 2 and 3'),
         (['a', ''], 'label 2 of 2 is blank'),
         ([' '], 'label 1 of 1'),
+        (['a', '\u200b'], 'label 2 of 2 is blank'),
+        (['a', ' A\t'], 'labels 1 and 2'),
+        (['a', 'b\udcff'], 'letter 2 is no Unicode'),
+        (iter(()), 'no labels'),
     ):
         for f in (lambda: model.classify(violin, labels), lambda: known_labels(model, labels)):
             with pytest.raises(ValueError, match=why):
                 f()
-    with pytest.raises(TypeError, match='int; a string'):
-        model.classify(violin, [3])
+    for labels, why in (
+        ([3], 'int; a string'),
+        (b'violin', 'int; a string'),
+        (None, 'a list of names'),
+        (np.array('violin'), 'a list of names'),
+    ):
+        with pytest.raises(TypeError, match=why):
+            model.classify(violin, labels)
 
 
 def test_templates_of_ones_own_and_ensembles(model, violin, right):
@@ -275,8 +340,10 @@ def test_templates_of_ones_own_and_ensembles(model, violin, right):
     z = prompts_of(model, LABELS, ['a {} sound', 'laion', 'I hear {}!'])
     assert torch.allclose(z.norm(dim=-1), torch.ones(5), atol=1e-6)
     assert torch.equal(model.classify(violin, LABELS, ['paper']), right)
-    for bad in ('a sound', ['paper', 'no'], 3):
-        with pytest.raises((ValueError, TypeError)):
+    several = prompts_of(model, (l for l in LABELS), (t for t in ('paper', 'laion')))
+    assert torch.equal(several, prompts_of(model, LABELS, ['paper', 'laion']))
+    for bad in ('a sound', ['paper', 'no'], 3, None, [], [None], '{0}', b'{}', '{} \udcff'):
+        with pytest.raises(ValueError, match='template|letter 4 is no Unicode'):
             model.classify(violin, LABELS, bad)
 
 
@@ -287,6 +354,10 @@ def test_templates_of_ones_own_and_ensembles(model, violin, right):
         (3, 'text 1 of 1 is 3, int'),
         (['a', None], 'text 2 of 2 is None'),
         ('word ' * 600, 'some 382 English words'),
+        (b'a violin', 'text 1 of 8 is 97, int'),
+        ('a \ud800', 'letter 3 is no Unicode'),
+        (np.array('a'), 'text 1 of 1 is array'),
+        ([['a']], r"text 1 of 1 is \['a'\], list"),
     ],
 )
 def test_texts_are_refused_in_words(model, texts, why):
@@ -295,9 +366,9 @@ def test_texts_are_refused_in_words(model, texts, why):
 
 
 def test_what_is_no_option_is_refused(model, violin, tmp_path):
-    for size in (0, -1):
+    for size in (0, -1, 1.5, '8', float('nan')):
         for f in (model.encode_audio, model.token_features):
-            with pytest.raises(ValueError, match=f'batch_size={size}'):
+            with pytest.raises(ValueError, match=f'batch_size={size!r}'):
                 f(violin, batch_size=size)
     for f in (
         lambda: model.classify(violin, LABELS, sample_rate=8000),
@@ -323,3 +394,62 @@ def test_a_model_in_another_type_answers_the_same(violin, right, kind):
     other = open_model(ROOT / 'figures/mini/model').to(kind)
     assert abs(other.classify(violin, LABELS) - right).max() < 0.02
     assert other.token_features(violin, 'states')[0].dtype == torch.float32
+
+
+def test_a_click_in_the_last_block_of_silence(model):
+    x = np.zeros(RATE, np.float32)
+    x[-20:-18] = 0.5, -0.5
+    (level,) = load_sounds(x, levelled=True)
+    assert level.isfinite().all() and 0 < level.abs().max() <= 0.98
+    assert model.classify(x, LABELS).isfinite().all()
+    (short,) = load_sounds(np.sin(np.arange(120, dtype=np.float32)), 4_000, levelled=True)
+    assert short.isfinite().all() and len(short) == 120
+
+
+def test_prompts_with_odd_sounds_and_weights(model, violin):
+    for weights in ([float('nan')], [float('inf')], [0], [-1], ['a'], '1', [1, 1]):
+        with pytest.raises(ValueError, match='one positive number for each'):
+            compose(model, 'a {audio}', violin, weights)
+    for slots in (0, -1, 2.5, '8', 10**6):
+        with pytest.raises(ValueError, match='slots='):
+            compose(model, 'a {audio}', violin, slots=slots)
+    for text, why in ((3, 'text 1 of 1 is 3'), (None, 'is None'), ('\udcff {audio}', 'no Unicode'), ('', 'nothing')):
+        with pytest.raises(ValueError, match=why):
+            compose(model, text, violin if '{audio}' in str(text) else [])
+
+
+def test_counts_methods_and_lists_of_every_kind(model, violin, tmp_path):
+    f = tmp_path / 'x.wav'
+    sf.write(f, violin, RATE)
+    for k in (0, -1, 1.5, '3', None, True, float('nan')):
+        for ask in (
+            lambda: list(answers(model, 'classify', f, [], False, k=k)),
+            lambda: search(model, 'a violin', f, [], k, progress=False),
+            lambda: show(violin, model, LABELS, k=k),
+        ):
+            with pytest.raises(ValueError, match='1 or more answers'):
+                ask()
+    for ask in (
+        lambda: list(answers(model, 'ground', f, [], False, method='nope')),
+        lambda: show(violin, model, LABELS, method='nope'),
+    ):
+        with pytest.raises(ValueError, match="method 'nope' is not one of"):
+            ask()
+    for sounds in (f, str(f), iter([f]), violin, [violin]):
+        assert search(model, '{audio}', [f], [], sounds=sounds, progress=False)[0]['score'] > 0.99
+    skipped = []
+    assert not list(answers(model, 'classify', [3, None], skipped, False)) and len(skipped) == 2
+    for path in (3, b'x', ['x']):
+        with pytest.raises(ValueError, match='the folder of a model'):
+            open_model(path)
+
+
+@pytest.mark.parametrize('part, scale', [('interaction', 1e30), ('interaction.head', 1e34)])
+def test_a_broken_model_says_so(violin, part, scale):
+    broken = open_model(ROOT / 'figures/mini/model')
+    with torch.no_grad():
+        for w in broken.get_submodule(part).parameters():
+            w.mul_(scale)
+    for ask in (lambda: broken.classify(violin, LABELS), lambda: compose(broken, 'a {audio}', violin)):
+        with pytest.raises(ValueError, match='NaN or infinity; its weights are broken'):
+            ask()
