@@ -22,16 +22,15 @@ from tqdm import tqdm
 
 import collat
 from .audio import AudioError, at_least, load_sounds
-from .captioning import describe, load_captioner
 from .config import SCENE_WORLDS, nearest_name
-from .evaluate import checkpoint_id, softmax_scores
 from .files import sound_files
 from .maps import METHODS, concept_maps, draw_grounding, map_frames, unit_range
-from .model import CoLLAT, prompts_of
+from .model import CoLLAT, prompts_of, softmax_scores
 from .nothing import judged
 from .prompts import as_list, class_prompts
 from .reading import compose, read_words
 from .scenes import all_classes
+from .weights import weights_id
 
 # %% ../nbs/29_listen.ipynb #e57a168f
 MODELS = (
@@ -150,7 +149,7 @@ def reader(model: CoLLAT, labels=None, k: int = 3):
 def trained_captioner(path: str | Path | None = None) -> Path | None:  # folder of a model
     "The captioner that notebook 23 has trained for a model and left beside it, None where there is none."
     folder = model_folder(path)
-    return next(iter(sorted(folder.parent.glob(f'captioner-{checkpoint_id(folder)}-*.safetensors'))), None)
+    return next(iter(sorted(folder.parent.glob(f'captioner-{weights_id(folder)}-*.safetensors'))), None)
 
 
 def captioner(model: CoLLAT, labels=None, k: int = 3, trained: Path | None = None):
@@ -168,7 +167,11 @@ def captioner(model: CoLLAT, labels=None, k: int = 3, trained: Path | None = Non
         heard = [b['label'] for i, b in enumerate(best) if not i or b['score'] > 0.5 * best[0]['score']]
         return dict(caption=f'The sound of {in_a_row([noun_phrase(h) for h in heard])}.', labels=best)
 
-    write, more = load_captioner(trained) if trained and labels is None else (None, {})
+    write = None
+    if trained and labels is None:
+        from collat.captioning import describe, load_captioner
+
+        write, more = load_captioner(trained)
 
     def tell(wavs):
         rows = [sentence(s) for s in (model.encode_audio(wavs) @ z_t.T).cpu()]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLIPS_AT_ONCE', 'TEXTS_KEPT', 'SCENES_HEARD', 'AudioTextModel', 'CoLLAT', 'text_id', 'encode_each', 'drop_tokens',
-           'window_batches', 'evaluating', 'prompts_of', 'model_card', 'best_device']
+           'window_batches', 'evaluating', 'prompts_of', 'softmax_scores', 'model_card', 'best_device']
 
 # %% ../nbs/11_model.ipynb #f6c5126a
 import dataclasses
@@ -17,6 +17,7 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -490,6 +491,12 @@ def prompts_of(
     several = [template] if isinstance(template, str) else list(template)
     z = [model.encode_text(class_prompts(labels, t or model.profile.template)) for t in several]
     return z[0] if len(z) == 1 else F.normalize(torch.stack(z).mean(0), dim=-1)
+
+
+def softmax_scores(model: CoLLAT, cosines: np.ndarray, axis: int = 1) -> np.ndarray:
+    "Cosines as probabilities under the learned temperature."
+    x = torch.as_tensor(cosines) * model.logit_scale.detach().cpu().exp().clamp(max=100)
+    return x.softmax(axis).numpy()
 
 
 @patch

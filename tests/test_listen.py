@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
@@ -180,3 +181,26 @@ def test_show_is_looked_up_when_asked_for(folder):
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == 'show'
     with pytest.raises(AttributeError, match='no attribute'):
         __import__('collat').shown
+
+
+HEAVY = """accelerate diffusers fastai h5py IPython ipykernel joblib matplotlib nbdev open_clip pandas papermill scipy
+seaborn sklearn sympy timm torch._dynamo torch.distributed.tensor torchvision transformers webdataset""".split()
+
+
+def test_an_answer_loads_only_what_it_needs(tmp_path):
+    "Of the libraries that training, tables and figures use, none is loaded for the label of one sound, nor for a span."
+    sf.write(tmp_path / 'a.wav', np.random.default_rng(0).standard_normal(16_000) / 10, 16_000)
+    args = str(tmp_path / 'a.wav'), '--model', str(Path(__file__).parent.parent / 'figures/mini/model'), '--quiet'
+    code = f"""import sys
+from collat.cli import main
+for question in 'classify', 'ground':
+    try:
+        main([question, *{args}, '--json'])
+    except SystemExit as e:
+        assert not e.code
+print(*sorted(sys.modules))"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    *answers, loaded = done.stdout.splitlines()
+    assert [set(json.loads(a)) for a in answers] == [{'file', 'labels'}, {'file', 'events'}], done.stderr
+    loaded = set(loaded.split())
+    assert 'torch' in loaded and loaded & set(HEAVY) == set()
