@@ -6,8 +6,8 @@
 __all__ = ['BLOCK', 'LOUDEST', 'RATES', 'LONGEST', 'FILES', 'FOREIGN', 'CANCELLED', 'SILENCE', 'LEVEL', 'SCALES', 'CHANNELS',
            'ARRAYS', 'ALONE', 'WINDOWS', 'FLOOR', 'AUDIOSET_MEAN', 'AUDIOSET_STD', 'AudioError', 'RawSound',
            'load_audio', 'sounding', 'normalise_level', 'load_sounds', 'fbank', 'pad_frames', 'normalise',
-           'denormalise', 'dataset_stats', 'sample_seed', 'spec_augment', 'add_noise', 'snr_db', 'windows',
-           'join_windows', 'at_least']
+           'denormalise', 'dataset_stats', 'sample_seed', 'spec_augment', 'add_noise', 'snr_db', 'window_views',
+           'windows', 'join_windows', 'at_least']
 
 # %% ../nbs/01_audio.ipynb #135e8d9b
 import hashlib
@@ -184,11 +184,12 @@ LEVEL = -26.0  # dB re full scale, of the sounding part
 def normalise_level(wav: Tensor, dbfs: float = LEVEL) -> Tensor:  # (s,), both
     "Without offset, the sounding part at one level, no peak above 0.98; silence becomes zeros"
     x = (wav - wav.mean(dtype=torch.float64)).float()
-    if x.abs().max() <= SILENCE:
-        return torch.zeros_like(x)
-    x = x / x.abs().max()
+    peak = torch.maximum(x.max(), -x.min())
+    if peak <= SILENCE:
+        return x.zero_()
+    x /= peak
     rms = x[sounding(x.numpy())].square().mean().sqrt().item()
-    return x * min(0.98, 10 ** (dbfs / 20) / rms)
+    return x.mul_(min(0.98, 10 ** (dbfs / 20) / rms))
 
 # %% ../nbs/01_audio.ipynb #9f0884aa
 SCALES = {'uint8': (128, 7), 'int8': (0, 7), 'int16': (0, 15), 'int32': (0, 31)}  # zero of a type, and its bits
@@ -287,9 +288,12 @@ def load_sounds(
     sounds = _several(sounds)
     if not sounds:
         raise _refusal('sounds', 'none were given', 'one or more')
-    with ThreadPoolExecutor(min(len(sounds), os.cpu_count() or 1)) as pool:
-        one = partial(_one, sample_rate=sample_rate, sampling_rate=sampling_rate)
-        wavs = list(pool.map(one, sounds, range(len(sounds))))
+    one = partial(_one, sample_rate=sample_rate, sampling_rate=sampling_rate)
+    if len(sounds) == 1:
+        wavs = [one(sounds[0], 0)]
+    else:
+        with ThreadPoolExecutor(min(len(sounds), os.cpu_count() or 1)) as pool:
+            wavs = list(pool.map(one, sounds, range(len(sounds))))
     return [normalise_level(w) for w in wavs] if levelled else wavs
 
 # %% ../nbs/01_audio.ipynb #3a99e86a
@@ -509,12 +513,12 @@ def snr_db(
     return 10 * torch.log10(signal / noise)
 
 # %% ../nbs/01_audio.ipynb #424f0c3b
-def windows(
+def window_views(
     wav: Tensor,  # (s,) waveform
     seconds: float,  # length of a window
     hop_seconds: float,  # distance of their starts
     sample_rate: int = 16000,  # Hz
-) -> Tensor:  # (b, s) windows; a shorter clip is its own only window
+) -> list[Tensor]:  # (s,) each, in the memory of `wav`
     "`wav` cut in equal windows, the last aligned to its end; raises `ValueError` for shapes or hops that lose sound"
     if wav.ndim != 1:
         raise ValueError(f'waveform of shape {tuple(wav.shape)}; accepted: (s,)')
@@ -523,9 +527,13 @@ def windows(
     if not 0 < hop <= size:
         raise ValueError(f'windows of {seconds} s each {hop_seconds} s; accepted: 0 < hop_seconds ≤ seconds')
     if len(wav) <= size:
-        return wav[None]
-    starts = [*range(0, len(wav) - size, hop), len(wav) - size]
-    return torch.stack([wav[i : i + size] for i in starts])
+        return [wav]
+    return [wav[i : i + size] for i in [*range(0, len(wav) - size, hop), len(wav) - size]]
+
+
+def windows(*args, **how) -> Tensor:  # (b, s); a shorter clip is its own only window
+    "`window_views` as a tensor of its own"
+    return torch.stack(window_views(*args, **how))
 
 
 def join_windows(

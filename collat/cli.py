@@ -259,7 +259,7 @@ def cmd_search(args) -> int:
     n = len(files) + len(skipped)
     listen = listening()
     model = listen.open_model(args.model)
-    for a in listen.search(model, args.query, files, skipped, args.k, sounds, not args.quiet):
+    for a in listen.search(model, args.query, files, skipped, args.k, sounds, not args.quiet, args.index):
         say(a, args.json)
     return report_skipped(skipped, n)
 
@@ -274,7 +274,9 @@ def positive(text: str) -> int:
 ASKING = 'classify', 'words', 'caption', 'ground', 'imagine', 'search'  # their arguments are file names, with '=' too
 USAGE = 'FILE|FOLDER|- ... [--model DIR] {} [--json] [--quiet]'
 OWN = dict(  # options that not all of them have
-    search='[--sound FILE] [-k N]', imagine='--out DIR [--sd FOLDER]', ground='[--labels A,B] [-k N] [--method M]'
+    search='[--sound FILE] [--index FILE] [-k N]',
+    imagine='--out DIR [--sd FOLDER]',
+    ground='[--labels A,B] [-k N] [--method M]',
 )
 LABELS = (
     'class names, comma-separated; one with a comma in it stands in double quotes '
@@ -291,6 +293,7 @@ def _questions(command):
         if name == 'search':
             add('query', help="what to look for, e.g. 'rain and {audio}'")
             add('--sound', action='append', help='sound file for each {audio} of the query')
+            add('--index', help='file that keeps what was heard, so that the next search hears only what is new')
         add('files', nargs='+', help='sound files, folders, or - for a list on standard input')
         add('--model', help='folder of a trained model (default: runs/mini/checkpoints/model, else figures/mini/model)')
         if name not in doors:

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['EVAL_SPLITS', 'GROUP', 'load_any', 'checkpoint_id', 'Embedded', 'embed_split', 'noise_levels', 'class_scores',
-           'number', 'score_split', 'softmax_scores', 'evaluation_split', 'evaluation_set', 'embed_sounds', 'group_ids',
-           'read_group', 'ahead', 'reading_threads', 'from_all_ranks', 'embed_clips', 'embed_manifest']
+           'number', 'score_split', 'evaluation_split', 'evaluation_set', 'embed_sounds', 'group_ids', 'read_group',
+           'ahead', 'reading_threads', 'from_all_ranks', 'embed_clips', 'embed_manifest']
 
 # %% ../nbs/14_evaluate.ipynb #5b5d652d
-import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -34,6 +33,7 @@ from .prompts import label_to_words, protocol
 from .published import PUBLISHED, open_published
 from .scenes import Scenes
 from .validation import multi_hot
+from .weights import weights_id
 
 # %% ../nbs/14_evaluate.ipynb #76418957
 def load_any(checkpoint: str | Path):  # of the common interface
@@ -45,7 +45,7 @@ def checkpoint_id(folder: str | Path) -> str:  # 12 hex digits, or the name of a
     "Which weights a number belongs to: a short sha256 of the saved model."
     if str(folder) in PUBLISHED:
         return str(folder)
-    return hashlib.sha256((Path(folder) / 'model.safetensors').read_bytes()).hexdigest()[:12]
+    return weights_id(folder)
 
 # %% ../nbs/14_evaluate.ipynb #08b8ef8f
 @dataclass
@@ -125,12 +125,6 @@ def score_split(
         for name, f in (('mAP', mean_average_precision), ('clip-wise mAP', clipwise_map)):
             out.append(number(name, f, scores[~one], y[~one], n_boot, **more))
     return out
-
-# %% ../nbs/14_evaluate.ipynb #74d88220
-def softmax_scores(model: CoLLAT, cosines: np.ndarray, axis: int = 1) -> np.ndarray:
-    "Cosines as probabilities under the learned temperature."
-    x = torch.as_tensor(cosines) * model.logit_scale.detach().cpu().exp().clamp(max=100)
-    return x.softmax(axis).numpy()
 
 # %% ../nbs/14_evaluate.ipynb #bb475876
 EVAL_SPLITS = dict(  # all splits of the others

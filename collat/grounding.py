@@ -22,11 +22,11 @@ from torch import Tensor
 
 from .audio import windows
 from .config import Profile, load_profile, write_results
-from .evaluate import checkpoint_id, softmax_scores
+from .evaluate import checkpoint_id
 from .launch import launch
 from .maps import METHODS, at_frames, concept_maps, draw_grounding, map_frames, overlay, unit_range
 from .metrics import bootstrap_ci, mean_average_precision, paired_bootstrap
-from .model import CoLLAT, prompts_of
+from .model import CoLLAT, prompts_of, softmax_scores
 from .painter import Painter, paint, painter_for, sound_states
 from .reading import name_words, read_words
 from .scenes import Scenes

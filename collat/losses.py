@@ -19,7 +19,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from einops import einsum, rearrange, reduce
 from fastcore.basics import patch, store_attr
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from .config import Profile, nearest_name
@@ -103,6 +102,8 @@ def hungarian_match(
 ) -> Tensor:  # (b, n) long
     """Smallest sum of distances over matched tokens (§3.2, future work), by scipy per sample.
     Raises ValueError on wrong shapes."""
+    from scipy.optimize import linear_sum_assignment
+
     cost = _rows(_at_least_float(D), mask).clamp(-1e30, 1e30).double().cpu().numpy()
     perm = torch.empty(D.shape[:2], dtype=torch.long)
     for row, c in zip(perm, cost):

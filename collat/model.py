@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLIPS_AT_ONCE', 'TEXTS_KEPT', 'SCENES_HEARD', 'AudioTextModel', 'CoLLAT', 'text_id', 'encode_each', 'drop_tokens',
-           'window_batches', 'evaluating', 'checked_answer', 'prompts_of', 'model_card', 'best_device']
+           'window_batches', 'joined', 'evaluating', 'checked_answer', 'prompts_of', 'softmax_scores', 'model_card',
+           'best_device']
 
 # %% ../nbs/11_model.ipynb #f6c5126a
 import dataclasses
@@ -13,12 +14,13 @@ import math
 import os
 import warnings
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from numbers import Integral
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -27,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .audio import add_noise, at_least, load_sounds, spec_augment, windows
+from .audio import add_noise, at_least, load_sounds, spec_augment, window_views
 from .config import Profile, atomic_path, load_profile
 from .ears import ears_of, front_end, make_audio_encoder
 from .interaction import TokenInteraction
@@ -43,6 +45,14 @@ class AudioTextModel(nn.Module):
     whole = 1.5  # a clip of up to so many training lengths is not cut into windows
     shortest = 0.4  # s, up to which silence is added to a clip
     at_once = 64  # windows
+
+    def hear_windows(self, wav: Tensor) -> Tensor:  # (b s) -> a row for each
+        "What `encode_audio` asks of windows of one length,"
+        return self.read_windows(wav, 'embedding')
+
+    def embed_windows(self, x: Tensor) -> Tensor:  # (b ...) -> (b d_out), unit norm
+        "and then of windows of any."
+        return x
 
 
 class CoLLAT(AudioTextModel, ModelHubMixin):
@@ -395,15 +405,30 @@ def window_batches(
 
     def cut(w):
         if len(w) <= whole * p.clip_seconds * p.sample_rate:
-            return at_least(w, p.sample_rate, shortest)[None]
-        return windows(w, p.clip_seconds, p.clip_seconds / 2, p.sample_rate)
+            return [at_least(w, p.sample_rate, shortest)]
+        return window_views(w, p.clip_seconds, p.clip_seconds / 2, p.sample_rate)
 
-    flat = [(i, w) for i, wav in enumerate(wavs) for w in cut(wav)]
-    for size in sorted({len(w) for _, w in flat}):
-        group = [(i, w) for i, w in flat if len(w) == size]
+    by_size = {}
+    for i, wav in enumerate(wavs):
+        for w in cut(wav):
+            by_size.setdefault(len(w), []).append((i, w))
+    for _, group in sorted(by_size.items()):
         for at in range(0, len(group), batch_size):
             ids, ws = zip(*group[at : at + batch_size])
             yield ids, torch.stack(ws)
+
+
+def joined(batches: Iterable, batch_size: int) -> Iterator:  # of clip indices, (b ...) rows
+    "Small batches put together, until there are `batch_size` rows."
+    ids, held = [], []
+    for more, rows in batches:
+        ids += more
+        held.append(rows)
+        if len(ids) >= batch_size:
+            yield ids, torch.cat(held)
+            ids, held = [], []
+    if ids:
+        yield ids, torch.cat(held)
 
 
 @contextmanager
@@ -430,15 +455,20 @@ def by_clip(
     wavs,  # one or several sounds, as `load_sounds`
     read: Callable,  # windows (b s) -> a row for each
     batch_size: int | None = None,  # None = `at_once`
+    then: Callable | None = None,  # rows of windows of any length -> a row for each
     **how,  # sampling_rate, levelled: of `load_sounds`
 ) -> list:  # of each clip, the rows of its windows
-    "What `read` makes of the windows of clips, without gradient. Errors as `load_sounds`."
+    "What `read`, and `then`, make of the windows of clips, without gradient. Errors as `load_sounds`."
     wavs = load_sounds(wavs, self.profile.sample_rate, **how)
     batch_size = self.at_once if batch_size is None else batch_size
     rows = [[] for _ in wavs]
     with evaluating(self):
-        for ids, wav in window_batches(wavs, self.profile, batch_size, self.whole, self.shortest):
-            for i, row in zip(ids, checked_answer(read(wav))):
+        cut = window_batches(wavs, self.profile, batch_size, self.whole, self.shortest)
+        batches = ((ids, read(wav)) for ids, wav in cut)
+        if then:
+            batches = ((ids, then(x)) for ids, x in joined(batches, batch_size))
+        for ids, x in batches:
+            for i, row in zip(ids, checked_answer(x)):
                 rows[i].append(row)
     return rows
 
@@ -452,7 +482,7 @@ def encode_audio(
 ) -> Tensor:  # z_a (b d_out), unit norm, fp32
     """Global audio embeddings, z^a of §3.1, bit-stable and independent of batch mates to 1e-5.
     Windows of a long clip are averaged. Errors as `load_sounds`."""
-    rows = self.by_clip(wavs, lambda wav: self.read_windows(wav, 'embedding'), batch_size, **how)
+    rows = self.by_clip(wavs, self.hear_windows, batch_size, self.embed_windows, **how)
     return F.normalize(torch.stack([sum(row) for row in rows]).float(), dim=-1)
 
 
@@ -473,10 +503,22 @@ def token_features(
 
 
 @patch
+def hear_windows(self: CoLLAT, wav: Tensor) -> Tensor:  # (b s) -> h_at (b n d)
+    "Predicted tokens: as many of each window, however long it is."
+    return self.infer_tokens(wav)
+
+
+@patch
+def embed_windows(self: CoLLAT, h: Tensor) -> Tensor:  # h_at (b n d) -> (b d_out), unit norm
+    "Their embeddings. The locked encoder is large, and reads many at once in little more time than one."
+    return F.normalize(self.embed(h), dim=-1)
+
+
+@patch
 def read_windows(self: CoLLAT, wav: Tensor, kind: str) -> Tensor:  # (b s) -> (b d_out), or (b tokens width)
     "Windows of one length as `embedding` (unit norm), or as one of the kinds of `token_features`."
     if kind == 'embedding':
-        return F.normalize(self.embed(self.infer_tokens(wav)), dim=-1)
+        return self.embed_windows(self.hear_windows(wav))
     x = self.listen(self.spectrogram(wav))
     if kind != 'audio':
         x = self.interaction(x)
@@ -504,6 +546,12 @@ def prompts_of(
         raise ValueError('no templates were given; at least one is needed')
     z = [model.encode_text(class_prompts(labels, model.profile.template if t == '' else t)) for t in several]
     return z[0] if len(z) == 1 else F.normalize(torch.stack(z).mean(0), dim=-1)
+
+
+def softmax_scores(model: CoLLAT, cosines: np.ndarray, axis: int = 1) -> np.ndarray:
+    "Cosines as probabilities under the learned temperature."
+    x = torch.as_tensor(cosines) * model.logit_scale.detach().cpu().exp().clamp(max=100)
+    return x.softmax(axis).numpy()
 
 
 @patch

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from .audio import load_sounds
@@ -27,6 +26,8 @@ from .rooms import coloured_noise
 # %% ../nbs/14a_nothing.ipynb #e6d28369
 def fit_scale(cosines: Tensor, y: Tensor) -> float:  # (b k), (b,) class numbers
     "The factor before the softmax under which the true classes are likeliest, between 1 and 200."
+    from scipy.optimize import minimize_scalar
+
     worth = lambda log: float(F.cross_entropy(np.exp(log) * cosines.double(), y))
     return float(np.exp(minimize_scalar(worth, bounds=(0, np.log(200)), method='bounded').x))
 

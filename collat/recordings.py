@@ -12,7 +12,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
 from .audio import load_audio
@@ -137,6 +136,8 @@ COLUMNS = 'filename', 'fold', 'category', 'src_file'
 @cache
 def esc50_clips(root: str | Path = '') -> tuple:  # of Recording
     "All clips of ESC-50 in the data folders. Raises FileNotFoundError, and ValueError where the list is another one."
+    import pandas as pd
+
     path = find_data(*LISTS, root=root)
     if path is None:
         folders = ', '.join(map(str, data_folders(root)))

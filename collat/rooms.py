@@ -8,7 +8,6 @@ __all__ = ['TAPS', 'GAINS', 'NOISES', 'microphone', 'room', 'coloured_noise', 'o
 # %% ../nbs/03d_rooms.ipynb #de9e5bd8
 import numpy as np
 import torch
-from scipy.signal import oaconvolve
 from torch import Tensor
 
 # %% ../nbs/03d_rooms.ipynb #92c39bf7
@@ -61,6 +60,8 @@ def coloured_noise(n: int, rng: np.random.Generator, slope: float) -> np.ndarray
 
 def other_place(x: np.ndarray, rng: np.random.Generator, sample_rate: int) -> np.ndarray:  # (s,)
     "A sound in another room, by another microphone, at the level it had."
+    from scipy.signal import oaconvolve
+
     level = np.sqrt((x**2).mean())
     y = oaconvolve(oaconvolve(x, room(rng, sample_rate))[: len(x)], microphone(rng, sample_rate))
     y = y[TAPS // 2 : TAPS // 2 + len(x)]

@@ -23,12 +23,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
-from joblib import Parallel, delayed
-from joblib.externals.loky import get_reusable_executor
 from torch import Tensor
 from tqdm import tqdm
 
-from .attribution import own_recordings
 from .audio import load_audio, load_sounds, sample_seed, sounding
 from .config import SCENE_WORLDS, Profile, atomic_path, nearest_name, write_results
 from .recordings import ESC50, class_split, recordings
@@ -394,6 +391,9 @@ def _render_class(name, split, n, profile, font):
 
 
 def _by_class(jobs, settings, desc):  # phrases, lengths
+    from joblib import Parallel
+    from joblib.externals.loky import get_reusable_executor
+
     names = settings['classes']
     few = len(names) * settings['n'] < 500  # made before another process has started
     done = Parallel(1 if few else -1, return_as='generator')(jobs)
@@ -408,6 +408,8 @@ def render_split(
     profile: Profile,
 ) -> Path | None:  # `<split>.npy`, None when the split's soundfont is not installed
     "Render all phrases of a split in parallel, unless they lie there already with the same settings."
+    from joblib import delayed
+
     if split == 'other' and not soundfont_path('merlin'):
         return None
     font, settings = render_settings(split, profile)
@@ -461,6 +463,10 @@ def own_split(
     profile: Profile,
 ) -> Path | None:  # `<split>.npy`, None for the split `other`
     "The phrases of both worlds, unless they lie there already. Errors as `own_recordings`."
+    from joblib import delayed
+
+    from collat.attribution import own_recordings
+
     if split == 'other':
         return None
     font, settings = render_settings(split, profile)

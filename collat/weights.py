@@ -6,7 +6,7 @@
 __all__ = ['TINY', 'STORAGES', 'OPENAI_HF', 'HUB_SIZES', 'HF_FILES', 'HUB_ID', 'tower_config', 'build_tower', 'read_tensors',
            'fill', 'saved_config', 'saved_profile', 'read_pickled', 'Part', 'ArchiveReader', 'read_torchscript',
            'text_weights', 'check_activation', 'file_activation', 'hf_activation', 'is_offline', 'hub_folder',
-           'tag_file', 'encoder_folder', 'quiet', 'weights_in', 'checksums']
+           'tag_file', 'encoder_folder', 'quiet', 'weights_in', 'weights_id', 'checksums']
 
 # %% ../nbs/06a_weights.ipynb #e41c9d57
 import contextlib
@@ -404,6 +404,11 @@ def quiet():
 def weights_in(folder):
     "Weights files of a Hugging Face folder, as transformers chooses among them."
     return sorted(Path(folder).glob('*.safetensors')) or sorted(Path(folder).glob('pytorch_model*.bin'))
+
+
+def weights_id(folder: str | Path) -> str:  # 12 hex digits
+    "Which weights a saved model has: a short sha256."
+    return hashlib.sha256((Path(folder) / 'model.safetensors').read_bytes()).hexdigest()[:12]
 
 
 def checksums(files) -> dict:  # file name -> SHA-256

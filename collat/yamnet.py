@@ -15,7 +15,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -151,6 +150,8 @@ def find_yamnet(root: str | Path = '') -> Path:  # folders of the data, as in `d
 
 def yamnet_names(path: str | Path) -> list:  # (521,)
     "Class names, from the list beside the weights `path`."
+    import pandas as pd
+
     return pd.read_csv(Path(path).with_name('yamnet_class_map.csv')).display_name.tolist()
 
 # %% ../nbs/08b_yamnet.ipynb #e02ffd06

@@ -7,18 +7,21 @@ import subprocess
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 import soundfile as sf
+import torch
 
-from collat.audio import load_audio
+from collat.audio import load_audio, window_views
 from collat.captioning import build_vocabulary, save_captioner, seeded_captioner
 from collat.cli import main
 from collat.config import load_profile
+from collat.ears import front_end
 from collat.evaluate import checkpoint_id, prompts_of
-from collat.listen import known_labels, open_model, sound_files
+from collat.listen import answers, known_labels, open_model, search, sound_files
 from collat.model import CoLLAT
 
 N = int(os.environ.get('COLLAT_FILES', 200))  # 1,000 for the number of the issue
@@ -180,3 +183,87 @@ def test_show_is_looked_up_when_asked_for(folder):
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == 'show'
     with pytest.raises(AttributeError, match='no attribute'):
         __import__('collat').shown
+
+
+HEAVY = 'diffusers fastai h5py IPython ipykernel matplotlib nbdev open_clip pandas papermill seaborn webdataset'.split()
+
+
+def test_an_answer_loads_only_what_it_needs(tmp_path):
+    "Of the libraries that training, tables and figures use, none is loaded for the label of one sound, nor for a span."
+    sf.write(tmp_path / 'a.wav', np.random.default_rng(0).standard_normal(16_000) / 10, 16_000)
+    args = str(tmp_path / 'a.wav'), '--model', str(Path(__file__).parent.parent / 'figures/mini/model'), '--quiet'
+    code = f"""import sys
+from collat.cli import main
+for question in 'classify', 'ground':
+    try:
+        main([question, *{args}, '--json'])
+    except SystemExit as e:
+        assert not e.code
+print(*sorted(sys.modules))"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    *answers, loaded = done.stdout.splitlines()
+    assert [set(json.loads(a)) for a in answers] == [{'file', 'labels'}, {'file', 'events'}], done.stderr
+    loaded = set(loaded.split())
+    assert 'torch' in loaded and loaded & set(HEAVY) == set()
+
+
+def test_the_index_of_a_search_is_kept_and_updated(folder, tmp_path):
+    files = [tmp_path / f'{i}.wav' for i in range(4)]
+    rng = np.random.default_rng(1)
+    for f in files[:3]:
+        sf.write(f, rng.standard_normal(8_000) / 10, 16_000)
+    model = open_model(folder / 'model')
+    heard = []
+
+    def find(*more, index=tmp_path / 'index.npz'):
+        heard.clear()
+        with patch.object(CoLLAT, 'hear_windows', lambda self, w: heard.extend(w) or self.infer_tokens(w)):
+            return search(model, 'a dog', [*files[:3], *more], [], progress=False, index=index)
+
+    fresh = find(index=None)
+    assert len(heard) == 3 and not (tmp_path / 'index.npz').exists()
+    assert find() == fresh and len(heard) == 3
+    assert find() == fresh and len(heard) == 0
+    sf.write(files[3], np.zeros(8_000), 16_000)  # a new one, and one that has changed
+    sf.write(files[0], rng.standard_normal(9_000) / 10, 16_000)
+    again = find(files[3])
+    assert len(heard) == 2 and again == find(files[3], index=None) != fresh
+    skipped = []
+    assert search(model, 'a dog', files, skipped, progress=False, index=tmp_path / 'index.npz') == again
+    assert [Path(f).name for f, _ in skipped] == ['3.wav']
+    model.logit_scale.data += 1  # another model
+    assert find() and len(heard) == 3
+    with pytest.raises(ValueError, match='no index'):
+        find(index=files[0])
+
+
+@pytest.mark.parametrize('question', ['classify', 'ground'])
+def test_work_grows_with_the_sound_and_what_is_held_at_once_does_not(folder, tmp_path, question):
+    model = open_model(folder / 'model')
+    rng = np.random.default_rng(0)
+    work = {}
+    for seconds in (30, 120):
+        sf.write(tmp_path / 'a.wav', rng.standard_normal(16_000 * seconds) / 10, 16_000)
+        sizes = []
+        front = lambda wav, p, sizes=sizes: sizes.append(wav.numel()) or front_end(wav, p)
+        with patch('collat.model.front_end', front):
+            (answer,) = answers(model, question, [tmp_path / 'a.wav'], [], False, labels=['dog', 'bell', 'rain'])
+        work[seconds] = len(sizes), sum(sizes), max(sizes)
+    calls, samples, largest = (b / a for a, b in zip(work[30], work[120]))
+    assert 3.5 <= calls <= 4.5 and 3.5 <= samples <= 4.5 and largest == 1
+
+
+def test_windows_of_a_long_sound_are_no_copies():
+    wav = torch.zeros(16_000 * 60)
+    assert {w.untyped_storage().data_ptr() for w in window_views(wav, 3, 1.5)} == {wav.untyped_storage().data_ptr()}
+
+
+def test_sounds_of_many_lengths_pass_the_locked_encoder_together(folder):
+    model = open_model(folder / 'model')
+    wavs = [torch.randn(8_000 + 100 * i) for i in range(40)]
+    rows = []
+    embed = CoLLAT.embed
+    with patch.object(CoLLAT, 'embed', lambda self, h: rows.append(len(h)) or embed(self, h)):
+        z = model.encode_audio(wavs)
+    assert rows == [40]
+    assert (z - torch.cat([model.encode_audio(w) for w in wavs])).abs().max() < 1e-5
