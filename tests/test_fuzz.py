@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from collat.audio import LOUDEST, load_audio, load_sounds
 from collat.captioning import build_vocabulary, load_captioner, save_captioner, seeded_captioner
 from collat.cli import names_in_a_row
-from collat.config import Profile, load_profile
+from collat.config import LIMITS, Profile, load_profile
 from collat.datasets import load_csv, load_dataset, read_clips
 from collat.files import list_lines, list_name
 from collat.model import CoLLAT
@@ -425,14 +425,16 @@ def labels(rng, g, here):
 
 FIELDS = dataclasses.fields(Profile)
 BAD = [float('nan'), float('inf'), float('-inf'), 'nan', '1e999', '-inf', None, [], [1], {}, {'a': 1}, (1, 2), 1j]
-BAD_NUMBERS = [*BAD, '', ' ', 'x', '1,5', '0x10', '1 000', 10**400, -(10**400), '9' * 5_000, b'3', 1e300, 1e18]
+BAD_NUMBERS = [*BAD, '', ' ', 'x', '1,5', '0x10', '1 000', 10**400, -(10**400), '9' * 5_000, b'3']
+HUGE = [1e300, 1e18]  # a rate or the weight of a loss may be as large: the training says what comes of it
 BAD_WORDS = [None, [], {}, ['scenes'], 1j, (1,)]
 
 
 def profiles(rng, g, here):
     field = rng.choice(FIELDS)
     kind = type(field.default)
-    wrong = BAD_WORDS if kind is str else BAD_NUMBERS
+    huge = [] if kind is float and field.name not in LIMITS else HUGE
+    wrong = BAD_WORDS if kind is str else BAD_NUMBERS + huge
     if rng.random() < 0.3:
         base = load_profile('smoke')
         value = getattr(base, field.name)
