@@ -152,7 +152,7 @@ def telling(model: CoLLAT, sounds: list, room: int) -> list:  # of (n d) each ->
     kept = [[] for _ in sounds]
     for *_, j, i in sorted(found)[:room]:
         kept[j].append(i)
-    return [h[sorted(rows)] for h, rows in zip(sounds, kept)]
+    return [h[torch.tensor(sorted(rows), device=h.device)] for h, rows in zip(sounds, kept)]
 
 
 def _telling_in(model: CoLLAT, sounds: list, parts: list, out: list, slots: int) -> list:  # of (n d) each

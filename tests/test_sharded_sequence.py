@@ -159,7 +159,7 @@ def act_one(folder):
 
 def test_whoever_has_no_published_weights_gets_an_act_one(published, monkeypatch):
     p, run = published
-    theirs = B.load_ears(make_audio_encoder(p), p).state_dict()
+    theirs = B.load_published(make_audio_encoder(p), p).state_dict()
     supervise, clap = (B.train_baseline(n, p, run) for n in ('supervise', 'clap'))
     assert (act_one(supervise), act_one(clap)) == (0, 1)
     ours = B.load_baseline(supervise).audio.net.state_dict()
