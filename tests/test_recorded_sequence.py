@@ -7,7 +7,7 @@ from collat import baselines as B
 from collat.batches import StepLoader
 from collat.cached_tokens import CachedTokens
 from collat.config import load_profile
-from collat.ears import front_end
+from collat.ears import front_end, load_published
 from collat.launch import launch
 from collat.model import CoLLAT
 from collat.scenes import Scenes, split_classes
@@ -42,7 +42,7 @@ def trained(tmp_path_factory):
 
 def test_collat_learns_from_recordings_and_leaves_its_ears_alone(trained):
     run, p, model = trained
-    fresh = B.load_ears(CoLLAT(p).audio, p).state_dict()
+    fresh = load_published(CoLLAT(p).audio, p).state_dict()
     assert all(torch.equal(w, fresh[n].to(w)) for n, w in model.audio.state_dict().items())
     assert any(
         not torch.equal(w, v.to(w))
