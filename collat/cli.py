@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['TASKS', 'ASKING', 'USAGE', 'OWN', 'LABELS', 'COMMANDS', 'CHECKPOINT', 'TABLE', 'PROTOCOL', 'ROOT', 'MACHINE',
            'names_in_a_row', 'cmd_run', 'cmd_eval', 'cmd_data', 'cmd_profile', 'answer_line', 'say', 'report_skipped',
-           'listening', 'asked_files', 'cmd_ask', 'cmd_imagine', 'cmd_search', 'positive', 'make_parser', 'is_override',
-           'parse', 'is_refusal', 'reader_has_gone', 'carry_out', 'main']
+           'listening', 'opened', 'asked_files', 'cmd_ask', 'cmd_imagine', 'cmd_search', 'positive', 'make_parser',
+           'is_override', 'parse', 'is_refusal', 'reader_has_gone', 'carry_out', 'main']
 
 # %% ../nbs/52_cli.ipynb #e4f92932
 import argparse
 import csv
 import errno
+import gc
 import importlib
 import json
 import os
@@ -200,6 +201,17 @@ def listening():
     return collat.listen
 
 
+def opened(args) -> tuple:  # the functions of notebook 29, the model
+    """What a question needs. An answer imports some 3,000 modules: `main` stops the garbage collector before, and here
+    it is told to pass them over for good, which is faster at the end of the process too."""
+    listen = listening()
+    model = listen.open_model(args.model)
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+    return listen, model
+
+
 def asked_files(args) -> tuple:  # files, [(folder, reason)] of those that cannot be looked into
     "The files that a command is to answer for. Errors as `collat.files.sound_files`."
     from collat.files import sound_files
@@ -213,11 +225,10 @@ def cmd_ask(args) -> int:
     files, skipped = asked_files(args)
     n = len(files) + len(skipped)
     labels = None if args.labels is None else names_in_a_row('--labels', args.labels)
-    listen = listening()
     options = dict(labels=labels, k=args.k)
     if getattr(args, 'method', None):
         options['method'] = args.method
-    model = listen.open_model(args.model)
+    listen, model = opened(args)
     if args.command == 'caption':
         options['trained'] = listen.trained_captioner(args.model)
     for a in listen.answers(model, args.command, files, skipped, not args.quiet, **options):
@@ -233,8 +244,7 @@ def cmd_imagine(args) -> int:
     files, skipped = asked_files(args)
     n = len(files) + len(skipped)
     check_place(args.out, folder=True)
-    listen = listening()
-    model = listen.open_model(args.model)
+    listen, model = opened(args)
     if args.sd:
         from collat.stable_diffusion import load_stable_diffusion, with_pipeline
 
@@ -257,8 +267,7 @@ def cmd_search(args) -> int:
         )
     files, skipped = asked_files(args)
     n = len(files) + len(skipped)
-    listen = listening()
-    model = listen.open_model(args.model)
+    listen, model = opened(args)
     for a in listen.search(model, args.query, files, skipped, args.k, sounds, not args.quiet, args.index):
         say(a, args.json)
     return report_skipped(skipped, n)
@@ -458,6 +467,8 @@ def main(argv: list[str] | None = None):
     if argv is None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         sys.stdout.reconfigure(errors='backslashreplace')  # a file name may hold any byte
+        if args.command in ASKING:
+            gc.disable()  # until `opened`
     try:
         sys.exit(carry_out(args))
     except KeyboardInterrupt:

@@ -30,10 +30,12 @@ def param_groups(groups: list, weight_decay: float) -> list:  # [(module or para
 
 # %% ../nbs/11b_optimizer.ipynb #0b36b949
 def has_bf16() -> bool:
-    "Whether this process's device multiplies bfloat16 matrices in units made for it; a CPU needs AMX."
+    "Whether this process's device is faster with bfloat16 matrices; a CPU needs AMX, or AMD's AVX-512 for bfloat16."
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_amx_tile_supported()
+    cpu = torch.cpu.get_capabilities()
+    by_amd = cpu.get('avx512_bf16', False) and cpu.get('cpu_name', '').startswith('AMD')
+    return torch.cpu._is_amx_tile_supported() or by_amd
 
 
 def orthogonal(
