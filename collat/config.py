@@ -8,9 +8,9 @@ __all__ = ['SCENE_WORLDS', 'changes_numbers', 'changes_nothing', 'PROFILES', 'RE
            'TextFields', 'AudioFields', 'InteractionFields', 'LossFields', 'PretrainFields', 'TrainFields',
            'CacheFields', 'MachineFields', 'AblationFields', 'BaselineFields', 'ProbeFields', 'PictureFields',
            'EvaluationFields', 'Profile', 'profile_groups', 'nearest_name', 'cast_field', 'migrated', 'as_values',
-           'load_profile', 'check_field', 'read_json', 'as_described', 'data_folders', 'find_data', 'Preempted',
-           'asked_to_stop', 'atomic_path', 'check_place', 'package_version', 'device_name', 'run_info', 'write_results',
-           'short_lists', 'read_results']
+           'load_profile', 'check_field', 'read_json', 'made_with', 'as_described', 'data_folders', 'find_data',
+           'Preempted', 'asked_to_stop', 'atomic_path', 'check_place', 'package_version', 'device_name', 'run_info',
+           'write_results', 'short_lists', 'read_results']
 
 # %% ../nbs/00_config.ipynb #e52b1469
 import dataclasses
@@ -741,6 +741,17 @@ def read_json(path: str | Path) -> dict:
     if not isinstance(values, dict):
         raise ValueError(f'{path}: a {type(values).__name__}; a JSON object ({{"name": value, …}}) is accepted')
     return values
+
+
+def made_with(file: Path, note: Path) -> dict | None:
+    """The settings that a file was made with, by the note beside it. None where one of both is missing, or where the
+    note is damaged, which is said: what it describes is made again."""
+    if not (file.exists() and note.exists()):
+        return None
+    try:
+        return read_json(note)['settings']
+    except (ValueError, KeyError) as e:
+        print(f'{note}: no settings ({e}); what it describes is made again', file=sys.stderr)
 
 
 @contextmanager

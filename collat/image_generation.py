@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from .batches import prompt_maker
-from .config import Profile, atomic_path, write_results
+from .config import Profile, atomic_path, made_with, write_results
 from .evaluate import checkpoint_id
 from .launch import launch
 from .metrics import bootstrap_ci, paired_bootstrap
@@ -39,6 +39,7 @@ from collat.painter import (
 )
 from .pictures import PICTURED
 from .scenes import Scenes
+from .weights import read_tensors
 
 # %% ../nbs/24a_image_generation.ipynb #bd18ef56
 class Reader(nn.Module):
@@ -86,8 +87,8 @@ def train_reader(folder: str | Path, steps: int, seed: int = 0, batch: int = 64)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
         reader = Reader()
-    if file.exists() and note.exists() and json.loads(note.read_text())['settings'] == settings:
-        reader.load_state_dict(load_file(file))
+    if made_with(file, note) == settings:
+        reader.load_state_dict(read_tensors(file))
         return reader.eval()
     opt = torch.optim.AdamW(reader.parameters(), 3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(opt, 3e-3, total_steps=steps)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .audio import load_sounds
-from .config import Profile, as_described, atomic_path, load_profile, read_json, run_info
+from .config import Profile, as_described, atomic_path, load_profile, made_with, read_json, run_info
 from .model import CoLLAT
 from .optimizer import best_precision, lr_factor, make_optimizer, param_groups, training_attention
 from .pictures import DRAWN, GLYPH_OF, RECORDED_GLYPHS, glyph_font, glyph_name
@@ -471,7 +471,8 @@ def shipped_painter(text: LockedTextEncoder, root: Path | None = None) -> Path |
     "The painter in the repository, where it learnt to read this text encoder."
     root = root or Path(sys.modules['collat'].__file__).parent.parent
     for note in sorted(root.glob('figures/*/painter/config.json')):
-        if json.loads(note.read_text())['settings']['text'] == text.fingerprint()[:16]:
+        settings = made_with(note.with_name('model.safetensors'), note) or {}
+        if settings.get('text') == text.fingerprint()[:16]:
             return note.parent
     return None
 
@@ -486,7 +487,7 @@ def train_painter(
     settings = painter_settings(text, p)
     file = folder / 'model.safetensors'
     note = folder / 'config.json'
-    if file.exists() and note.exists() and json.loads(note.read_text())['settings'] == settings:
+    if made_with(file, note) == settings:
         return load_painter(folder, text)
     work = folder / 'work.pt'
     painter, held = new_painter(work, text, p, settings)

@@ -9,21 +9,19 @@ __all__ = ['HF_HOW', 'MSCLAP_HOW', 'WAV2CLIP_HOW', 'PUBLISHED', 'Published', 'La
 # %% ../nbs/13b_published.ipynb #3c758aa6
 import dataclasses
 import importlib
-import json
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .audio import fbank, normalise, pad_frames
 from .audio_encoder import from_hf_ast
-from .config import Profile, nearest_name
+from .config import Profile, as_described, nearest_name, read_json
 from .model import AudioTextModel, best_device
 from .prompts import as_texts
 from .text_families import load_text_encoder
-from .weights import HF_FILES, hub_folder, quiet
+from .weights import HF_FILES, hub_folder, quiet, read_tensors
 
 # %% ../nbs/13b_published.ipynb #5cdf2cf3
 class Published(AudioTextModel):
@@ -105,12 +103,13 @@ class PublishedAST(Published):
 
     def __init__(self, folder: Path):
         folder = Path(folder)
-        load = lambda f: json.loads((folder / f).read_text())
-        ours = from_hf_ast(load_file(folder / 'model.safetensors'), load('config.json'))
-        prep = load('preprocessor_config.json')
-        front = dict(n_mels=prep['num_mel_bins'], norm_mean=prep['mean'], norm_std=prep['std'])
-        super().__init__('ast', ours, prep['sampling_rate'], prep['max_length'] / 100, **front)
-        self.n_frames = prep['max_length']
+        ours = from_hf_ast(read_tensors(folder / 'model.safetensors'), read_json(folder / 'config.json'))
+        path = folder / 'preprocessor_config.json'
+        prep = read_json(path)
+        with as_described(path):
+            front = dict(n_mels=prep['num_mel_bins'], norm_mean=prep['mean'], norm_std=prep['std'])
+            super().__init__('ast', ours, prep['sampling_rate'], prep['max_length'] / 100, **front)
+            self.n_frames = prep['max_length']
 
     def hear(self, wav: Tensor) -> tuple:  # (b s) -> (b d), (b m d)
         "Mean of class and distillation token, and all tokens."

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .config import atomic_path, write_results
+from .config import atomic_path, made_with, write_results
 from .datasets import read_clips
 from .evaluate import checkpoint_id, embed_sounds, evaluation_split, load_any
 from .launch import launch
@@ -44,6 +44,7 @@ from collat.ranking import (
 from .scenes import Scenes
 from .text_encoder import LockedTextEncoder
 from .text_families import load_text_encoder
+from .weights import read_tensors
 
 # %% ../nbs/22_retrieval.ipynb #2e93173f
 def by_heart(texts: list, clips) -> dict:  # direction -> metric -> mean
@@ -368,8 +369,8 @@ def train_image_tower(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tower = GlyphTower(text.d_out)
-    if file.exists() and note.exists() and json.loads(note.read_text())['settings'] == settings:
-        tower.load_state_dict(load_file(file))
+    if made_with(file, note) == settings:
+        tower.load_state_dict(read_tensors(file))
         return tower.eval()
     losses = fit_tower(tower, name_targets(text, list(glyphs())), steps, seed=seed)
     with atomic_path(file) as tmp:

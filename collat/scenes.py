@@ -6,7 +6,7 @@
 __all__ = ['CLASSES', 'UNSEEN', 'VALID_ONLY', 'TRAINED', 'NO_MERLIN', 'SPLIT_IDS', 'TEST_SPLITS', 'KITS', 'RECORDED_AS',
            'BOTH_WORLDS', 'PLURAL', 'UNCOUNTED', 'GAP', 'SoundClass', 'draw_held_out', 'soundfont_path', 'split_values',
            'phrase_notes', 'render_notes', 'level_normalise', 'render_phrase', 'world_of', 'split_classes',
-           'all_classes', 'render_settings', 'made_with', 'save_phrases', 'render_split', 'record_split', 'own_split',
+           'all_classes', 'render_settings', 'save_phrases', 'render_split', 'record_split', 'own_split',
            'make_phrases', 'Event', 'Scenes', 'log_reading', 'recorded_clips', 'noun_phrase', 'in_a_row',
            'single_sentences', 'timed_sentences', 'plain_sentences']
 
@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .audio import load_audio, load_sounds, sample_seed, sounding
-from .config import SCENE_WORLDS, Profile, atomic_path, nearest_name, write_results
+from .config import SCENE_WORLDS, Profile, atomic_path, made_with, nearest_name, write_results
 from .recordings import ESC50, class_split, recordings
 from .rooms import another_recording
 
@@ -358,12 +358,6 @@ def render_settings(split: str, profile: Profile) -> tuple:  # soundfont, what i
     )
 
 # %% ../nbs/04_scenes.ipynb #556fba9c
-def made_with(path: Path) -> dict | None:
-    "The settings of the phrases in `path`, None where there are none."
-    meta = path.with_suffix('.json')
-    return json.loads(meta.read_text())['settings'] if path.exists() and meta.exists() else None
-
-
 def save_phrases(
     path: Path,  # <split>.npy
     phrases: list,  # of each class, (n s) 16-bit samples
@@ -414,7 +408,7 @@ def render_split(
         return None
     font, settings = render_settings(split, profile)
     path = Path(root) / f'{split}.npy'
-    if made_with(path) == settings:
+    if made_with(path, path.with_suffix('.json')) == settings:
         return path
     jobs = (delayed(_render_class)(name, split, settings['n'], profile, font) for name in settings['classes'])
     return save_phrases(path, *_by_class(jobs, settings, f'rendering {split}'), settings)
@@ -435,7 +429,7 @@ def record_split(
         files[name] = [path.name for path in paths[name]]
     settings = dict(files=files, seconds=profile.clip_seconds, sample_rate=profile.sample_rate, version=1)
     path = Path(root) / f'{split}.npy'
-    if made_with(path) == settings:
+    if made_with(path, path.with_suffix('.json')) == settings:
         return path
     phrases, lengths = [], []
     for of_class in tqdm(paths.values(), desc=f'reading {split}', unit='class'):
@@ -475,7 +469,7 @@ def own_split(
     clips = {} if split.endswith('unseen') else own_recordings(split, profile, recorded)
     settings |= dict(files={n: [c.path.stem for c in clips.get(n, ())] for n in names})
     path = Path(root) / f'{split}.npy'
-    if made_with(path) == settings:
+    if made_with(path, path.with_suffix('.json')) == settings:
         return path
     make = delayed(_own_class)
     jobs = (make(n, split, settings['n'], profile, font, clips.get(n, ())) for n in names)

@@ -7,7 +7,6 @@ __all__ = ['SD_FILES', 'SD_SIZES', 'DTYPES', 'pipeline_folder', 'load_stable_dif
            'with_pipeline', 'imagine']
 
 # %% ../nbs/24b_stable_diffusion.ipynb #d0d38c1f
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .config import read_json
 from .model import CoLLAT, best_device
 from .painter import sound_states, written_states
 from .text_encoder import LockedTextEncoder
@@ -83,7 +83,7 @@ def load_stable_diffusion(
     from diffusers import StableDiffusionPipeline
 
     folder = pipeline_folder(source, half=precision != 'fp32')
-    kind = json.loads((folder / 'model_index.json').read_text()).get('_class_name')
+    kind = read_json(folder / 'model_index.json').get('_class_name')
     if kind != 'StableDiffusionPipeline':
         raise ValueError(f'{source} holds a {kind}; a StableDiffusionPipeline (1.x) is accepted')
     half = any(folder.glob('unet/*.fp16.safetensors'))

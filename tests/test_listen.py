@@ -192,13 +192,15 @@ def test_an_answer_loads_only_what_it_needs(tmp_path):
     "Of the libraries that training, tables and figures use, none is loaded for the label of one sound, nor for a span."
     sf.write(tmp_path / 'a.wav', np.random.default_rng(0).standard_normal(16_000) / 10, 16_000)
     args = str(tmp_path / 'a.wav'), '--model', str(Path(__file__).parent.parent / 'figures/mini/model'), '--quiet'
-    code = f"""import sys
+    code = f"""import gc, sys
 from collat.cli import main
 for question in 'classify', 'ground':
+    sys.argv = ['collat', question, *{args}, '--json']
     try:
-        main([question, *{args}, '--json'])
+        main()
     except SystemExit as e:
         assert not e.code
+assert gc.isenabled() and gc.get_freeze_count() > 100_000  # the collector rested while libraries were imported
 print(*sorted(sys.modules))"""
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     *answers, loaded = done.stdout.splitlines()
