@@ -3,11 +3,17 @@
 import re
 from pathlib import Path
 
+import nbformat
+import pytest
+
 from collat.config import read_results
+from collat.stated import restate
 from collat.what_holds import headline, verdict_table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
+PAGES = 'README.md', *sorted(f'nbs/{f.name}' for f in (ROOT / 'nbs').glob('*.ipynb'))
+REFERRED = ()  # notebooks all of whose decimals say where they come from
 
 
 def between(name):
@@ -38,3 +44,24 @@ def test_it_is_short():
     prose = re.sub(r'^\|.*$', '', words, flags=re.M)
     assert len(prose.split()) <= 700
     assert len(re.findall(r'^\|---', README, re.M)) <= 2
+
+
+def prose(page):
+    "The Markdown of a page."
+    text = (ROOT / page).read_text()
+    if page.endswith('.md'):
+        return text
+    return '\n\n'.join(c.source for c in nbformat.reads(text, 4).cells if c.cell_type == 'markdown')
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_numbers_in_sentences_are_those_of_the_results(page):
+    text = prose(page)
+    assert restate(text, ROOT / 'figures') == text, '`python -m collat.stated` writes them anew'
+
+
+@pytest.mark.parametrize('page', REFERRED)
+def test_every_decimal_says_where_it_comes_from(page):
+    text = re.sub(r'```.*?```|`[^`]*`|\$[^$]*\$|§[\d.]+', '', prose(page), flags=re.S)
+    text = re.sub(r'[\d.,+−-]+( \[[^\]]*\])?<!--.*?-->', '', text)
+    assert re.findall(r'.{,40}(?<![\w.])\d+\.\d\d+(?![\w.])', text) == []
