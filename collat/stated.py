@@ -10,7 +10,7 @@ import json
 import re
 from pathlib import Path
 
-import nbformat
+from execnb.nbio import read_nb, write_nb
 from fastcore.script import call_parse
 
 from .config import atomic_path, nearest_name
@@ -39,7 +39,8 @@ def look_up(ref: str, root: Path):  # root: the folder `figures`
     path = Path(root) / f'{name}.json'
     if not path.is_file():
         raise ValueError(f'{ref}: no file {path}')
-    at = json.loads(path.read_text())['results']
+    at = json.loads(path.read_text())
+    at = at.get('results', at)
     for key, inside in STEP.findall(way):
         if '=' in inside:
             at = one_row(at, inside, ref)
@@ -86,22 +87,21 @@ def restate(text: str, root: Path) -> str:
 # %% ../nbs/43a_stated.ipynb #5ad156ab
 def restate_file(path: Path, root: Path) -> bool:  # whether something was written anew
     "A Markdown file or the Markdown of a notebook. Errors as `restate`, with the file's name."
-    body = path.read_text()
+    nb = None if path.suffix == '.md' else read_nb(path)
+    said = [path.read_text()] if nb is None else [c.source for c in nb.cells if c.cell_type == 'markdown']
     try:
-        if path.suffix == '.md':
-            new = restate(body, root)
-        else:
-            nb = nbformat.reads(body, 4)
-            for cell in nb.cells:
-                if cell.cell_type == 'markdown':
-                    cell.source = restate(cell.source, root)
-            new = nbformat.writes(nb) + '\n'
+        new = [restate(text, root) for text in said]
     except ValueError as e:
         raise ValueError(f'{path.name}: {e}') from None
-    if new == body:
+    if new == said:
         return False
     with atomic_path(path) as tmp:
-        tmp.write_text(new)
+        if nb is None:
+            tmp.write_text(new[0])
+        else:
+            for cell in nb.cells:
+                cell.source = new.pop(0) if cell.cell_type == 'markdown' else cell.source
+            write_nb(nb, tmp)
     return True
 
 
