@@ -23,6 +23,17 @@ REFERRED = (  # notebooks all of whose decimals say where they come from
     'nbs/21_linear_probe.ipynb',
     'nbs/22_retrieval.ipynb',
     'nbs/23_captioning.ipynb',
+    'nbs/24_painter.ipynb',
+    'nbs/24a_image_generation.ipynb',
+    'nbs/24b_stable_diffusion.ipynb',
+    'nbs/25_text_retention.ipynb',
+    'nbs/26_grounding.ipynb',
+    'nbs/27_words.ipynb',
+    'nbs/32_esc50.ipynb',
+    'nbs/33_recorded_scenes.ipynb',
+    'nbs/34_a_recording.ipynb',
+    'nbs/40_benchmarks.ipynb',
+    'nbs/51_pipeline.ipynb',
 )
 
 
