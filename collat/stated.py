@@ -40,7 +40,7 @@ def look_up(ref: str, root: Path):  # root: the folder `figures`
     if not path.is_file():
         raise ValueError(f'{ref}: no file {path}')
     at = json.loads(path.read_text())
-    at = at.get('results', at)
+    at = at | at.get('results', {})
     for key, inside in STEP.findall(way):
         if '=' in inside:
             at = one_row(at, inside, ref)
@@ -73,14 +73,16 @@ def restate(text: str, root: Path) -> str:
         said, interval, ref = m.groups()
         if re.match(r'\w*', ref)[0] in ELSEWHERE:
             return m[0]
-        way, _, factor = ref.partition(' × ')
-        found = look_up(way.strip().removesuffix('.±'), root)
+        way, operator, number = re.fullmatch(r'(.*?)(?: ([×/]) (\S+))?', ref).groups()
+        found = look_up(way.removesuffix('.±'), root)
         if interval:
             ends = re.findall(_N, interval)
             said = like(said, found['value'] if 'value' in found else found['difference'])
             lo, hi = (like(end, found[k]) for end, k in zip(ends, ('lo', 'hi')))
             return f'{said} [{lo}, {hi}]<!--{ref}-->'
-        return f'{like(said, found * float(factor or 1))}<!--{ref}-->'
+        if operator:
+            found = found * float(number) if operator == '×' else found / float(number)
+        return f'{like(said, found)}<!--{ref}-->'
 
     return STATED.sub(written, text)
 
