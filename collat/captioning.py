@@ -30,8 +30,9 @@ from tqdm import tqdm
 
 from .baselines import load_baseline, trained_methods
 from .caption_metrics import caption_rows, holdouts, mean_scores, score_sets
+from .clips import Clip, Manifest
 from .config import Profile, as_described, atomic_path, package_version, write_results
-from .datasets import Clip, Manifest, load_dataset
+from .datasets import load_dataset
 from .evaluate import checkpoint_id, load_any
 from .features import Features, feature_folder, manifest_features, scene_features
 from .launch import launch

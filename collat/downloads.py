@@ -24,8 +24,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from .clips import Report
 from .config import atomic_path, data_folders
-from .datasets import DatasetMissing, Remote, Report, Source, listed, load_dataset, locate, source_of
+from .datasets import listed, load_dataset
+from .sources import DatasetMissing, Remote, Source, locate, source_of
 
 # %% ../nbs/05a_downloads.ipynb #c19d69c1
 class DownloadError(OSError):

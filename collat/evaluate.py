@@ -25,13 +25,15 @@ from tqdm import tqdm
 from .audio import add_noise, at_least, sample_seed, snr_db
 from .baselines import load_baseline
 from .batches import rank_and_world
+from .clips import Manifest, read_clips
 from .config import Profile
-from .datasets import Manifest, load_dataset, read_clips, source_of
+from .datasets import load_dataset
 from .metrics import accuracy, bootstrap_ci, clipwise_map, mean_average_precision
 from .model import CoLLAT, prompts_of
 from .prompts import label_to_words, protocol
 from .published import PUBLISHED, open_published
 from .scenes import Scenes
+from .sources import source_of
 from .validation import multi_hot
 from .weights import weights_id
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .audio import at_least
+from .clips import Clip, Manifest, read_clips
 from .config import Profile, atomic_path
-from .datasets import Clip, Manifest, read_clips
 from .scenes import Scenes
 from .validation import multi_hot
 

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from .baselines import load_baseline, trained_methods
+from .clips import Clip, Manifest
 from .config import Profile, write_results
-from .datasets import Clip, Manifest, load_dataset, source_of
+from .datasets import load_dataset
 from .evaluate import checkpoint_id, embed_split, load_any, score_split
 from .features import feature_folder, join_features, manifest_features, scene_features, take
 from .launch import launch
@@ -25,6 +26,7 @@ from .model import CoLLAT
 from .probes import TRAIN, VALID, metric_target, probe, tasks
 from .prompts import label_hash
 from .scenes import Scenes
+from .sources import source_of
 
 # %% ../nbs/21_linear_probe.ipynb #377484f7
 def phrase_folds(scenes: Scenes, n: int = 5) -> tuple:  # rows of the one-event clips, their folds

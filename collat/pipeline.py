@@ -197,7 +197,9 @@ def check_parts(p: Profile, changed: set):  # names of fields
 
 def check_data_name(data: str):
     "Raises ValueError unless it is a table that can be read, or a data set that is trained on."
-    from collat.datasets import LEAKS, load_csv, source_of
+    from collat.datasets import LEAKS
+    from collat.sources import source_of
+    from collat.tables import load_csv
 
     if data.endswith('.csv'):
         load_csv(data)

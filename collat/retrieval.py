@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .clips import read_clips
 from .config import atomic_path, made_with, write_results
-from .datasets import read_clips
 from .evaluate import checkpoint_id, embed_sounds, evaluation_split, load_any
 from .launch import launch
 from .model import CoLLAT
@@ -116,7 +116,7 @@ def scene_retrieval(
 # %% ../nbs/22_retrieval.ipynb #9a3d992e
 def manifest_retrieval(
     model,  # anything with encode_audio and encode_text
-    manifest,  # of notebook 05: clips with captions, and frames where pictures are wanted
+    manifest,  # of notebook 04b: clips with captions, and frames where pictures are wanted
     tower=None,  # image tower in the model's space; None leaves pictures out
     frames: str = 'mean',  # or middle, see `embed_frames`
     n_boot: int = 1000,

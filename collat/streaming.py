@@ -39,8 +39,10 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
 
 from .audio import sample_seed
+from .clips import Clip, Manifest, read_clips
 from .config import SCENE_WORLDS, Profile, as_described, atomic_path, read_json
-from .datasets import LEAKS, Clip, Manifest, clips_without_leaks, load_dataset, read_clips, source_of
+from .datasets import LEAKS, clips_without_leaks, load_dataset
+from .sources import source_of
 
 # %% ../nbs/06_streaming.ipynb #5c40433b
 INDEX = np.dtype(

@@ -23,8 +23,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .backbones import CNN
 from .config import data_folders, find_data
-from .datasets import Remote
 from .downloads import fetch
+from .sources import Remote
 
 # %% ../nbs/08b_yamnet.ipynb #7d26a04b
 SAMPLE_RATE, N_MELS = 16_000, 64

@@ -16,12 +16,15 @@ from torch import nn
 
 from collat import cli, pipeline, report, stages
 from collat.checkpoints import read_log
+from collat.clips import Clip
 from collat.config import load_profile
-from collat.datasets import ADAPTERS, SOURCES, Clip, Source, data_check, load_dataset
+from collat.datasets import data_check, load_dataset
 from collat.ears import AUDIO_ENCODERS, Ears
 from collat.launch import launch
+from collat.lists import ADAPTERS
 from collat.losses import LOSS_TERMS, CoLLATLoss, LossTerm, loss_weights
 from collat.model import CoLLAT
+from collat.sources import SOURCES, Source
 from collat.text_encoder import LockedTextEncoder
 from collat.text_families import TEXT_FAMILIES, load_text_encoder
 from collat.validation import plot_curves

@@ -19,21 +19,12 @@ import pytest
 import soundfile as sf
 
 from collat.audio import load_audio
-from collat.datasets import (
-    SOURCES,
-    DatasetMissing,
-    Remote,
-    check_data,
-    clips_without_leaks,
-    data_check,
-    listed,
-    load_csv,
-    load_dataset,
-    read_clips,
-    table_1,
-)
+from collat.clips import read_clips
+from collat.datasets import check_data, clips_without_leaks, data_check, listed, load_dataset, table_1
 from collat.downloads import DownloadError, data_get, fetch, git_blob, unpack
 from collat.prompts import class_prompts, label_to_words
+from collat.sources import SOURCES, DatasetMissing, Remote
+from collat.tables import load_csv
 
 TUT = 'TUT-acoustic-scenes-2017'
 HEAD = """# Segments csv created Sun Mar  5 10:54:31 2017
@@ -473,7 +464,7 @@ def test_a_killed_process_leaves_what_the_next_one_needs(server, tmp_path):
     server.plan[:] = [4 * BLOCK]
     code = f"""
 import os, time
-from collat.datasets import Remote
+from collat.sources import Remote
 from collat.downloads import fetch
 time.sleep = lambda s: os._exit(9)
 fetch(Remote({r.url!r}, {r.checksum!r}), {str(tmp_path)!r}, progress=False)

@@ -25,13 +25,15 @@ from safetensors.torch import load_file, save_file
 from collat.audio import LOUDEST, load_audio, load_sounds
 from collat.captioning import build_vocabulary, load_captioner, save_captioner, seeded_captioner
 from collat.cli import names_in_a_row
+from collat.clips import read_clips
 from collat.config import LIMITS, Profile, load_profile
-from collat.datasets import load_csv, load_dataset, read_clips
+from collat.datasets import load_dataset
 from collat.files import list_lines, list_name
 from collat.model import CoLLAT
 from collat.prompts import class_prompts
 from collat.reading import compose, read_words
 from collat.streaming import INDEX, Plan, Shards
+from collat.tables import load_csv
 from collat.weights import fill, read_pickled, read_tensors, saved_config, saved_profile
 
 CASES = int(os.environ.get('COLLAT_FUZZ', 10_000))

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from collat.cli import is_refusal, main, say
 from collat.config import load_profile
-from collat.datasets import load_csv
 from collat.model import CoLLAT
+from collat.tables import load_csv
 
 
 @pytest.fixture(scope='module')

@@ -12,8 +12,8 @@ import pytest
 import soundfile as sf
 import torch
 
+from collat.clips import Clip, Manifest
 from collat.config import load_profile
-from collat.datasets import Clip, Manifest
 from collat.features import as_features, extract, manifest_features, take
 from collat.linear_probe import evaluate_manifest, evaluate_probe, manifest_plans
 from collat.metrics import mean_average_precision

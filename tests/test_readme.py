@@ -89,7 +89,6 @@ def test_every_decimal_says_where_it_comes_from(page):
 
 
 LONG = {  # long sentences that are still allowed, on pages whose text has not been cut yet
-    'nbs/05_datasets.ipynb': 1,  # how a table is refused
     'nbs/31_architecture.ipynb': 3,  # in **The answer**: the earlier long run, start vectors, a single seed
     'nbs/44_what_holds.ipynb': 1,  # Eq. 1 on the words of the labels alone
     'nbs/index.ipynb': 2,  # the list of dimensions, and what a Run section is

@@ -24,7 +24,7 @@ import pytest
 import soundfile as sf
 import torch
 
-from collat.datasets import Clip, Manifest
+from collat.clips import Clip, Manifest
 from collat.streaming import (
     Plan,
     ShardLoader,
