@@ -2,6 +2,7 @@
 stop, pictures of one name, tables of captions, and downloads without a checksum."""
 
 import http.server
+import io
 import json
 import os
 import signal
@@ -24,10 +25,11 @@ from torch import nn
 from collat import pipeline
 from collat.batches import StepLoader
 from collat.checkpoints import read_checkpoint, read_log
-from collat.cli import main
+from collat.cli import main, say
 from collat.config import Preempted, load_profile
 from collat.datasets import Remote
 from collat.downloads import DownloadError, fetch
+from collat.listen import open_model
 from collat.model import CoLLAT
 from collat.painter import imagine_files
 from collat.pipeline import StageError, open_run, plan, run_pipeline
@@ -747,3 +749,141 @@ def test_a_stretch_that_was_not_asked_for_is_not_taken_for_it(server, tmp_path):
     except DownloadError:
         return
     assert got == BODY
+
+
+# ---- places to write to
+
+
+@pytest.fixture
+def heard(monkeypatch):
+    "How many windows are heard."
+    count = []
+    hear = CoLLAT.hear_windows
+    monkeypatch.setattr(CoLLAT, 'hear_windows', lambda self, wav: count.extend(wav) or hear(self, wav))
+    return count
+
+
+SEARCH = 'search', 'a dog', '0.wav', '1.wav', '--model', 'model', '--quiet', '--index'
+
+
+@pytest.mark.parametrize('asked', [('eval', '--data', 'my.csv', '--checkpoint', 'model', '--out'), SEARCH])
+def test_what_is_neither_file_nor_folder_is_not_replaced_by_a_file(stay, tmp_path, heard, asked):
+    "As `--out /dev/null` or `--out /dev/stdout`, which root can replace: here a pipe with a name."
+    pipe = tmp_path / 'pipe'
+    os.mkfifo(pipe)
+    was = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.alarm(10)  # who opens it waits for ever
+    try:
+        code = ended((*asked, pipe))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, was)
+    assert pipe.is_fifo() and (code, len(heard)) == (2, 0)
+
+
+@pytest.mark.parametrize('asked', [('eval', '--data', 'my.csv', '--checkpoint', 'model', '--out'), SEARCH])
+def test_a_name_that_is_too_long_is_refused_before_any_work(stay, tmp_path, heard, asked):
+    code = ended((*asked, tmp_path / ('n' * 256)))
+    assert (code, len(heard)) == (2, 0)
+    code = ended((*asked, tmp_path / ('n' * 250)))  # a name that the system allows
+    assert code == 0 and (tmp_path / ('n' * 250)).exists() or (code, len(heard)) == (2, 0)
+
+
+@pytest.mark.parametrize('asked', [('eval', '--data', 'my.csv', '--checkpoint', 'model', '--out'), SEARCH])
+def test_a_link_is_written_through(stay, tmp_path, asked):
+    "A file that lies on another disk and is linked here stays there."
+    (tmp_path / 'far').mkdir()
+    link = tmp_path / 'link'
+    link.symlink_to('far/file')
+    assert ended((*asked, link)) == 0
+    assert link.is_symlink() and (tmp_path / 'far/file').exists()
+
+
+def test_an_index_of_another_model_is_not_lost(stay, tmp_path, heard):
+    "Hours of hearing: a search with another model refuses the file, or leaves what the first one heard in it."
+    other = CoLLAT.from_pretrained('model')
+    other.logit_scale.data += 1
+    other.save_pretrained(tmp_path / 'other')
+    index = tmp_path / 'index.npz'
+    assert ended((*SEARCH, index)) == 0
+    ended(('search', 'a dog', '0.wav', '--model', tmp_path / 'other', '--quiet', '--index', index))
+    heard.clear()
+    assert ended((*SEARCH, index)) == 0 and not heard
+
+
+@pytest.mark.parametrize('change', [lambda z: z[:, :5], lambda z: z * np.nan, lambda z: z[0], lambda z: z.astype('f8')])
+def test_an_index_with_other_numbers_is_no_index(stay, tmp_path, capsys, change):
+    index = tmp_path / 'index.npz'
+    assert ended((*SEARCH, index)) == 0
+    with np.load(index) as f:
+        parts = dict(f)
+    np.savez(index, **parts | dict(z=change(parts['z'])))
+    capsys.readouterr()
+    code = ended((*SEARCH, index))
+    said = capsys.readouterr()
+    assert 'nan' not in said.out and (code == 0 or f'{index}: no index' in said.err), said
+
+
+def test_a_data_folder_that_is_a_file_is_refused(stay, capsys):
+    assert ended(('data', 'get', 'audioset', '--root', '0.wav')) == 2
+    assert '0.wav' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', ['../../outside', '/outside', 'a/../../outside', ''])
+def test_the_name_in_a_profile_file_leads_to_no_other_folder(tmp_path, monkeypatch, name):
+    "The run folder is runs/NAME: a file from a stranger does not choose another place."
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'p.json').write_text(json.dumps(dict(base='smoke', name=name)))
+    try:
+        run = open_run('p.json')
+    except ValueError:
+        return
+    assert run.run_dir.parent == tmp_path / 'runs'
+
+
+@pytest.mark.parametrize(
+    'name, text',
+    [('000000.json', '[]'), ('000000.json', '{"bytes": 1}'), ('000000.json', '{"bytes'), ('listing.json', '{"c')],
+)
+def test_what_lies_beside_shards_may_be_damaged(stay, tmp_path, name, text):
+    "A record is made again, a list is named: no traceback."
+    asked = 'data', 'shard', 'my.csv', '--out', tmp_path, '--workers', '1'
+    assert ended(asked) == 0
+    size = (tmp_path / '000000.tar').stat().st_size
+    (tmp_path / name).write_text(text.replace('1', str(size)))
+    assert ended(asked) in (0, 2)
+
+
+def test_no_workers_are_refused(stay, tmp_path):
+    assert ended(('data', 'shard', 'my.csv', '--out', tmp_path / 'shards', '--workers', '0')) == 2
+
+
+# ---- names
+
+
+def test_a_folder_behind_a_link_is_looked_into_or_named(stay, tmp_path, capsys):
+    "A folder of links to folders, as collections are put together."
+    (tmp_path / 'sounds').mkdir()
+    (tmp_path / 'sounds/a').symlink_to(stay / 'a')
+    (tmp_path / 'sounds/round').symlink_to('.')  # and no endless walk
+    (tmp_path / 'sounds/own.wav').write_bytes((stay / '0.wav').read_bytes())
+    code = ended(('classify', tmp_path / 'sounds', *ASK, '--json', '--quiet'))
+    said = capsys.readouterr()
+    names = sorted(Path(json.loads(line)['file']).name for line in said.out.splitlines())
+    assert names == ['X.wav', 'own.wav', 'x.wav'] or code == 3 and 'sounds/a' in said.err
+
+
+@pytest.mark.parametrize('code', ['ascii', 'latin-1', 'cp1252', 'utf-8'])
+def test_json_is_json_on_every_terminal(monkeypatch, code):
+    "With PYTHONIOENCODING or on Windows: letters that standard output does not have are written as JSON escapes them."
+    name = 'caf\xe9 \u0436 \U0001f525.wav'
+    out = io.TextIOWrapper(io.BytesIO(), encoding=code, errors='backslashreplace')  # as `main` sets it
+    monkeypatch.setattr(sys, 'stdout', out)
+    say(dict(file=name, score=0.5), as_json=True)
+    assert json.loads(out.buffer.getvalue().decode(code))['file'] == name
+
+
+def test_an_empty_name_of_a_model_is_refused():
+    "As `--model ''`: a variable that was not set does not open the default model."
+    with pytest.raises((ValueError, FileNotFoundError)):
+        open_model('')
