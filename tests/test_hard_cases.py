@@ -218,7 +218,7 @@ def attempt(run, only=None):
         return e
 
 
-SLIPS = {
+SLIPS = {  # what is changed, one call after the other
     'two values': [dict(seed=100), dict(seed=101)],
     'one value twice': [dict(seed=100), dict(seed=100)],
     'two fields': [dict(seed=100), dict(seed=3, lr=0.5), dict(seed=101, lr=0.5)],
