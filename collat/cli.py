@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'ASKING', 'USAGE', 'OWN', 'LABELS', 'COMMANDS', 'CHECKPOINT', 'TABLE', 'PROTOCOL', 'ROOT', 'MACHINE',
-           'names_in_a_row', 'cmd_run', 'cmd_eval', 'cmd_data', 'cmd_profile', 'answer_line', 'say', 'report_skipped',
-           'listening', 'opened', 'asked_files', 'cmd_ask', 'cmd_imagine', 'cmd_search', 'positive', 'make_parser',
-           'is_override', 'parse', 'is_refusal', 'reader_has_gone', 'carry_out', 'main']
+           'names_in_a_row', 'cmd_run', 'cmd_eval', 'cmd_data', 'cmd_profile', 'in_json', 'answer_line', 'say',
+           'report_skipped', 'listening', 'opened', 'asked_files', 'cmd_ask', 'cmd_imagine', 'cmd_search', 'positive',
+           'make_parser', 'is_override', 'parse', 'is_refusal', 'reader_has_gone', 'Unread', 'carry_out', 'obey',
+           'main']
 
 # %% ../nbs/52_cli.ipynb #e4f92932
 import argparse
 import csv
+import dis
 import errno
 import gc
 import importlib
@@ -21,6 +23,7 @@ import signal
 import sys
 import time
 import warnings
+from contextlib import redirect_stderr
 from pathlib import Path
 
 from . import __version__
@@ -102,7 +105,7 @@ def cmd_eval(args) -> int:
     module, name = TASKS[args.task].split(':')
     on_data = getattr(importlib.import_module(module), name)
     results = on_data(args.checkpoint, args.data, args.protocol, args.out, args.root, **more)
-    print(json.dumps(results, indent=1, ensure_ascii=False))
+    print(in_json(results, indent=1))
     for kind, files in results.get('left_out_files', {}).items():
         print(f'collat: left out, {kind}: {", ".join(files)}', file=sys.stderr)
     return 0
@@ -127,7 +130,7 @@ def cmd_data(args) -> int:
         check_place(args.out, folder=True)
         splits = tuple(names_in_a_row('--splits', args.splits)) if args.splits else None
         made = shard(args.name, args.out, args.root, splits, part=args.part, workers=args.workers)
-        print(json.dumps(made, indent=1, ensure_ascii=False))
+        print(in_json(made, indent=1))
         return 0
     if args.name == 'yamnet':
         from collat.yamnet import get_yamnet
@@ -152,6 +155,12 @@ def cmd_profile(args) -> int:
     return 0
 
 # %% ../nbs/52_cli.ipynb #a3af7c98
+def in_json(a: dict, **layout) -> str:
+    "An object in letters that standard output has."
+    unicode = (sys.stdout.encoding or '').lower().startswith('utf')
+    return json.dumps(a, ensure_ascii=not unicode, **layout)
+
+
 def answer_line(a: dict) -> str:
     "One answer for a person."
     if a.get('silence'):
@@ -176,7 +185,7 @@ def say(a: dict, as_json: bool):
     "One line on standard output, above a progress bar."
     from tqdm import tqdm
 
-    tqdm.write(json.dumps(a, ensure_ascii=False) if as_json else answer_line(a), file=sys.stdout)
+    tqdm.write(in_json(a) if as_json else answer_line(a), file=sys.stdout)
     sys.stdout.flush()
 
 
@@ -439,7 +448,8 @@ def is_refusal(e: Exception) -> bool:
     while tb.tb_next:
         tb = tb.tb_next
     module = tb.tb_frame.f_globals.get('__name__', '')
-    return module.split('.')[0] == 'collat' or module == __name__
+    ours = module.split('.')[0] == 'collat' or module == __name__
+    return ours and tb.tb_frame.f_code.co_code[tb.tb_lasti] == dis.opmap['RAISE_VARARGS']  # a line that says `raise`
 
 
 def reader_has_gone() -> bool:
@@ -453,6 +463,24 @@ def reader_has_gone() -> bool:
     return True
 
 
+class Unread:
+    "Standard error that nobody may be reading: what cannot be written there is dropped."
+
+    def __init__(self, file):  # None: it is closed
+        self.file = file or open(os.devnull, 'w')
+
+    def write(self, text: str) -> int:
+        try:
+            self.file.write(text)
+            self.file.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+        return len(text)
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
 def carry_out(args) -> int:  # exit code
     "What the command returns, with its words on standard output."
     code = args.fn(args)
@@ -460,8 +488,8 @@ def carry_out(args) -> int:  # exit code
     return code
 
 # %% ../nbs/52_cli.ipynb #62d3cb4e
-def main(argv: list[str] | None = None):
-    "Entry point of `collat`; always ends in SystemExit."
+def obey(argv: list[str] | None):
+    "Carries out a command line, and ends in SystemExit: a refusal is one sentence, a defect keeps its traceback."
     args = parse(sys.argv[1:] if argv is None else argv)
     warnings.filterwarnings('ignore', message='.torch.jit.script. is deprecated')  # of a library that is imported
     if argv is None:
@@ -483,6 +511,14 @@ def main(argv: list[str] | None = None):
         code = dict(StageError=1, Preempted=75).get(type(e).__name__, 2)
     print(f'collat: {said}', file=sys.stderr)
     sys.exit(code)
+
+
+def main(argv: list[str] | None = None):
+    "Entry point of `collat`; always ends in SystemExit."
+    if sys.stdout is None:  # closed, as by `>&-`
+        sys.stdout = open(os.devnull, 'w')
+    with redirect_stderr(Unread(sys.stderr)):
+        obey(argv)
 
 
 if __name__ == '__main__' and '__file__' in globals():  # python -m, and no notebook

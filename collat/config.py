@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SCENE_WORLDS', 'changes_numbers', 'changes_nothing', 'PROFILES', 'RETIRED', 'MAY_BE_ZERO', 'LIMITS', 'AUDIOCAPS_TEST',
-           'REQUEUE', 'doc', 'changing', 'SoundFields', 'SceneFields', 'SpectrogramFields', 'AugmentFields',
-           'TextFields', 'AudioFields', 'InteractionFields', 'LossFields', 'PretrainFields', 'TrainFields',
-           'CacheFields', 'MachineFields', 'AblationFields', 'BaselineFields', 'ProbeFields', 'PictureFields',
-           'EvaluationFields', 'Profile', 'profile_groups', 'nearest_name', 'cast_field', 'migrated', 'as_values',
-           'load_profile', 'check_field', 'read_json', 'made_with', 'as_described', 'data_folders', 'find_data',
-           'Preempted', 'asked_to_stop', 'atomic_path', 'check_place', 'package_version', 'device_name', 'run_info',
-           'write_results', 'short_lists', 'read_results']
+           'REQUEUE', 'LONGEST_NAME', 'doc', 'changing', 'SoundFields', 'SceneFields', 'SpectrogramFields',
+           'AugmentFields', 'TextFields', 'AudioFields', 'InteractionFields', 'LossFields', 'PretrainFields',
+           'TrainFields', 'CacheFields', 'MachineFields', 'AblationFields', 'BaselineFields', 'ProbeFields',
+           'PictureFields', 'EvaluationFields', 'Profile', 'profile_groups', 'nearest_name', 'cast_field', 'migrated',
+           'as_values', 'load_profile', 'check_field', 'read_json', 'made_with', 'as_described', 'data_folders',
+           'find_data', 'Preempted', 'asked_to_stop', 'atomic_path', 'check_place', 'package_version', 'device_name',
+           'run_info', 'write_results', 'short_lists', 'read_results']
 
 # %% ../nbs/00_config.ipynb #e52b1469
 import dataclasses
@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -678,6 +679,8 @@ def load_profile(
     profile = Profile(**{k: cast_field(k, v, kinds[k]) for k, v in values.items()})
     for f in fields(profile):
         check_field(f, getattr(profile, f.name))
+    if Path(profile.name).name != profile.name:  # its run folder is runs/NAME
+        raise ValueError(f"name='{profile.name}': a name without slashes is accepted")
     return profile
 
 
@@ -835,12 +838,18 @@ def asked_to_stop(tell=None):  # called when it happens
             signal.signal(signal.SIGTERM, was)
 
 
+LONGEST_NAME = 255  # bytes, on the usual file systems
+
+
 @contextmanager
 def atomic_path(path: str | Path):
-    "A temporary path beside `path` that is renamed to `path` when the block ends well, and removed when it does not."
-    path = Path(path)
+    """A temporary path beside `path` that is renamed to `path` when the block ends well, and removed when it does not.
+    A symbolic link stays, and what it leads to is written."""
+    path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'.{platform.node()}.{os.getpid()}.{path.name}')
+    if len(os.fsencode(tmp.name)) > LONGEST_NAME:
+        tmp = path.with_name(f'.{platform.node()}.{os.getpid()}.{zlib.crc32(os.fsencode(path.name)):08x}')
     try:
         yield tmp
         os.replace(tmp, path)
@@ -851,10 +860,14 @@ def atomic_path(path: str | Path):
 def check_place(path: str | Path, folder: bool = False):
     "Raises ValueError where a file, or a folder, cannot be written. Leaves no trace."
     path = Path(path)
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise ValueError(f'{path}: a name of {len(os.fsencode(path.name))} bytes; {LONGEST_NAME} are accepted')
+    kinds = ('a file', 'a folder')
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError(f'{path} is a device or a pipe; the name of {kinds[folder]} is accepted')
     if path.exists() and path.is_dir() != folder:
-        kinds = ('a file', 'a folder')
         raise ValueError(f'{path} is {kinds[not folder]}; the name of {kinds[folder]} is accepted')
-    there = path if folder and path.exists() else next(p for p in path.absolute().parents if p.exists())
+    there = path if folder and path.exists() else next(p for p in path.resolve().parents if p.exists())
     try:
         with tempfile.TemporaryFile(dir=there):
             pass

@@ -7,9 +7,8 @@ __all__ = ['PARAMETERS', 'Run', 'open_run', 'check_gpus', 'whole_folders', 'data
            'check_parts', 'check_data_name', 'fingerprint', 'missing', 'reads', 'feeds', 'changes', 'reasons',
            'made_under', 'aside', 'whole', 'finished_aside', 'plan', 'select_stages', 'locked', 'stop_leftovers',
            'StageError', 'check_parameters', 'kernel_class', 'Live', 'live_engine', 'execute', 'failure', 'set_aside',
-           'bring_back', 'prepare', 'begin_stage', 'run_stage', 'next_stage', 'share', 'ended_on_interrupt',
-           'end_children', 'Turns', 'run_pipeline', 'prepare_training', 'job_script', 'minutes', 'seconds_of',
-           'to_come', 'run_summary']
+           'bring_back', 'prepare', 'begin_stage', 'run_stage', 'next_stage', 'share', 'Turns', 'run_pipeline',
+           'prepare_training', 'job_script', 'minutes', 'seconds_of', 'to_come', 'run_summary']
 
 # %% ../nbs/51_pipeline.ipynb #14992feb
 import dataclasses
@@ -28,6 +27,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
+from threading import Event
 
 from collat.config import (
     SCENE_WORLDS,
@@ -57,6 +57,7 @@ class Run:
     package: Path  # folder of the package that they import
     stages: tuple[Stage, ...] = STAGES
     hashes: dict = field(default_factory=dict)  # cache of `file_digest`
+    stop: Event = field(default_factory=Event)  # set when its stages are asked to end
 
     def stamp(self, stage, kind='done') -> Path:
         return self.run_dir / 'stages' / f'{stage.notebook}.{kind}.json'
@@ -463,6 +464,8 @@ def execute(run: Run, stage: Stage, progress: bool = False, env: dict | None = N
     shown = dict(engine_name=live_engine(), live=live, stdout_file=live, stderr_file=live, progress_bar=bar)
     values = dict(profile=run.profile_arg, run_dir=str(run.run_dir), overrides=run.overrides)
     for attempt in range(3):
+        if run.stop.is_set():
+            raise StageError(f'{source.name} was asked to end before it began')
         try:
             return papermill.execute_notebook(str(source), str(out), values, **kernel, **shown)
         except Exception as e:
@@ -582,24 +585,6 @@ def share(jobs: int, stage: Stage) -> dict:  # environment variables
         return {}
     return dict(OMP_NUM_THREADS=str(max(1, len(os.sched_getaffinity(0)) // jobs)))
 
-
-@contextmanager
-def ended_on_interrupt():
-    "A Ctrl-C inside the block also ends the notebooks that run."
-    try:
-        yield
-    except KeyboardInterrupt:
-        end_children()
-        raise
-
-# %% ../nbs/51_pipeline.ipynb #f6af51e8
-def end_children():
-    "Asks the processes that this one has started to end."
-    import psutil
-
-    for child in psutil.Process().children():
-        child.terminate()
-
 # %% ../nbs/51_pipeline.ipynb #23d365ed
 class Turns:
     "The stages of one call of `run_pipeline`: which of them wait, run, have run, and the first that failed."
@@ -611,6 +596,7 @@ class Turns:
         self.running = {}  # thread -> stage
         self.ran = []  # names
         self.failed = None  # (stage, exception)
+        self.told = set()  # processes that were asked to end
 
     def head(self, s: Stage) -> str:
         return f'[{self.chosen.index(s) + 1}/{len(self.chosen)}] {s.notebook}'
@@ -637,6 +623,22 @@ class Turns:
         self.ran.append(s.notebook)
         self.say(f'{self.head(s)}: done in {minutes(f.result())}, {minutes(time.time() - self.started)} in all')
 
+    def end(self):
+        "Asks the stages that run to end: each process that they have started, once."
+        import psutil
+
+        self.run.stop.set()
+        for child in set(psutil.Process().children()) - self.told:
+            self.told.add(child)
+            child.terminate()
+
+    def go_on(self):
+        "Waits until a stage has ended, or for a second."
+        for f in wait(self.running, timeout=1, return_when=FIRST_COMPLETED).done:
+            self.finish(f)
+        if self.run.stop.is_set():
+            self.end()
+
 # %% ../nbs/51_pipeline.ipynb #f306a155
 def run_pipeline(
     run: Run,
@@ -648,18 +650,18 @@ def run_pipeline(
     """Runs the stages that are not up to date; returns their names.
     After a failure those beside it are finished and no other is begun."""
     turns = Turns(run, select_stages(run.stages, only), jobs, progress, say)
-    with (
-        locked(run.run_dir),
-        asked_to_stop(end_children) as asked,
-        ThreadPoolExecutor(jobs) as pool,
-        ended_on_interrupt(),
-    ):
+    with locked(run.run_dir), asked_to_stop(turns.end) as asked, ThreadPoolExecutor(jobs) as pool:
         going_on = lambda: not (asked or turns.failed)
-        while turns.running or turns.waiting and going_on():
-            while going_on() and (s := next_stage(turns.waiting, turns.running.values(), jobs)):
-                turns.begin(s, pool)
-            for f in wait(turns.running, return_when=FIRST_COMPLETED).done:
-                turns.finish(f)
+        try:
+            while turns.running or turns.waiting and going_on():
+                while going_on() and (s := next_stage(turns.waiting, turns.running.values(), jobs)):
+                    turns.begin(s, pool)
+                turns.go_on()
+        except KeyboardInterrupt:
+            turns.end()
+            while turns.running:
+                turns.go_on()
+            raise
         if asked:
             where = turns.failed[0].notebook if turns.failed else 'the pipeline'
             raise Preempted(f'stopped by SIGTERM in {where}; the same command goes on from what is saved')

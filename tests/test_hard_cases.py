@@ -27,12 +27,12 @@ from collat.batches import StepLoader
 from collat.checkpoints import read_checkpoint, read_log
 from collat.cli import main, say
 from collat.config import Preempted, load_profile
-from collat.datasets import Remote
 from collat.downloads import DownloadError, fetch
 from collat.listen import open_model
 from collat.model import CoLLAT
 from collat.painter import imagine_files
 from collat.pipeline import StageError, open_run, plan, run_pipeline
+from collat.sources import Remote
 from collat.stages import Stage
 from collat.streaming import Shards, clips_to_shard, shard
 from collat.training import run_steps
