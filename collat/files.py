@@ -23,14 +23,25 @@ def folder_files(
     folder: Path,
     skipped: list,  # receives (folder, reason) of each folder below that cannot be looked into
 ) -> list:  # of Path, in order
-    "Sound and films below a folder, to any depth, also of kinds that cannot be read."
+    """Sound and films below a folder, to any depth, also of kinds that cannot be read. Links to folders are followed,
+    and each folder is looked into once, if it can be under its own name."""
 
     def note(e: OSError):
         skipped.append((e.filename, f'{e.filename}: {e.strerror}'))
 
     found = []
-    for top, _, names in os.walk(folder, onerror=note):
-        found += [Path(top, n) for n in names if Path(n).suffix.lower() in SOUNDS | UNREADABLE]
+    seen = set()
+    waiting = [folder]
+    while waiting:
+        for top, below, names in os.walk(waiting.pop(0), onerror=note):
+            here = os.path.realpath(top)
+            if here in seen:
+                below.clear()
+                continue
+            seen.add(here)
+            below.sort()
+            waiting += [f for b in below if os.path.islink(f := os.path.join(top, b))]
+            found += [Path(top, n) for n in names if Path(n).suffix.lower() in SOUNDS | UNREADABLE]
     return sorted(found)
 
 # %% ../nbs/01a_files.ipynb #1718e4a0

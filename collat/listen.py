@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'GROUP_SECONDS', 'STEP', 'MAPPED', 'QUESTIONS', 'SILENT', 'MP3_RATES', 'model_folder', 'open_model',
-           'known_labels', 'readable', 'counted', 'check_k', 'check_method', 'in_groups', 'top', 'classifier', 'reader',
-           'trained_captioner', 'captioner', 'label_curves', 'stretch', 'grounder', 'answers', 'heard_by', 'Index',
-           'embedded', 'search', 'player', 'bars', 'show']
+           'known_labels', 'readable', 'is_name', 'as_sounds', 'counted', 'check_k', 'check_method', 'in_groups', 'top',
+           'classifier', 'reader', 'trained_captioner', 'captioner', 'label_curves', 'stretch', 'grounder', 'answers',
+           'heard_by', 'Index', 'embedded', 'search', 'player', 'bars', 'show']
 
 # %% ../nbs/29_listen.ipynb #69c786f0
 import base64
@@ -15,9 +15,8 @@ import html
 import io
 import os
 import sys
-import zipfile
 from collections.abc import Iterable, Iterator
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import collat
-from .audio import AudioError, at_least, load_sounds
+from .audio import ALONE, CHANNELS, AudioError, at_least, load_sounds
 from .config import SCENE_WORLDS, atomic_path, check_place, nearest_name
 from .files import sound_files
 from .maps import METHODS, concept_maps, draw_grounding, map_frames, unit_range
@@ -46,9 +45,11 @@ MODELS = (
 
 def model_folder(path: str | Path | None = None) -> Path:
     """The folder that is named, else the first of `MODELS` that holds a model.
-    Raises FileNotFoundError that says how to get one."""
+    Raises FileNotFoundError that says how to get one, ValueError on what is no name."""
     if not isinstance(path, (str, Path, type(None))):
         raise ValueError(f'{path!r}: {type(path).__name__}; the folder of a model is accepted')
+    if path is not None and not str(path).strip():
+        raise ValueError(f'{path!r}: an empty name; the folder of a model is accepted')
     places = Path(), Path(collat.__file__).parents[1]  # where one stands (nbs/, say), else the repository
     folders = [Path(path)] if path else [root / m for root in places for m in MODELS]
     for folder in folders:
@@ -81,19 +82,47 @@ def known_labels(model: CoLLAT, labels=None) -> list:
 GROUP_SECONDS = 200.0  # sound held at a time, s
 
 
-def readable(files: list, sample_rate: int, skipped: list) -> Iterator:  # of (file, (s,) waveform)
-    "Sounds that can be read, at one level; `skipped` collects (file, reason) of the others."
-    for f in files:
+def readable(files: Iterable, sample_rate: int, skipped: list) -> Iterator:  # (name, sound) -> (name, (s,) waveform)
+    "Sounds that can be read, at one level; `skipped` collects (name, reason) of the others."
+    for name, x in files:
         try:
-            yield f, *load_sounds([f], sample_rate, levelled=True)
+            yield name, *load_sounds([x], sample_rate, levelled=True)
         except AudioError as e:
-            skipped.append((str(f), str(e)))
+            why = str(e) if is_name(x) else f'{name}{str(e).removeprefix("sound 0")}'
+            skipped.append((str(name), why))
 
 
-def counted(files: list, what: str, progress: bool):  # an iterable
-    """Files under a bar on stderr that ends at their number, whatever can't be read; a name is one file.
-    Raises ValueError when there are none."""
-    files = [files] if isinstance(files, (str, Path)) or not isinstance(files, Iterable) else list(files)
+def is_name(x) -> bool:
+    "Whether a sound is given as a file's name."
+    return isinstance(x, (str, os.PathLike))
+
+
+def as_sounds(x) -> list:
+    """What is given, as a list of sounds; what `load_sounds` takes for one sound is one.
+    Raises ValueError where a rate stands in a list beside its array."""
+    if isinstance(x, ALONE) or hasattr(x, 'read') or not isinstance(x, Iterable):
+        return [x]
+    if isinstance(x, tuple) and any(isinstance(v, Real) for v in x):
+        return [x]
+    shape = getattr(x, 'shape', None)
+    numbers = shape is not None and getattr(x.dtype, 'kind', '') not in ('O', 'U')  # and no names
+    if shape == () or numbers and (len(shape) == 1 or len(shape) == 2 and shape[1] <= CHANNELS < shape[0]):
+        return [x]
+    if numbers and len(shape) == 2 and shape[0] == 2:
+        load_sounds(x)  # refuses two rows: they may be channels
+    x = list(x)
+    rates = [isinstance(v, Real) for v in x]
+    if x and all(rates):
+        return [np.array(x)]
+    if any(rates) and any(hasattr(v, '__array__') for v in x):
+        raise ValueError('a number beside an array in a list; `(array, rate)`, in round brackets, is accepted')
+    return x
+
+
+def counted(files, what: str, progress: bool):  # an iterable of (name, sound)
+    """Sounds under a bar on stderr that ends at their number, whatever can't be read; what is no file's name is called
+    `sound 0` and so on. Raises ValueError when there are none, and as `as_sounds`."""
+    files = [(x if is_name(x) else f'sound {i}', x) for i, x in enumerate(as_sounds(files))]
     if not files:
         raise ValueError(f'{what}: no files were given; one or more are accepted')
     return tqdm(files, desc=what, unit='file', disable=not progress, file=sys.stderr, mininterval=0.5)
@@ -275,12 +304,12 @@ SILENT = dict(  # what each says of silence
 def answers(
     model: CoLLAT,
     question: str,  # a key of `QUESTIONS`
-    files: list,  # paths
+    files: list,  # paths; arrays too, as `load_sounds`
     skipped: list,  # filled with (file, reason)
     progress: bool = True,  # bar on stderr
     **options,  # labels, k; method of `grounder`, trained of `captioner`
 ) -> Iterator:  # of dicts with 'file'
-    """One answer per readable file, in their order; of silence with `silence` and nothing heard.
+    """One answer per readable sound, in their order; of silence with `silence` and nothing heard.
     Raises ValueError on another question, k or method, or without files."""
     if question not in list(QUESTIONS):
         raise ValueError(f"'{question}' is not one of {', '.join(QUESTIONS)}.{nearest_name(question, QUESTIONS)}")
@@ -303,7 +332,8 @@ def heard_by(model: CoLLAT) -> str:  # 12 hex digits
 
 
 class Index:
-    "Embeddings of files, each as the file was when it was heard; a silent file has zeros."
+    """Embeddings of files, each as the file was when it was heard; a silent file has zeros.
+    Raises ValueError on a file that is no index, or another model's."""
 
     def __init__(self, path: str | Path | None, model: CoLLAT):  # None: nothing is kept
         self.path = path
@@ -314,15 +344,34 @@ class Index:
         check_place(path)
         if not Path(path).exists():
             return
+        accepted = 'the name of a new file is accepted'
         try:
-            with np.load(path) as f:
-                if str(f['model']) == self.model:
-                    keys = zip(f['files'].tolist(), *f['stamps'].T.tolist())
-                    self.rows = dict(zip(keys, torch.from_numpy(f['z'])))
-        except (ValueError, KeyError, OSError, EOFError, TypeError, zipfile.BadZipFile):
-            raise ValueError(f'{path}: no index that `search` wrote; the name of a new file is accepted') from None
+            whose, files, stamps, z = self.read(path)
+            fine = whose != self.model or z.shape[1] == model.text.d_out
+        except Exception:  # whatever the libraries for archives, arrays and letters have against it
+            fine = False
+        if not fine:
+            raise ValueError(f'{path}: no index that `search` wrote; {accepted}')
+        if whose != self.model:
+            found = f'an index of {len(z):,} files as another model heard them'
+            raise ValueError(f'{path}: {found}; that model, or {accepted}')
+        self.rows = dict(zip(zip(files, *stamps.T.tolist()), torch.from_numpy(z)))
 
-    def key(self, f) -> tuple:
+    def read(self, path) -> tuple:  # which model, names of the files, (n, 2) sizes and times, (n, d_out)
+        "What a file holds. Raises whatever its reader does, ValueError where `save` writes no such thing."
+        with np.load(path) as f:
+            whose, files, stamps, z = (f[k] for k in ('model', 'files', 'stamps', 'z'))
+        shapes = whose.shape, files.shape, stamps.shape
+        kinds = whose.dtype.kind, files.dtype.kind, stamps.dtype, z.dtype
+        if shapes != ((), (len(z),), (len(z), 2)) or kinds != ('U', 'U', np.int64, np.float32):
+            raise ValueError
+        if z.ndim != 2 or not np.isfinite(z).all():
+            raise ValueError
+        return str(whose), files.tolist(), stamps, z
+
+    def key(self, f) -> tuple:  # of a sound that is no file: a name alone, and nothing is kept
+        if not is_name(f):
+            return f'sound {id(f)}', 0, 0
         stat = os.stat(f) if os.path.exists(f) else None
         return (os.path.abspath(f), stat.st_size, stat.st_mtime_ns) if stat else (os.path.abspath(f), 0, 0)
 
@@ -330,7 +379,9 @@ class Index:
         "Writes the file. A file that has changed is in it once, as it was heard last."
         if self.path is None or not self.rows:
             return
-        last = {k[0]: (k[1:], z) for k, z in self.rows.items()}
+        last = {k[0]: (k[1:], z) for k, z in self.rows.items() if k[1]}
+        if not last:
+            return
         stamps, z = zip(*last.values())
         with atomic_path(self.path) as tmp, tmp.open('wb') as f:
             np.savez(f, model=self.model, files=list(last), stamps=np.array(stamps), z=torch.stack(z).numpy())
@@ -338,20 +389,20 @@ class Index:
 # %% ../nbs/29_listen.ipynb #90ff7e87
 def embedded(
     model: CoLLAT,
-    files: Iterable,  # paths
+    files: Iterable,  # of (name, sound)
     skipped: list,  # filled with (file, reason)
     index: Index,  # filled too
-) -> dict:  # file -> (d_out,), in the order of the files; zeros of silence
-    "Embeddings of the readable files: those of the index, and of the others, which are heard."
+) -> dict:  # name -> (d_out,), in the order of the files; zeros of silence
+    "Embeddings of the readable sounds: those of the index, and of the others, which are heard."
     rate = model.profile.sample_rate
     keys = {}
     new = {}
 
     def unheard():
-        for f in files:
-            keys[f] = index.key(f)
+        for f, x in files:
+            keys[f] = index.key(x)
             if keys[f] not in index.rows:
-                yield f
+                yield f, x
 
     try:
         for group in in_groups(readable(unheard(), rate, skipped), rate):
@@ -367,22 +418,23 @@ def embedded(
 def search(
     model: CoLLAT,
     query: str,  # prompt, perhaps with {audio} in it
-    files: list,  # paths
+    files: list,  # paths; arrays too, as `load_sounds`
     skipped: list,  # filled with (file, reason)
     k: int = 10,  # answers
     sounds=(),  # one for each {audio}
     progress: bool = True,  # bar on stderr
     index: str | Path | None = None,  # file that keeps what was heard
 ) -> list:  # of dicts
-    """The k files nearest to a prompt; silence is skipped. Raises ValueError on k < 1, without files, on silence in
-    the prompt, on a file that is no index, and as `compose`."""
+    """The k sounds nearest to a prompt; silence is skipped. Raises ValueError on k < 1, without files, on silence in
+    the prompt, as `Index`, and as `compose`."""
     check_k(k)
+    index = Index(index, model)
     rate = model.profile.sample_rate
     sounds = [] if isinstance(sounds, (list, tuple)) and not sounds else load_sounds(sounds, rate, levelled=True)
     if silent := [i for i, w in enumerate(sounds) if not w.any()]:
         raise ValueError(f'sound {silent[0]} of the prompt is silence; something that sounds is accepted')
     z_q = compose(model, query, sounds).z.cpu()
-    z = embedded(model, counted(files, 'search', progress), skipped, Index(index, model))
+    z = embedded(model, counted(files, 'search', progress), skipped, index)
     skipped += [(str(f), f'{f}: silence, near to nothing') for f, x in z.items() if not x.any()]
     found = [(f, float(x @ z_q)) for f, x in z.items() if x.any()]
     best = sorted(found, key=lambda x: -x[1])[:k]

@@ -653,6 +653,8 @@ def from_pretrained(
     ConnectionError with instructions where a download fails."""
     if not isinstance(model_id, (str, os.PathLike)):
         raise ValueError(f'{model_id!r}: {type(model_id).__name__}; a folder or a Hugging Face id is accepted')
+    if not str(model_id).strip():
+        raise ValueError(f'{str(model_id)!r}: an empty name; a folder or a Hugging Face id is accepted')
     folder = Path(model_id)
     if not os.path.isdir(folder):
         if not HUB_ID.fullmatch(str(model_id)):

@@ -11,6 +11,7 @@ __all__ = ['SIZE', 'CELL', 'FORMS', 'NAMES_OF', 'CONCEPTS', 'CHANNELS', 'PAINTER
            'train_painter', 'found_painter', 'painter_for', 'main', 'paint', 'imagine_files', 'with_painter']
 
 # %% ../nbs/24_painter.ipynb #607ba142
+import glob
 import json
 import os
 import sys
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .audio import load_sounds
-from .config import Profile, as_described, atomic_path, load_profile, made_with, read_json, run_info
+from .config import LONGEST_NAME, Profile, as_described, atomic_path, load_profile, made_with, read_json, run_info
 from .model import CoLLAT
 from .optimizer import best_precision, lr_factor, make_optimizer, param_groups, training_attention
 from .pictures import DRAWN, GLYPH_OF, RECORDED_GLYPHS, glyph_font, glyph_name
@@ -581,21 +582,30 @@ def paint(
 
 # %% ../nbs/24_painter.ipynb #dfce58ca
 def _mark(sound: Path) -> str:
-    "What a picture says of the sound that it was painted for."
-    return f'{zlib.crc32(os.fsencode(sound.absolute())):08x}'
+    "What a picture says of the sound that it was painted for, however that is named."
+    return f'{zlib.crc32(os.fsencode(sound.resolve())):08x}'
+
+
+def _painted_for(picture: Path, sound: Path) -> bool:
+    "Whether a file is a sound's picture. Only its beginning is read: it may be anything."
+    if not picture.is_file():
+        return False
+    with suppress(OSError), picture.open('rb') as f:
+        return f'Source\0{_mark(sound)}'.encode() in f.read(4_096)
+    return False
 
 
 def _place(out: Path, sound: Path) -> Path:
-    "Where a sound's picture goes: under its name, with -2, -3, … behind it where another sound's picture lies."
-    from PIL import Image
-
-    for i in count(1):
-        path = out / f'{sound.stem}{f"-{i}" if i > 1 else ""}.png'
-        if not path.exists():
+    """Where a sound's picture goes: where it lies already, else under the sound's name, with -2, -3, … behind it where
+    something else lies."""
+    name = sound.stem
+    while len(os.fsencode(name)) > LONGEST_NAME - len('-9999.png'):
+        name = name[:-1]
+    for path in [out / f'{name}.png', *sorted(out.glob(f'{glob.escape(name)}-[0-9]*.png'))]:
+        if _painted_for(path, sound):
             return path
-        with suppress(OSError), Image.open(path) as picture:  # of another program, perhaps
-            if picture.info.get('Source') == _mark(sound):
-                return path
+    free = (out / f'{name}{f"-{i}" if i > 1 else ""}.png' for i in count(1))
+    return next(path for path in free if not os.path.lexists(path))
 
 
 def imagine_files(

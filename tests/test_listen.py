@@ -233,8 +233,11 @@ def test_the_index_of_a_search_is_kept_and_updated(folder, tmp_path):
     skipped = []
     assert search(model, 'a dog', files, skipped, progress=False, index=tmp_path / 'index.npz') == again
     assert [Path(f).name for f, _ in skipped] == ['3.wav']
-    model.logit_scale.data += 1  # another model
-    assert find() and len(heard) == 3
+    model.logit_scale.data += 1  # another model: hours of hearing are not thrown away for its sake
+    was = (tmp_path / 'index.npz').read_bytes()
+    with pytest.raises(ValueError, match='index.npz: an index of 4 files as another model heard them'):
+        find()
+    assert not heard and (tmp_path / 'index.npz').read_bytes() == was
     with pytest.raises(ValueError, match='no index'):
         find(index=files[0])
 
