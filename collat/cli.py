@@ -108,7 +108,9 @@ def cmd_eval(args) -> int:
     print(in_json(results, indent=1))
     for kind, files in results.get('left_out_files', {}).items():
         print(f'collat: left out, {kind}: {", ".join(files)}', file=sys.stderr)
-    return 0
+    for why in results.get('skipped', []):
+        print(f'collat: skipped {why}', file=sys.stderr)
+    return 3 if results.get('skipped') else 0
 
 # %% ../nbs/52_cli.ipynb #5053b965
 def cmd_data(args) -> int:
@@ -372,7 +374,7 @@ def _run(command):
     add('--plan', action='store_true', help='say what would run, and why; change nothing')
     add('--launcher', choices=('local', 'slurm'), default='local', help='slurm, with --print: a script for sbatch')
     add('--print', action='store_true', help='print the script of the launcher; change nothing')
-    add('--nodes', type=int, default=1, help='machines in that script, each with --gpus GPUs (default: 1)')
+    add('--nodes', type=positive, default=1, help='machines in that script, each with --gpus GPUs (default: 1)')
     add('--prepare', action='store_true', help='make the run folder ready for `python -m collat.launch`; run nothing')
 
 

@@ -679,7 +679,7 @@ def load_profile(
     profile = Profile(**{k: cast_field(k, v, kinds[k]) for k, v in values.items()})
     for f in fields(profile):
         check_field(f, getattr(profile, f.name))
-    if Path(profile.name).name != profile.name:  # its run folder is runs/NAME
+    if not profile.name or Path(profile.name).name != profile.name:  # its run folder is runs/NAME
         raise ValueError(f"name='{profile.name}': a name without slashes is accepted")
     return profile
 

@@ -87,8 +87,7 @@ def open_run(
     p = load_profile(profile, overrides)
     if gpus is not None:
         p = dataclasses.replace(p, gpus=gpus)
-    if here:
-        check_gpus(p.gpus)
+    check_gpus(p.gpus if here else min(p.gpus, 1))
     p = with_whole_paths(p)
     as_named = dataclasses.asdict(load_profile(profile))
     changed = {k: v for k, v in dataclasses.asdict(p).items() if v != as_named[k]}
