@@ -54,6 +54,7 @@ class RawSound(NamedTuple):
     name: str  # for messages
     rate: float  # Hz
     blocks: Callable  # () -> iterator over (s, c) float32, from the beginning
+    seconds: float = 0.0  # as the header says, where one does
 
 
 def _check_samples(
@@ -105,6 +106,7 @@ def _mono(
     for rate in (source.rate, sample_rate):
         if not RATES[0] <= rate <= RATES[1]:
             raise _refusal(source.name, f'{rate:g} samples a second', '{:,} to {:,} Hz'.format(*RATES))
+    _check_length(source.name, source.seconds)
     power = dict(channels=np.zeros(1), taken=0.0)
     parts = _mono_blocks(source, channel, power)
     if source.rate != sample_rate:
@@ -161,9 +163,8 @@ def load_audio(
         if not isinstance(path, (str, os.PathLike)):
             file = io.BytesIO(path.read() if hasattr(path, 'read') else path)
         with sf.SoundFile(file) as f:
-            if max_seconds is None and f.frames < UNKNOWN:
-                _check_length(name, f.frames / f.samplerate)
-            source = RawSound(name, f.samplerate, partial(_file_blocks, f, max_seconds))
+            said = f.frames / f.samplerate if max_seconds is None and f.frames < UNKNOWN else 0.0
+            source = RawSound(name, f.samplerate, partial(_file_blocks, f, max_seconds), said)
             return _waveform(source, sample_rate, min_seconds)
     except AudioError:
         raise
