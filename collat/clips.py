@@ -120,16 +120,17 @@ class Manifest:
         test = [c for c in self.clips if c.fold == k]
         return train, test
 
-    def labelled(self) -> 'Manifest':
-        "Its clips that have labels. Raises ValueError where these are of fewer than two classes."
+    def labelled(self, training: bool = False) -> 'Manifest':
+        "Its clips that have labels. Raises ValueError where these are of fewer than two classes (training: of none)."
         clips = [c for c in self.clips if c.labels]
         report = self.report or Report(self.name)
-        if len(self.classes) < 2:
+        least, needed = (1, 'labels are needed for training') if training else (2, 'two classes or more are needed')
+        if len(self.classes) < least:
             found = f"only the class '{self.classes[0]}'" if self.classes else 'no labels'
             left = '; '.join(f'{k}: {", ".join(files)}' for k, files in report.left_out(10).items())
             raise ValueError(
                 f'{report.name}: {found}{f" in what can be used ({left})" if left else ""}; '
-                'two classes or more are needed, in a table in the column labels (separated by ;)'
+                f'{needed}, in a table in the column labels (separated by ;)'
             )
         bare = [c.path for c in self.clips if not c.labels]
         return replace(self, clips=clips, report=replace(report, unlabelled=bare))

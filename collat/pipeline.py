@@ -196,13 +196,13 @@ def check_parts(p: Profile, changed: set):  # names of fields
 
 
 def check_data_name(data: str):
-    "Raises ValueError unless it is a table that can be read, or a data set that is trained on."
+    "Raises ValueError unless it is a table with labels that can be read, or a data set that is trained on."
     from collat.datasets import LEAKS
     from collat.sources import source_of
     from collat.tables import load_csv
 
     if data.endswith('.csv'):
-        load_csv(data)
+        load_csv(data).labelled(training=True)
     elif (name := source_of(data).name) not in LEAKS:
         raise ValueError(
             f"data='{data}': {name} is not trained on; {', '.join((*SCENE_WORLDS, *LEAKS))} or a table are"

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['INDEX', 'VALIDATION', 'checksum', 'encode_flac', 'write_tar', 'shard_path', 'write_shard', 'read_record', 'Plan',
-           'clips_digest', 'clip_sound', 'make_shard', 'clips_to_shard', 'agree', 'clear_killed', 'index_shards',
-           'parse_part', 'shard', 'EpochOrder', 'ShardError', 'decode_clip', 'read_index', 'read_names', 'read_part',
-           'Shards', 'as_float', 'byte_ranges', 'ShardLoader', 'shards_of', 'sounds_of', 'shard_profile']
+           'clips_digest', 'clip_sound', 'make_shard', 'clips_to_shard', 'read_listing', 'agree', 'clear_killed',
+           'index_shards', 'parse_part', 'shard', 'EpochOrder', 'ShardError', 'decode_clip', 'read_index', 'read_names',
+           'read_part', 'Shards', 'as_float', 'byte_ranges', 'ShardLoader', 'shards_of', 'sounds_of', 'shard_profile']
 
 # %% ../nbs/06_streaming.ipynb #3aab338d
 import csv
@@ -138,10 +138,12 @@ def read_record(folder: str | Path, k: int) -> dict | None:
     "The record of a finished shard; None when it has to be made (again)."
     path = shard_path(folder, k)
     try:
-        record = json.loads(path.with_suffix('.json').read_text())
-    except (OSError, ValueError):
+        record = read_json(path.with_suffix('.json'))
+        rows = np.array([(k, *row) for row in record['rows']], INDEX)
+        fits = len(rows) == len(record['ids']) and all(len(t) == 4 for t in record['trouble'])
+        whole = fits and path.stat().st_size == record['bytes']
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
-    whole = path.exists() and path.stat().st_size == record['bytes']
     return record if whole else None
 
 # %% ../nbs/06_streaming.ipynb #7406cb63
@@ -228,14 +230,15 @@ _REASONS = dict(
     empty='empty file',
     corrupt='no sound file',
     unreadable='of a kind that libsndfile does not read',
+    unlabelled='no labels, from which training takes its prompts',
 )
 
 
 def _lost(report) -> list:  # (what, id, file, reason) of each, as in the record of a shard
-    "The files that the data set itself could not use."
+    "The files that the data set itself could not use, and those without labels."
     lines = []
     for trouble, reason in _REASONS.items():
-        what = 'missing' if trouble == 'missing' else 'corrupt'
+        what = trouble if trouble in ('missing', 'unlabelled') else 'corrupt'
         lines += [(what, '', file, reason) for file in getattr(report, trouble, ())]
     return lines
 
@@ -245,9 +248,9 @@ def clips_to_shard(
     root: str | Path,  # folder of all data sets
     splits: tuple | None = None,  # None = what is trained on, where there is a leakage rule, else all
 ) -> tuple:  # name, clips, listing: what was left out and what was not found
-    """The clips that may go into shards.
+    """The clips that may go into shards; those without labels are left out.
 
-    Raises ValueError where training and test splits are asked for together, or nothing is left.
+    Raises ValueError where training and test splits are asked for together, none has labels, or nothing is left.
     """
     if isinstance(splits, str):
         splits = (splits,)
@@ -264,19 +267,34 @@ def clips_to_shard(
                 f'shards hold either training splits ({", ".join(sorted(train))}) or others'
             )
         clips, counts = clips_without_leaks(dataclasses.replace(m, clips=clips), root)
-    if not clips:
-        raise ValueError(f'{name}: no clip of {wanted or "any split"} is left; its splits are {m.splits}')
     kept = {c.id for c in clips}
     left_out = [c.id for c in listed if c.id not in kept]
-    return name, clips, dict(classes=m.classes, leakage=counts, left_out=left_out, trouble=_lost(m.report))
+    some = dataclasses.replace(m, clips=clips).labelled(training=True)
+    if not some.clips:
+        raise ValueError(f'{name}: no clip of {wanted or "any split"} is left; its splits are {m.splits}')
+    return name, some.clips, dict(classes=m.classes, leakage=counts, left_out=left_out, trouble=_lost(some.report))
 
 # %% ../nbs/06_streaming.ipynb #8b3dd136
+def read_listing(folder: Path) -> dict:
+    "What was left out of a folder's shards, and what was not found. Raises ValueError that names a damaged file."
+    path = folder / 'listing.json'
+    with as_described(path):
+        listing = read_json(path)
+        for k, kind in dict(classes=list, leakage=dict, left_out=list, trouble=list).items():
+            if not isinstance(listing[k], kind):
+                raise TypeError(f'{k} is no {kind.__name__}')
+        if not all(len(t) == 4 for t in listing['trouble']):
+            raise TypeError('trouble is no list of (what, id, file, reason)')
+    return listing
+
+
 def agree(folder: Path, plan: Plan, listing: dict):
-    "Write the plan of a folder, or raise ValueError when it has another."
+    "Write plan and listing of a folder, or raise ValueError when it has another plan or a damaged listing."
     path = folder / 'plan.json'
     now = dataclasses.asdict(plan)
-    if not path.exists():
+    if not (folder / 'listing.json').exists():
         _write_text(folder / 'listing.json', json.dumps(listing, ensure_ascii=False))
+    if not path.exists():
         _write_text(path, json.dumps(now, indent=1))
     was = read_json(path)
     for k in now:
@@ -285,6 +303,7 @@ def agree(folder: Path, plan: Plan, listing: dict):
                 f'{path} was made with {k}={was.get(k)}, now it is {now[k]}; '
                 'a folder holds the shards of one plan: choose another folder, or remove this one'
             )
+    read_listing(folder)
 
 
 def clear_killed(folder: Path):
@@ -318,8 +337,9 @@ def index_shards(folder: str | Path) -> dict:  # the report
     That is index.npy, classes.json, ids.txt, left_out.txt, trouble.csv and report.json.
     """
     folder = Path(folder)
-    plan = Plan(**json.loads((folder / 'plan.json').read_text()))
-    listing = json.loads((folder / 'listing.json').read_text())
+    with as_described(folder / 'plan.json'):
+        plan = Plan(**read_json(folder / 'plan.json'))
+    listing = read_listing(folder)
     records = [read_record(folder, k) for k in range(plan.shards)]
     done = [(k, r) for k, r in enumerate(records) if r]
     trouble = list(listing['trouble'])
@@ -365,6 +385,8 @@ def shard(
     Raises ValueError for another plan in the folder, OSError when the disk is full.
     """
     i, n = parse_part(part)
+    if workers < 1 and workers != -1:
+        raise ValueError(f'workers={workers}: a number from 1 is accepted, or -1 for one on each core')
     out = Path(out)
     name, clips, listing = clips_to_shard(data, root, splits)
     plan = Plan(name, len(clips), clips_digest(clips), **settings)

@@ -751,6 +751,38 @@ def test_a_stretch_that_was_not_asked_for_is_not_taken_for_it(server, tmp_path):
     assert got == BODY
 
 
+def test_a_server_that_never_sends_the_rest_is_given_up(server, tmp_path):
+    "Each beginning breaks off, each rest is another stretch: coming as far as before does not count as progress."
+    half = answer(BODY, sent=20_000)
+    other = answer(BODY[:20_000], 206, Content_Range=f'bytes 0-19999/{len(BODY)}')
+    server.paths = {'/a.zip': lambda h: (other if h.headers.get('Range') else half)(h)}
+    with pytest.raises(DownloadError, match='kept'):
+        fetch(Remote(f'{server.url}/a.zip'), tmp_path, tries=3, wait=0.01, progress=False)
+    assert len(server.asked) < 6
+
+
+@pytest.mark.parametrize('version', ['ETag', 'Last_Modified'])
+def test_the_rest_of_another_version_is_not_fetched_on_another_day(server, tmp_path, version):
+    remote = Remote(f'{server.url}/a.zip')
+    busy = answer(status=503)
+    server.paths = {'/a.zip': in_turn(answer(BODY, sent=20_000, **{version: '"1"'}), busy)}
+    with pytest.raises(DownloadError, match='503'):
+        fetch(remote, tmp_path, tries=2, wait=0.01, progress=False)
+    newer = BODY[::-1]
+
+    def rest(h):
+        "Ignores If-Range, and says which version it is."
+        if 'Range' not in h.headers:
+            return answer(newer)(h)
+        at = int(h.headers['Range'].removeprefix('bytes=').removesuffix('-'))
+        said = {'Content_Range': f'bytes {at}-{len(newer) - 1}/{len(newer)}', version: '"2"'}
+        answer(newer[at:], 206, **said)(h)
+
+    server.paths = {'/a.zip': rest}
+    assert fetch(remote, tmp_path, tries=2, wait=0.01, progress=False).read_bytes() == newer
+    assert [f.name for f in tmp_path.iterdir()] == ['a.zip']
+
+
 # ---- places to write to
 
 
