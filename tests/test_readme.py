@@ -33,6 +33,7 @@ REFERRED = (  # notebooks all of whose decimals say where they come from
     'nbs/33_recorded_scenes.ipynb',
     'nbs/34_a_recording.ipynb',
     'nbs/40_benchmarks.ipynb',
+    'nbs/44_what_holds.ipynb',
     'nbs/51_pipeline.ipynb',
 )
 
