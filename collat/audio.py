@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BLOCK', 'LOUDEST', 'RATES', 'LONGEST', 'UNKNOWN', 'FILES', 'FOREIGN', 'CANCELLED', 'SILENCE', 'LEVEL', 'SCALES',
            'CHANNELS', 'ARRAYS', 'ALONE', 'WINDOWS', 'FLOOR', 'AUDIOSET_MEAN', 'AUDIOSET_STD', 'AudioError', 'RawSound',
-           'load_audio', 'sounding', 'normalise_level', 'load_sounds', 'fbank', 'pad_frames', 'normalise',
+           'load_audio', 'sounding', 'normalise_level', 'several', 'load_sounds', 'fbank', 'pad_frames', 'normalise',
            'denormalise', 'dataset_stats', 'sample_seed', 'spec_augment', 'add_noise', 'snr_db', 'window_views',
            'windows', 'join_windows', 'at_least']
 
@@ -264,15 +264,19 @@ def _one(x, i: int, sample_rate: int, sampling_rate: float | None) -> Tensor:  #
 ALONE = str, os.PathLike, bytes, bytearray, memoryview, dict
 
 
-def _several(x) -> list:
-    "What is given, as a list of sounds"
+def several(x) -> list:
+    """What is given, as a list of sounds; what is one sound is one.
+    Raises `AudioError` on what is none, on two rows of samples, and where a rate stands in a list beside its array."""
     if isinstance(x, ALONE) or hasattr(x, 'read') or isinstance(x, tuple) and any(isinstance(v, Real) for v in x):
         return [x]
     if not hasattr(x, '__array__'):
         if not isinstance(x, Iterable):
             raise _refusal(type(x).__name__, 'no sound', f'{FILES}; {ARRAYS}; or several of these')
         x = list(x)
-        return [np.array(x)] if x and all(isinstance(v, Real) for v in x) else x
+        numbers = [isinstance(v, Real) for v in x]
+        if any(numbers) and any(hasattr(v, '__array__') for v in x):
+            raise _refusal('sounds', 'a number beside an array in a list', '`(array, rate)`, in round brackets')
+        return [np.array(x)] if x and all(numbers) else x
     x = x if isinstance(x, Tensor) else np.asarray(x)
     shape = tuple(x.shape)
     if shape and getattr(x.dtype, 'kind', '') in ('O', 'U') or len(shape) == 3:
@@ -293,7 +297,7 @@ def load_sounds(
     levelled: bool = False,  # as `normalise_level`
 ) -> list:  # of (s,) float32 mono waveforms, in order
     "Whatever sound comes as, a thread for each core; the `AudioError` of the first that has one is raised"
-    sounds = _several(sounds)
+    sounds = several(sounds)
     if not sounds:
         raise _refusal('sounds', 'none were given', 'one or more')
     one = partial(_one, sample_rate=sample_rate, sampling_rate=sampling_rate)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'GROUP_SECONDS', 'STEP', 'MAPPED', 'QUESTIONS', 'SILENT', 'MP3_RATES', 'model_folder', 'open_model',
-           'known_labels', 'readable', 'is_name', 'as_sounds', 'counted', 'check_k', 'check_method', 'in_groups', 'top',
+           'known_labels', 'readable', 'is_name', 'counted', 'check_k', 'check_method', 'in_groups', 'top',
            'classifier', 'reader', 'trained_captioner', 'captioner', 'label_curves', 'stretch', 'grounder', 'answers',
            'heard_by', 'Index', 'embedded', 'search', 'player', 'bars', 'show']
 
@@ -16,7 +16,7 @@ import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import collat
-from .audio import ALONE, CHANNELS, AudioError, at_least, load_sounds
+from .audio import AudioError, at_least, load_sounds, several
 from .config import SCENE_WORLDS, atomic_path, check_place, nearest_name
 from .files import sound_files
 from .maps import METHODS, concept_maps, draw_grounding, map_frames, unit_range
@@ -97,32 +97,10 @@ def is_name(x) -> bool:
     return isinstance(x, (str, os.PathLike))
 
 
-def as_sounds(x) -> list:
-    """What is given, as a list of sounds; what `load_sounds` takes for one sound is one.
-    Raises ValueError where a rate stands in a list beside its array."""
-    if isinstance(x, ALONE) or hasattr(x, 'read') or not isinstance(x, Iterable):
-        return [x]
-    if isinstance(x, tuple) and any(isinstance(v, Real) for v in x):
-        return [x]
-    shape = getattr(x, 'shape', None)
-    numbers = shape is not None and getattr(x.dtype, 'kind', '') not in ('O', 'U')  # and no names
-    if shape == () or numbers and (len(shape) == 1 or len(shape) == 2 and shape[1] <= CHANNELS < shape[0]):
-        return [x]
-    if numbers and len(shape) == 2 and shape[0] == 2:
-        load_sounds(x)  # refuses two rows: they may be channels
-    x = list(x)
-    rates = [isinstance(v, Real) for v in x]
-    if x and all(rates):
-        return [np.array(x)]
-    if any(rates) and any(hasattr(v, '__array__') for v in x):
-        raise ValueError('a number beside an array in a list; `(array, rate)`, in round brackets, is accepted')
-    return x
-
-
 def counted(files, what: str, progress: bool):  # an iterable of (name, sound)
     """Sounds under a bar on stderr that ends at their number, whatever can't be read; what is no file's name is called
-    `sound 0` and so on. Raises ValueError when there are none, and as `as_sounds`."""
-    files = [(x if is_name(x) else f'sound {i}', x) for i, x in enumerate(as_sounds(files))]
+    `sound 0` and so on. Raises ValueError when there are none, and as `collat.audio.several`."""
+    files = [(x if is_name(x) else f'sound {i}', x) for i, x in enumerate(several(files))]
     if not files:
         raise ValueError(f'{what}: no files were given; one or more are accepted')
     return tqdm(files, desc=what, unit='file', disable=not progress, file=sys.stderr, mininterval=0.5)

@@ -75,6 +75,8 @@ def restate(text: str, root: Path) -> str:
             return m[0]
         way, operator, number = re.fullmatch(r'(.*?)(?: ([×/]) (\S+))?', ref).groups()
         found = look_up(way.removesuffix('.±'), root)
+        if bool(interval) != way.endswith('.±'):
+            raise ValueError(f'{ref}: `.±` belongs to a value with its interval, and only to that')
         if interval:
             ends = re.findall(_N, interval)
             said = like(said, found['value'] if 'value' in found else found['difference'])
