@@ -1,0 +1,35 @@
+"Stored outputs of the notebooks that show a published run: they come from the results files that lie in the repository."
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from collat.shown import checksum, showing
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = showing(ROOT / 'nbs')
+SHOWN = re.compile(r'figures/(\w+): (\w+\.json) ([0-9a-f]{8}),')
+
+
+def printed(path) -> str:
+    "What the cells of a notebook print."
+    cells = json.loads(path.read_text())['cells']
+    outputs = [o for c in cells for o in c.get('outputs', [])]
+    return ''.join(''.join(o.get('text', '')) for o in outputs)
+
+
+def test_the_evaluations_show_what_is_published():
+    assert {'20_zero_shot', '31_architecture'} <= {path.stem for path in NOTEBOOKS}
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+def test_stored_outputs_are_those_of_the_published_results(path):
+    said = printed(path)
+    found = SHOWN.findall(said)
+    assert found, f'{path.name}: no output names a results file; run `python -m collat.shown --names {path.stem}`'
+    for profile, name, stored in found:
+        now = checksum(ROOT / f'figures/{profile}/{name}')
+        assert stored == now, f'{path.name} shows another {name}; run `python -m collat.shown --names {path.stem}`'
+    assert 'this run:' not in said
