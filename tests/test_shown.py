@@ -1,4 +1,4 @@
-"Stored outputs of the notebooks that show a published run: they come from the results files that lie in the repository."
+"Stored outputs of the notebooks that show a published run come from the results files in the repository."
 
 import json
 import re
