@@ -300,7 +300,7 @@ OWN = dict(  # options that not all of them have
 )
 LABELS = (
     'class names, comma-separated; one with a comma in it stands in double quotes '
-    '(default: all 78 names of the rendered world, seventeen of which were never heard in training)'
+    '(default: the names that the model was trained on)'
 )
 
 
@@ -315,7 +315,7 @@ def _questions(command):
             add('--sound', action='append', help='sound file for each {audio} of the query')
             add('--index', help='file that keeps what was heard, so that the next search hears only what is new')
         add('files', nargs='+', help='sound files, folders, or - for a list on standard input')
-        add('--model', help='folder of a trained model (default: runs/mini/checkpoints/model, else figures/mini/model)')
+        add('--model', help='folder of a trained model (default: figures/own/model)')
         if name not in doors:
             add('--labels', help=LABELS)
         if name != 'imagine':
@@ -378,10 +378,7 @@ def _run(command):
     add('--prepare', action='store_true', help='make the run folder ready for `python -m collat.launch`; run nothing')
 
 
-CHECKPOINT = (
-    'folder of a trained model (default: runs/mini/checkpoints/model, else figures/mini/model), '
-    'or the name of a published one (13b_published)'
-)
+CHECKPOINT = 'folder of a trained model (default: figures/own/model), or the name of a published one (13b_published)'
 TABLE = 'data set, or a table with the columns path and labels (separated by ;) or caption'
 PROTOCOL = 'prompt form of zero_shot, see 02_prompts (default: the one that the model was trained with)'
 ROOT = 'folders of the data sets (default: those of COLLAT_DATA, or data)'
