@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SHORTEST', 'OVERLAP', 'MOMENTS', 'BANDS', 'AT_ONCE', 'WEIGHTS', 'LEVELS', 'LENGTHS', 'CARD', 'step_seconds',
-           'stretch_of', 'EarLoader', 'Teacher', 'OwnEars', 'loudest', 'valid_recordings', 'validate_ears',
-           'train_ears', 'train_both', 'cosines_of', 'single_events', 'without_name', 'heard_of', 'recordings_of',
-           'told_apart', 'calibrate', 'at_level', 'by_level', 'by_length', 'of_classes', 'read_test', 'three_digits',
-           'table_lines', 'refused_lines', 'valid_lines', 'test_lines', 'numbers_of', 'write_card', 'training_seconds',
-           'publish_own', 'draw_own', 'make_own_model', 'main']
+           'stretch_of', 'EarLoader', 'Teacher', 'OwnEars', 'loudest', 'valid_recordings', 'heard_by_head',
+           'validate_ears', 'own_ears_of', 'train_ears', 'train_both', 'cosines_of', 'single_events', 'without_name',
+           'heard_of', 'recordings_of', 'told_apart', 'calibrate', 'at_level', 'by_level', 'by_length', 'of_classes',
+           'reasons_of', 'peak_correlation', 'of_animals', 'read_test', 'three_digits', 'table_lines', 'refused_lines',
+           'valid_lines', 'test_lines', 'numbers_of', 'write_card', 'training_seconds', 'publish_own', 'draw_own',
+           'make_own_model', 'main']
 
 # %% ../nbs/35_own_ears.ipynb #b1be25e2
 import dataclasses
@@ -50,12 +51,12 @@ from collat.nothing import (
     unknown_sounds,
 )
 from .optimizer import has_bf16
-from .recordings import ESC10, ESC50, class_split
+from .recordings import ESC10, ESC50, class_split, esc50_clips
 from .rooms import another_recording
-from .scenes import Scenes, split_classes
+from .scenes import Scenes, recorded_clips, split_classes
 from .training import run_steps, train
 from .validation import multi_hot, top1_and_map
-from .weights import checksums
+from .weights import checksums, read_tensors
 from .yamnet import PATCH, TOP, FoldedYAMNet, YAMNet, find_yamnet, load_yamnet, yamnet_spectrogram
 
 # %% ../nbs/35_own_ears.ipynb #ebe5baba
@@ -201,24 +202,33 @@ def valid_recordings(p: Profile, classes: list) -> tuple:  # waveforms [(s,)], c
 
 
 @torch.no_grad()
+def heard_by_head(audio: nn.Module, wavs: list, p: Profile) -> Tensor:  # (b k) logits
+    "What the classification head of the ears says of each sound."
+    return torch.stack([audio.classify(front_end(w[None], p))[0] for w in wavs])
+
+
+@torch.no_grad()
 def validate_ears(model: OwnEars, recorded: tuple, scenes: Scenes) -> dict:  # numbers
     "How well the classification head hears."
     p, (wavs, y) = model.profile, recorded
     model.audio.eval()
-    hear = lambda w: model.audio.classify(front_end(w[None], p))[0]
-    columns = torch.tensor([c in ESC50 for c in model.classes])
-    real = lambda cut: torch.stack([hear(cut(w)) for w in wavs]).masked_fill(~columns, -1e4)
-    out = dict(recorded=accuracy(real(lambda w: w), y))
-    out['second'] = accuracy(real(lambda w: loudest(w, 1.0, p.sample_rate)), y)
+    of_recordings = torch.tensor([c in ESC50 for c in model.classes])
+    right = lambda sounds: accuracy(heard_by_head(model.audio, sounds, p).masked_fill(~of_recordings, -1e4), y)
+    out = dict(recorded=right(wavs), second=right([loudest(w, 1.0, p.sample_rate) for w in wavs]))
     mixed, labels = zip(*(scenes[i] for i in range(len(scenes))))
-    scores = torch.stack([hear(w) for w in mixed])
+    scores = heard_by_head(model.audio, mixed, p)
     model.audio.train()
     return out | top1_and_map(scores, multi_hot(labels, model.classes))
 
 # %% ../nbs/35_own_ears.ipynb #4c66ab5e
+def own_ears_of(run_dir: str | Path) -> Path:
+    "Where a run keeps its ears, with their head."
+    return Path(run_dir) / 'checkpoints/ears.safetensors'
+
+
 def train_ears(p: Profile, run_dir: str | Path) -> Path:  # safetensors file
     "Our own ears, trained; done already when the file is there. Raises FileNotFoundError where data is missing."
-    path = Path(run_dir) / 'checkpoints/ears.safetensors'
+    path = own_ears_of(run_dir)
     if path.exists():
         return path
     started = time.time()
@@ -338,8 +348,8 @@ def by_length(p: Profile, model: CoLLAT, wavs: list, y: Tensor) -> list:  # of d
     cut = lambda s: cosines_of(model, [loudest(w, s, p.sample_rate) for w in wavs], list(ESC50))
     return [dict(seconds=s, top1=accuracy(cut(s), y)) for s in LENGTHS]
 
-
-def of_classes(cosines: Tensor, y: Tensor) -> dict:  # class -> right, n, taken for
+# %% ../nbs/35_own_ears.ipynb #c131e46d
+def of_classes(cosines: Tensor, y: Tensor) -> dict:  # class -> right, n, taken_for
     "What becomes of each class of ESC-50."
     answer, out = cosines.argmax(1), {}
     for i, name in enumerate(ESC50):
@@ -349,6 +359,53 @@ def of_classes(cosines: Tensor, y: Tensor) -> dict:  # class -> right, n, taken 
     return out
 
 
+@torch.no_grad()
+def reasons_of(p: Profile, model: CoLLAT, ears: Path, wavs: list, y: Tensor) -> dict:  # class -> ears, clips, alike
+    """Where a wrong answer may come from: how many clips the head of the ears names, how many clips the class was
+    trained on, and how alike the prompts of a class and of its nearest are."""
+    names = split_classes('train', p)
+    audio = make_audio_encoder(p, len(names)).eval()
+    audio.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in read_tensors(ears).items()})
+    columns = torch.tensor([names.index(n) if n in names else -1 for n in ESC50])
+    heard = F.pad(heard_by_head(audio, wavs, p), (0, 1), value=-1e4)  # the last column is for what wasn't trained
+    answer = heard[:, columns].argmax(1)
+    clips = recordings_of(p, 'train', names)
+    z_t = prompts_of(model, list(ESC50))
+    near = (z_t @ z_t.T).fill_diagonal_(-1)
+    out = {}
+    for i, name in enumerate(ESC50):
+        of = dict(ears=int((answer[y == i] == i).sum()), clips=len(clips.get(name, ())))
+        out[name] = of | dict(nearest_name=ESC50[int(near[i].argmax())], alike=round(float(near[i].max()), 3))
+    return out
+
+# %% ../nbs/35_own_ears.ipynb #e32c396c
+def peak_correlation(one: Tensor, other: Tensor) -> float:  # (s,), (s',)
+    "How alike the shorter sound and the most similar stretch of the longer one are; 1 where it was cut from it."
+    part, whole = sorted((one, other), key=len)
+    n = len(part) + len(whole)
+    cross = torch.fft.irfft(torch.fft.rfft(whole, n) * torch.fft.rfft(part, n).conj(), n)[: len(whole) - len(part) + 1]
+    sums = F.pad(whole.square().cumsum(0), (1, 0))
+    energy = (sums[len(part) :] - sums[: -len(part)]).clamp(min=1e-6) * part.square().sum().clamp(min=1e-6)
+    return float((cross.abs() / energy.sqrt()).max())
+
+
+def of_animals(p: Profile, model: CoLLAT, run_dir: str | Path, purpose: str) -> list:  # of dicts
+    """The recorded animals of a package: the answer among the ten, the answer among all names, and how alike the
+    loudest second is to any clip of ESC-50 with this name."""
+    clips = recorded_clips(Path(run_dir) / 'data', purpose, p.sample_rate)
+    wavs, kinds = [w for w, *_ in clips], [kind for _, kind, _ in clips]
+    ten = cosines_of(model, wavs, kinds).argmax(1).tolist()
+    names = split_classes('train', p)
+    every = cosines_of(model, wavs, names).argmax(1).tolist()
+    esc50, rows = esc50_clips(p.data_root), []
+    for wav, kind, i, j in zip(wavs, kinds, ten, every):
+        second = loudest(wav, 1.0, p.sample_rate)
+        alike = [peak_correlation(second, load_audio(c.path, p.sample_rate)) for c in esc50 if c.label == kind]
+        most = round(max(alike), 3) if alike else None
+        rows.append(dict(kind=kind, trained=kind in names, answer=kinds[i], of_all=names[j], alike=most))
+    return rows
+
+# %% ../nbs/35_own_ears.ipynb #abaaf4c4
 def read_test(folder: str | Path, run_dir: str | Path, purpose: str) -> dict:  # plain numbers
     "The numbers of the model card. Raises ValueError without a purpose, which is logged."
     model = CoLLAT.from_pretrained(folder)
@@ -359,7 +416,8 @@ def read_test(folder: str | Path, run_dir: str | Path, purpose: str) -> dict:  #
     cosines = cosines_of(model, wavs, list(ESC50))
     ten = torch.tensor([n in ESC10 for n in ESC50])
     small, place = ten[y], ten.cumsum(0) - 1
-    out = dict(clips=len(y), top1=accuracy(cosines, y), classes=of_classes(cosines, y))
+    classes, reasons = of_classes(cosines, y), reasons_of(p, model, own_ears_of(run_dir), wavs, y)
+    out = dict(clips=len(y), top1=accuracy(cosines, y), classes={k: classes[k] | reasons[k] for k in classes})
     if small.any():
         out['esc10'] = accuracy(cosines[small][:, ten], place[y[small]])
     out |= dict(levels=by_level(p, model, wavs, cosines, y), lengths=by_length(p, model, wavs, y))
@@ -367,6 +425,7 @@ def read_test(folder: str | Path, run_dir: str | Path, purpose: str) -> dict:  #
     sounds, labels = single_events(p, run_dir, 'test', purpose)
     truth = torch.tensor([rendered.index(l) for l in labels])
     out['instruments'] = dict(n=len(labels), top1=accuracy(cosines_of(model, sounds, rendered), truth))
+    out['animals'] = of_animals(p, model, run_dir, purpose)
     return out | told_apart(p, heard)
 
 # %% ../nbs/35_own_ears.ipynb #af70513d
@@ -435,10 +494,12 @@ def test_lines(test: dict) -> list:  # of Markdown
     out += table_lines(('level', 'top-1', 'same answer', '95 % of scores within'), rows)
     rows = [(f'{r["seconds"]:g} s', three_digits(r['top1'])) for r in test['lengths']]
     out += table_lines(('loudest stretch', 'top-1'), rows)
+    rows = [(r['kind'], r['answer'], 'yes' if r['trained'] else 'no', r['of_all']) for r in test['animals']]
+    out += table_lines(('recorded animal', 'among the ten', 'trained on', 'among all names'), rows)
     worst = sorted(test['classes'].items(), key=lambda x: x[1]['right'] / max(1, x[1]['n']))
     named = lambda r: ', '.join(f'{k} {v}' for k, v in r['taken_for'].items())
-    rows = [(name, f'{r["right"]} of {r["n"]}', named(r)) for name, r in worst]
-    return out + table_lines(('class', 'right', 'taken for'), rows)
+    rows = [(name, f'{r["right"]} of {r["n"]}', r['ears'], r['clips'], named(r)) for name, r in worst]
+    return out + table_lines(('class', 'right', 'by the ears alone', 'clips in training', 'taken for'), rows)
 
 
 def numbers_of(found: dict | None, test: dict | None) -> str:  # Markdown
@@ -477,8 +538,11 @@ def publish_own(p: Profile, run_dir: str | Path, test: bool = False) -> Path:  #
         write_results(run / 'results/own_test.json', numbers, p, started)
     write_card(folder, training_seconds(run), found, numbers)
     with atomic_path(run / 'own/ears.safetensors') as tmp:
-        shutil.copyfile(run / 'checkpoints/ears.safetensors', tmp)
+        shutil.copyfile(own_ears_of(run), tmp)
     draw_own(run)
+    for file in (*run.glob('results/*.json'), run / 'figures/own_ears.png'):
+        with atomic_path(run / 'own' / file.name) as tmp:
+            shutil.copyfile(file, tmp)
     return folder
 
 
