@@ -6,7 +6,7 @@
 __all__ = ['RESAMPLED', 'as_array', 'check_scores', 'hits', 'accuracy', 'resampled_ap', 'class_ap', 'mean_average_precision',
            'clipwise_map', 'relevance', 'check_retrieval', 'first_rank', 'recall_at_k', 'mrr', 'query_ap',
            'average_precision_at_k', 'resample_counts', 'resampled_mean', 'resampled_map', 'resampled_values', 'place',
-           'bootstrap_ci', 'paired_bootstrap']
+           'bootstrap_ci', 'with_interval', 'paired_bootstrap']
 
 # %% ../nbs/03_metrics.ipynb #ffa8f462
 from collections.abc import Callable
@@ -300,6 +300,11 @@ def bootstrap_ci(
     point = metric(*map(as_array, arrays))
     lo, hi = np.quantile(place(values, point, method), [(1 - level) / 2, (1 + level) / 2])
     return float(lo), float(hi)
+
+
+def with_interval(r: dict) -> str:
+    "A number with its 95 % interval."
+    return f'{r["value"]:.3f}' + (f' [{r["lo"]:.3f}, {r["hi"]:.3f}]' if r['lo'] is not None else '')
 
 # %% ../nbs/03_metrics.ipynb #a629c613
 def paired_bootstrap(

@@ -7,9 +7,9 @@ __all__ = ['SHORTEST', 'OVERLAP', 'MOMENTS', 'BANDS', 'AT_ONCE', 'WEIGHTS', 'LEV
            'stretch_of', 'EarLoader', 'Teacher', 'OwnEars', 'loudest', 'valid_recordings', 'heard_by_head',
            'validate_ears', 'own_ears_of', 'train_ears', 'train_both', 'cosines_of', 'single_events', 'without_name',
            'heard_of', 'recordings_of', 'told_apart', 'calibrate', 'at_level', 'by_level', 'by_length', 'of_classes',
-           'reasons_of', 'peak_correlation', 'of_animals', 'read_test', 'three_digits', 'table_lines', 'refused_lines',
-           'valid_lines', 'test_lines', 'numbers_of', 'write_card', 'training_seconds', 'publish_own', 'draw_own',
-           'make_own_model', 'main']
+           'reasons_of', 'peak_correlation', 'of_animals', 'named', 'read_test', 'three_digits', 'table_lines',
+           'refused_lines', 'valid_lines', 'test_lines', 'numbers_of', 'write_card', 'training_seconds', 'publish_own',
+           'draw_own', 'make_own_model', 'main']
 
 # %% ../nbs/35_own_ears.ipynb #b1be25e2
 import dataclasses
@@ -36,9 +36,9 @@ from .audio_encoder import classification_loss
 from .batches import StepLoader, barrier, rank_and_world
 from .config import REQUEUE, Preempted, Profile, atomic_path, load_profile, read_results, write_results
 from .ears import front_end, make_audio_encoder
-from .evaluate import prompts_of
+from .evaluate import number, prompts_of
 from .launch import as_rank, guard, processes, torchrun
-from .metrics import accuracy
+from .metrics import accuracy, with_interval
 from .model import CoLLAT
 from collat.nothing import (
     calibrate_folder,
@@ -406,6 +406,11 @@ def of_animals(p: Profile, model: CoLLAT, run_dir: str | Path, purpose: str) -> 
     return rows
 
 # %% ../nbs/35_own_ears.ipynb #abaaf4c4
+def named(cosines: Tensor, y: Tensor, p: Profile) -> dict:  # see `number`
+    "Top-1, with its interval over clips."
+    return number('top-1', accuracy, cosines.numpy(), y.numpy(), p.n_boot)
+
+
 def read_test(folder: str | Path, run_dir: str | Path, purpose: str) -> dict:  # plain numbers
     "The numbers of the model card. Raises ValueError without a purpose, which is logged."
     model = CoLLAT.from_pretrained(folder)
@@ -417,14 +422,14 @@ def read_test(folder: str | Path, run_dir: str | Path, purpose: str) -> dict:  #
     ten = torch.tensor([n in ESC10 for n in ESC50])
     small, place = ten[y], ten.cumsum(0) - 1
     classes, reasons = of_classes(cosines, y), reasons_of(p, model, own_ears_of(run_dir), wavs, y)
-    out = dict(clips=len(y), top1=accuracy(cosines, y), classes={k: classes[k] | reasons[k] for k in classes})
+    out = dict(clips=len(y), top1=named(cosines, y, p), classes={k: classes[k] | reasons[k] for k in classes})
     if small.any():
-        out['esc10'] = accuracy(cosines[small][:, ten], place[y[small]])
+        out['esc10'] = named(cosines[small][:, ten], place[y[small]], p)
     out |= dict(levels=by_level(p, model, wavs, cosines, y), lengths=by_length(p, model, wavs, y))
     rendered = [n for n in split_classes('train', p) if n not in ESC50]
     sounds, labels = single_events(p, run_dir, 'test', purpose)
     truth = torch.tensor([rendered.index(l) for l in labels])
-    out['instruments'] = dict(n=len(labels), top1=accuracy(cosines_of(model, sounds, rendered), truth))
+    out['instruments'] = named(cosines_of(model, sounds, rendered), truth, p)
     out['animals'] = of_animals(p, model, run_dir, purpose)
     return out | told_apart(p, heard)
 
@@ -480,11 +485,11 @@ def valid_lines(found: dict) -> list:  # of Markdown
 def test_lines(test: dict) -> list:  # of Markdown
     "What `read_test` found."
     out = [
-        f'Fold 5 of ESC-50, {test["clips"]} clips, read once; 50 names by prompts: top-1 {three_digits(test["top1"])}.'
+        f'Fold 5 of ESC-50, {test["clips"]} clips, read once; 50 names by prompts: top-1 {with_interval(test["top1"])}.'
     ]
     if 'esc10' in test:
-        out.append(f'The ten classes of ESC-10 among themselves: {three_digits(test["esc10"])}.')
-    out.append(f'Single instruments, {test["instruments"]["n"]}: {three_digits(test["instruments"]["top1"])}.')
+        out.append(f'The ten classes of ESC-10 among themselves: {with_interval(test["esc10"])}.')
+    out.append(f'Single instruments, {test["instruments"]["n"]}: {with_interval(test["instruments"])}.')
     out.append(f'Mean distance of said and true probability: {three_digits(test["reliability"]["error"])}. Refused:')
     out += refused_lines(test['refused'])
     rows = [

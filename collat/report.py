@@ -28,8 +28,9 @@ from .interaction import token_distance
 from .learning_curves import MEASURES
 from .losses import LOSS_TERMS, loss_weights
 from .method_figures import draw_methods, is_row
+from .metrics import with_interval
 from .model import CoLLAT
-from .page import SPLIT_NAMES, draw, draw_table, short_reason, sound_of, with_interval
+from .page import SPLIT_NAMES, draw, draw_table, short_reason, sound_of
 from .paper import PAPER_LOSSES, PAPER_METHODS, PAPER_RETRIEVAL, PAPER_ZERO_SHOT, claims, errata_rows
 from .recorded_scenes import method_table
 from .scenes import Scenes, world_of
