@@ -358,7 +358,7 @@ def _by_concept(d: pd.DataFrame, classes: list) -> dict:  # class -> its scores
     return out
 
 
-def ground(model: CoLLAT, p: Profile, run: Path, purpose: str) -> tuple:  # results, test scenes
+def ground(model: CoLLAT, p: Profile, run: Path, purpose: str) -> dict:
     "Everything that the report shows; choices on `valid`, numbers on `test`."
     valid = Scenes(run / 'data', 'valid', p)
     method, window, table = choose(model, valid, p.grounding_scenes // 2)
@@ -370,7 +370,7 @@ def ground(model: CoLLAT, p: Profile, run: Path, purpose: str) -> tuple:  # resu
         rows += number_rows(d, p.n_boot, method=k, steps=p.steps)
     variants, missing, between = variants_grounded(run, p, data, scenes.classes, method)
     two = {k: scores[k] for k in ('grounding', 'sliding window')}
-    results = dict(
+    return dict(
         method=method,
         window=window,
         valid=table,
@@ -383,7 +383,6 @@ def ground(model: CoLLAT, p: Profile, run: Path, purpose: str) -> tuple:  # resu
         template=p.template,
         frames=FRAMES,
     )
-    return results, scenes
 
 # %% ../nbs/26_grounding.ipynb #0a393a39
 def draw_figure1a(

@@ -7,6 +7,7 @@ __all__ = ['PARAMETER', 'published', 'results_of', 'checksum', 'keep_figure', 'f
 
 # %% ../nbs/14b_shown.ipynb #c0da3701
 import hashlib
+import io
 import re
 import sys
 from pathlib import Path
@@ -58,8 +59,10 @@ def figure_of(
     name: str,  # file name
     width: int = 600,  # pixels, at most
     profile: str = 'mini',  # whose published run
+    quality: int = 0,  # of a JPEG, for pictures of pictures; 0: PNG
 ):  # a picture for a notebook
     "A figure as the stage drew it, no wider than `width`. Raises FileNotFoundError where there is none."
+    from IPython.display import Image as Shown
     from PIL import Image
 
     path = Path(run_dir) / 'figures' / name if run_dir else published(profile) / name
@@ -67,7 +70,11 @@ def figure_of(
         raise FileNotFoundError(f'{path}: no such figure; has its stage run?')
     picture = Image.open(path).convert('RGB')
     picture.thumbnail((width, 10_000))
-    return picture.quantize(256)
+    if not quality:
+        return picture.quantize(256)
+    file = io.BytesIO()
+    picture.save(file, 'jpeg', quality=quality)
+    return Shown(file.getvalue(), format='jpeg')
 
 # %% ../nbs/14b_shown.ipynb #67dc83fe
 PARAMETER = re.compile(r'^\s*"run_dir = \'\' ', re.MULTILINE)  # a line of a cell in a notebook's file
