@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['same_clip_rows', 'scene_captions', 'audiocaps_captions', 'Untouched', 'mean_pooled', 'sources', 'TextTower',
-           'retention']
+           'retention', 'damaged', 'control_rows']
 
 # %% ../nbs/25_text_retention.ipynb #db987f60
+import copy
 import csv
 import time
 from collections import Counter
@@ -135,4 +136,33 @@ def retention(models: dict, sets: dict, n_boot: int = 1000) -> list:  # of rows
             continue
         for source, (texts, clips) in sets.items():
             rows += same_clip_rows(m, texts, clips, n_boot, model=name, source=source)
+    return rows
+
+# %% ../nbs/25_text_retention.ipynb #5ef4b40e
+def damaged(name: str, pad_id: int | None, share: float) -> Untouched:
+    "The untouched encoder with noise on every weight matrix, `share` of its standard deviation."
+    out = Untouched(name, pad_id)
+    g = torch.Generator().manual_seed(0)
+    held = copy.deepcopy(out.text.locked)
+    with torch.no_grad():
+        for w in held.parameters():
+            if w.ndim > 1:
+                w += share * w.std() * torch.randn(w.shape, generator=g)
+    out.text._held = (held,)
+    return out
+
+
+def control_rows(
+    name: str,  # text encoder
+    pad_id: int | None,
+    captions: list,
+    clips: list,
+    shares=(0, 0.1, 0.5, 1.0),  # of the weights' standard deviation
+) -> list:  # of rows, one for each share
+    "MRR of the damaged encoder."
+    rows = []
+    for share in shares:
+        found = same_clip_rows(damaged(name, pad_id, share), captions, clips, n_boot=10)
+        value = next(r['value'] for r in found if r['metric'] == 'MRR')
+        rows.append(dict(noise=share, metric='MRR', value=value, n=len(captions)))
     return rows
