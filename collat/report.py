@@ -6,7 +6,7 @@
 __all__ = ['RECORDED', 'GROUP_TITLES', 'WORLDS', 'interval_of', 'spread_of', 'mean_spread', 'grouped', 'zero_shot_rows',
            'ablation_columns', 'ablation_rows', 'seeds_rows', 'zero_distance', 'difference', 'loss_sentences',
            'words_parts', 'grounding_rows', 'grounding_parts', 'method', 'by_method', 'cells_of', 'methods_rows',
-           'retrieval_rows', 'captioning_rows', 'retention_rows', 'images_rows', 'pictures_part', 'results_of',
+           'retrieval_rows', 'captioning_rows', 'retention_rows', 'images_rows', 'pictures_part', 'stage_results',
            'all_results', 'cost_rows', 'added_parts', 'recorded_parts', 'public_parts', 'paired', 'variant_rows',
            'finding_rows', 'found_parts', 'architecture_parts', 'probe_parts', 'comparison', 'heading', 'validated',
            'zero_shot_parts', 'loss_parts', 'report_page', 'publish', 'publish_model']
@@ -301,7 +301,7 @@ def pictures_part(im: dict) -> str:  # `im`: results of notebook 24
     return draw('pictures', images_rows(im['rows']), im=im, r=im['reader'], size=size, less=less)
 
 # %% ../nbs/50_report.ipynb #47537ba9
-def results_of(run: Path, name: str) -> dict:
+def stage_results(run: Path, name: str) -> dict:
     "The results of a stage, empty when it has not run."
     path = run / f'results/{name}.json'
     return read_results(path)['results'] if path.exists() else {}
@@ -458,7 +458,7 @@ def comparison(run: Path) -> list:
     "Tables 1, 2, 3b and 4, the text axis of Fig. 1b, words and grounding, as far as their stages have run."
     stages = ['datasets', 'baselines', 'architecture', 'linear_probe', 'retrieval', 'captioning', 'text_retention']
     stages += ['image_generation', 'grounding', 'words']
-    got = {name: r for name in stages if (r := results_of(run, name))}
+    got = {name: r for name in stages if (r := stage_results(run, name))}
     rows = got.get('baselines', {}).get('rows', [])
     titles = {r['name'].split('-seed')[0].removesuffix('-frozen'): r['title'] for r in rows}
     drawn = lambda name: [draw(name)] if (run / f'figures/{name}.png').exists() else []
@@ -541,7 +541,7 @@ def report_page(run: Path, root: Path | None = None) -> str:  # Markdown
     "All tables of a run; `root` is the repository, whose committed tables of ESC-50 fill in."
     zs, ab, tr = (read_results(run / f'results/{n}.json') for n in ('zero_shot', 'ablations', 'training'))
     splits = read_results(run / 'results/scenes.json')['results']['splits']
-    part = lambda name: results_of(run, name)
+    part = lambda name: stage_results(run, name)
     parts = heading(run, load_profile('mini', zs['profile']), tr['results'], part('shards'))
     parts += recorded_parts(run, root or Path(sys.modules['collat'].__file__).parent.parent)
     parts += public_parts(part('public_sets'))
