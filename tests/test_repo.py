@@ -98,6 +98,7 @@ BETWEEN_EVALUATIONS = {
     'listen': {'captioning'},  # the captioner of 23 answers
     'architecture': {'ablations'},  # variants that are trained in the same way
     'recorded_scenes': {'ablations'},  # the same weights of the losses
+    'own_ears': {'grounding', 'painter'},  # the picture of the first page
 }
 
 
