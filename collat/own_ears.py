@@ -586,12 +586,12 @@ def publish_own(p: Profile, run_dir: str | Path, test: bool = False) -> Path:  #
     numbers = read_test(folder, run, '35_own_ears: the published model') if test else None
     if numbers:
         write_results(run / 'results/own_test.json', numbers, p, started)
+        with atomic_path(run / 'figures/scene.png') as tmp:
+            draw_scene(folder, run).savefig(tmp, format='png', dpi=110)
     write_card(folder, training_seconds(run), found, numbers)
     with atomic_path(run / 'own/ears.safetensors') as tmp:
         shutil.copyfile(own_ears_of(run), tmp)
     draw_own(run)
-    with atomic_path(run / 'figures/scene.png') as tmp:
-        draw_scene(folder, run).savefig(tmp, format='png', dpi=110)
     for file in (*run.glob('results/*.json'), *run.glob('figures/*.png')):
         with atomic_path(run / 'own' / file.name) as tmp:
             shutil.copyfile(file, tmp)
