@@ -488,7 +488,7 @@ def valid_lines(found: dict) -> list:  # of Markdown
 def test_lines(test: dict) -> list:  # of Markdown
     "What `read_test` found."
     out = [
-        f'Fold 5 of ESC-50, {test["clips"]} clips, read once; 50 names by prompts: top-1 {with_interval(test["top1"])}.'
+        f'Fold 5 of ESC-50, {test["clips"]} clips, on which nothing was chosen; 50 names by prompts: top-1 {with_interval(test["top1"])}.'
     ]
     if 'esc10' in test:
         out.append(f'The ten classes of ESC-10 among themselves: {with_interval(test["esc10"])}.')
