@@ -28,7 +28,7 @@ import collat
 from .audio import AudioError, at_least, load_sounds, several
 from .config import SCENE_WORLDS, atomic_path, check_place, nearest_name
 from .files import sound_files
-from .maps import METHODS, concept_maps, draw_grounding, map_frames, unit_range
+from .maps import METHODS, concept_maps, draw_grounding, map_frames, unit_range, usual_method
 from .model import CoLLAT, prompts_of, softmax_scores
 from .nothing import judged
 from .prompts import as_list, class_prompts
@@ -245,8 +245,10 @@ def stretch(curve: Tensor) -> tuple:  # (frames,) -> peak, first frame, past-las
     return peak, first, last
 
 
-def grounder(model: CoLLAT, labels=None, k: int = 3, method: str = METHODS[-1]):
-    "When each of the likeliest labels sounds: the `stretch` of its curve. Raises ValueError on an unknown method."
+def grounder(model: CoLLAT, labels=None, k: int = 3, method: str | None = None):
+    """When each of the likeliest labels sounds: the `stretch` of its curve; by `usual_method` where none is named.
+    Raises ValueError on an unknown method."""
+    method = usual_method(model.profile) if method is None else method
     check_method(method)
     names = known_labels(model, labels)
     z_t = prompts_of(model, names)
@@ -455,16 +457,18 @@ def show(
     model: CoLLAT | str | Path | None = None,  # or its folder; None: the shipped one
     labels=None,  # class names; None: as `known_labels`
     k: int = 3,  # labels and maps
-    method: str = METHODS[-1],  # of the maps
+    method: str | None = None,  # of the maps; None: as `grounder`
     sampling_rate: float | None = None,  # as `load_sounds`
 ):  # an HTML view
     "Player, labels, words and maps of one sound, at one level. Errors as `open_model` and `load_sounds`."
     from IPython.display import HTML
 
     check_k(k)
-    check_method(method)
+    if method is not None:
+        check_method(method)
     model = model if isinstance(model, CoLLAT) else open_model(model)
     p = model.profile
+    method = method or usual_method(p)
     wavs = load_sounds(audio, p.sample_rate, sampling_rate, levelled=True)
     if len(wavs) > 1:
         raise ValueError(f'{len(wavs)} sounds; one is shown, show(sounds[0]) say')
