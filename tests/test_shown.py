@@ -9,7 +9,6 @@ import pytest
 from collat.shown import checksum, showing
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = showing(ROOT / 'nbs')
 SHOWN = re.compile(r'figures/(\w+): (\w+\.json) ([0-9a-f]{8}),')
 
 
@@ -20,11 +19,16 @@ def printed(path) -> str:
     return ''.join(''.join(o.get('text', '')) for o in outputs)
 
 
+NOTEBOOKS = showing(ROOT / 'nbs')
+OTHERS = [p for p in sorted((ROOT / 'nbs').glob('*.ipynb')) if p not in NOTEBOOKS and SHOWN.search(printed(p))]
+
+
 def test_the_evaluations_show_what_is_published():
     assert {'20_zero_shot', '31_architecture'} <= {path.stem for path in NOTEBOOKS}
+    assert '35_own_ears' in {path.stem for path in OTHERS}
 
 
-@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', NOTEBOOKS + OTHERS, ids=lambda p: p.stem)
 def test_stored_outputs_are_those_of_the_published_results(path):
     said = printed(path)
     found = SHOWN.findall(said)
