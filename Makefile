@@ -5,7 +5,7 @@
 # make esc50      CoLLAT on real recordings: ESC-50's public protocols with YAMNet's ears (620 MB of downloads; 20 minutes on two cores; runs/esc50 and figures/esc50)
 # make esc50-long the same with three seeds and five draws of new classes, and the whole sequence on scenes mixed from recordings (hours; figures/esc50_long)
 # make pretrain    trains the ears of PROFILE again that figures/mini/ears.safetensors ships (an hour on two cores; runs/ears)
-# make ears        our own ears on recordings and scenes, and CoLLAT on them, for figures/own (two downloads, then three hours on two cores; resumes; runs/own; ARGS=--test reads fold 5)
+# make ears        our own ears on recordings and scenes, and CoLLAT on them, for figures/own (two downloads, then an hour and a half on two cores with bf16 products, longer on others; resumes; runs/own; ARGS=--test reads fold 5)
 # make painter     trains the painter of glyphs again that figures/mini/painter ships (minutes on one core; runs/painter)
 # make benchmarks  speed, memory and utilisation on this device beside transformers' (minutes; runs/benchmarks and figures/benchmarks)
 # make test        all gates and tests, but for the proofs marked slow (.venv/bin/python -m pytest -m slow)
