@@ -445,12 +445,13 @@ tags: [audio, zero-shot-audio-classification, audio-text]
 # CoLLAT on its own ears
 
 Turns a sound into token embeddings of the locked text encoder `{text}` (CoLLAT, NeurIPS 2023; an independent
-reproduction). It knows {classes} names, from dog and rain to violin and snare drum, and any other label by its words.
-Made by `make ears` in {minutes:.0f} minutes. The weights in this folder: Apache-2.0.
+reproduction). It knows {classes} names, from dog and rain to violin and snare drum. Any other label can be asked for,
+but of new instruments it names few more than guessing would. Made by `make ears` in {minutes:.0f} minutes. The weights in this folder: Apache-2.0.
 
 ## Training sound
 - {clips} recordings of ESC-50 (K. J. Piczak, 2015) from folds 1 to 4, those under CC0 and CC BY alone; they were cut,
   mixed, filtered and mixed with noise. The authors are named in `ATTRIBUTION.md`. The recordings are not in here.
+- Scale and threshold were chosen with recordings of other licences, too; no weight was trained on them.
 - Phrases of General MIDI programs, rendered from the soundfont TimGM6mb (GPL-2, inside the package `pretty_midi`).
 - Teacher: Google's YAMNet (Apache-2.0) said of each training sound what it hears; none of its weights are in here.
 
@@ -460,6 +461,9 @@ voices (paper, section 6). It was trained on few recordings of each name; a sire
 Where no name is near enough it says *nothing that I know*; the numbers below tell how often that is wrong.
 
 ## Numbers
+*known*: recordings and instruments that it was trained to name. *unknown*: noise, speech, and instruments that it never
+heard. *name left out*: recordings whose own name is not among the answers; they are not part of *unknown*.
+
 {numbers}
 """
 
@@ -482,7 +486,10 @@ def refused_lines(refused: dict) -> list:  # of Markdown
 
 def valid_lines(found: dict) -> list:  # of Markdown
     at = f'scale {found["answer_scale"]}, threshold {found["known_above"]}'
-    return [f'Answers: {at}, chosen on valid. Refused as unknown there:', *refused_lines(found['refused'])]
+    return [
+        f'Answers: {at}, chosen on the known sounds of valid. Refused as unknown there:',
+        *refused_lines(found['refused']),
+    ]
 
 
 def test_lines(test: dict) -> list:  # of Markdown
@@ -491,14 +498,15 @@ def test_lines(test: dict) -> list:  # of Markdown
     out = [f'{where}; 50 names by prompts: top-1 {with_interval(test["top1"])}.']
     if 'esc10' in test:
         out.append(f'The ten classes of ESC-10 among themselves: {with_interval(test["esc10"])}.')
-    out.append(f'Single instruments, {test["instruments"]["n"]}: {with_interval(test["instruments"])}.')
+    out.append(f'Single instruments, {test["instruments"]["n"]} new phrases of the training soundfont: ')
+    out[-1] += f'{with_interval(test["instruments"])}.'
     out.append(f'Mean distance of said and true probability: {three_digits(test["reliability"]["error"])}. Refused:')
     out += refused_lines(test['refused'])
     rows = [
         (f'{r["db"]:+d} dB', three_digits(r['top1']), three_digits(r['same']), three_digits(r['of_95']))
         for r in test['levels']
     ]
-    out += table_lines(('level', 'top-1', 'same answer', '95 % of scores within'), rows)
+    out += table_lines(('level', 'top-1', 'same answer', '95 % of score changes below'), rows)
     rows = [(f'{r["seconds"]:g} s', three_digits(r['top1'])) for r in test['lengths']]
     out += table_lines(('loudest stretch', 'top-1'), rows)
     rows = [(r['kind'], r['answer'], 'yes' if r['trained'] else 'no', r['of_all']) for r in test['animals']]
