@@ -446,7 +446,8 @@ tags: [audio, zero-shot-audio-classification, audio-text]
 
 Turns a sound into token embeddings of the locked text encoder `{text}` (CoLLAT, NeurIPS 2023; an independent
 reproduction). It knows {classes} names, from dog and rain to violin and snare drum. Any other label can be asked for,
-but of new instruments it names few more than guessing would. Made by `make ears` in {minutes:.0f} minutes. The weights in this folder: Apache-2.0.
+but of new instruments it names few more than guessing would. Made by `make ears` in {minutes:.0f} minutes.
+The weights in this folder: Apache-2.0.
 
 ## Training sound
 - {clips} recordings of ESC-50 (K. J. Piczak, 2015) from folds 1 to 4, those under CC0 and CC BY alone; they were cut,
