@@ -9,7 +9,8 @@ __all__ = ['SHORTEST', 'OVERLAP', 'MOMENTS', 'BANDS', 'AT_ONCE', 'WEIGHTS', 'LEV
            'without_name', 'heard_of', 'recordings_of', 'told_apart', 'calibrate', 'at_level', 'by_level', 'by_length',
            'of_classes', 'reasons_of', 'peak_correlation', 'of_animals', 'named', 'read_test', 'three_digits',
            'table_lines', 'refused_lines', 'valid_lines', 'test_lines', 'numbers_of', 'write_card', 'draw_own',
-           'recorded_scene', 'draw_scene', 'training_seconds', 'grounded', 'publish_own', 'make_own_model', 'main']
+           'recorded_scene', 'draw_scene', 'keep_scene', 'training_seconds', 'grounded', 'publish_own',
+           'make_own_model', 'main']
 
 # %% ../nbs/35_own_ears.ipynb #b1be25e2
 import dataclasses
@@ -575,6 +576,16 @@ def draw_scene(folder: str | Path, run_dir: str | Path):  # Figure
     painter = painter_for(Path(run_dir) / 'painter', model.text, p)
     return draw_figure1a(model, painter, wav, list(SCENE), usual_method(p), split_classes('train', p), events)
 
+
+def keep_scene(folder: str | Path, run_dir: str | Path):
+    "Writes the picture of the recorded scene beside the other figures of the run."
+    from matplotlib import pyplot as plt
+
+    fig = draw_scene(folder, run_dir)
+    with atomic_path(Path(run_dir) / 'figures/scene.png') as tmp:
+        fig.savefig(tmp, format='png', dpi=110)
+    plt.close(fig)
+
 # %% ../nbs/35_own_ears.ipynb #5165eb60
 def training_seconds(run_dir: str | Path) -> float:
     "What ears and training took, from their records."
@@ -600,8 +611,7 @@ def publish_own(p: Profile, run_dir: str | Path, test: bool = False) -> Path:  #
     numbers = read_test(folder, run, '35_own_ears: the published model') if test else None
     if numbers:
         write_results(run / 'results/own_test.json', numbers, p, started)
-        with atomic_path(run / 'figures/scene.png') as tmp:
-            draw_scene(folder, run).savefig(tmp, format='png', dpi=110)
+        keep_scene(folder, run)
     write_card(folder, training_seconds(run), found, numbers)
     with atomic_path(run / 'own/ears.safetensors') as tmp:
         shutil.copyfile(own_ears_of(run), tmp)

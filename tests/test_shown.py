@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from collat.shown import checksum, showing
+from collat.shown import short_digest, showing
 
 ROOT = Path(__file__).parent.parent
 SHOWN = re.compile(r'figures/(\w+): (\w+\.json) ([0-9a-f]{8}),')
@@ -34,6 +34,6 @@ def test_stored_outputs_are_those_of_the_published_results(path):
     found = SHOWN.findall(said)
     assert found, f'{path.name}: no output names a results file; run `python -m collat.shown --names {path.stem}`'
     for profile, name, stored in found:
-        now = checksum(ROOT / f'figures/{profile}/{name}')
+        now = short_digest(ROOT / f'figures/{profile}/{name}')
         assert stored == now, f'{path.name} shows another {name}; run `python -m collat.shown --names {path.stem}`'
     assert 'this run:' not in said
