@@ -182,7 +182,7 @@ def test_show_is_looked_up_when_asked_for(folder):
     code = 'import sys, collat; assert "torch" not in sys.modules; print(collat.show.__name__)'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == 'show'
     with pytest.raises(AttributeError, match='no attribute'):
-        __import__('collat').shown
+        __import__('collat').shows
 
 
 HEAVY = 'diffusers fastai h5py IPython ipykernel matplotlib nbdev open_clip pandas papermill seaborn webdataset'.split()
