@@ -544,8 +544,10 @@ def draw_own(run_dir: str | Path):
     run = Path(run_dir)
     rows = pd.DataFrame(read_results(run / 'results/ears.json')['results']['valid'])
     fig, axes = plt.subplots(1, 2, figsize=(7, 2.8))
-    for name in ('recorded', 'second', 'top1', 'map'):
-        axes[0].plot(rows.step, rows[name], marker='.', label=name)
+    names = dict(recorded='recordings, top-1', second='their loudest second, top-1')
+    names |= dict(top1='scenes of one event, top-1', map='scenes of several, mAP')
+    for name, label in names.items():
+        axes[0].plot(rows.step, rows[name], marker='.', label=label)
     axes[0].set(xlabel='step', ylabel='valid', ylim=(0, 1))
     axes[0].legend(frameon=False, fontsize=7)
     plot_reliability(read_results(run / 'results/nothing.json')['results']['reliability'], axes[1])

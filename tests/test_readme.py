@@ -1,6 +1,7 @@
 "README says what the committed results say, and no more than fits on two screens."
 
 import re
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -104,3 +105,17 @@ def test_no_sentence_is_longer_than_forty_words(page):
     "Readers are tired, and English is often not their first language."
     long = [s for s in sentences(prose(page)) if len(s.split()) > 40]
     assert not long, '\n\n'.join(['cut each into two or more:', *long])
+
+
+def test_the_example_is_what_the_shipped_model_says():
+    "README's line about the dog, on the recording of the package from which it was taken."
+    from collat.listen import answers, open_model
+    from collat.scenes import recorded_clips
+
+    said = re.search(r'^dog\.mp3: (.*)$', README, re.MULTILINE)[1]
+    shown = [(name, float(score)) for name, score in re.findall(r'([a-z ]+) (\d\.\d+)', said)]
+    with tempfile.TemporaryDirectory() as d:
+        wav = next(wav for wav, kind, _ in recorded_clips(d, 'README: the example') if kind == 'dog')
+    (answer,) = answers(open_model(), 'classify', wav, [], False)
+    assert [l['label'] for l in answer['labels']] == [name.strip() for name, _ in shown]
+    assert all(abs(l['score'] - score) < 0.02 for l, (_, score) in zip(answer['labels'], shown))
