@@ -170,12 +170,19 @@ def label_similarity(text, labels) -> float:  # -1 to 1
 # %% ../nbs/31_architecture.ipynb #d0a8bbff
 _LARGEST = f'CLAP, size {FACTORS[-1]:g}'
 ARCHITECTURE = [
-    Claim('the tokens should agree at the initial layer', 'Fig. 4a', 'layers', 'layer 0'),
+    Claim('comparing tokens before the locked layers beats comparing them later', 'Fig. 4a', 'layers', 'layer 0'),
     Claim('eight cross-attention blocks are better than one', 'Fig. 4a', 'blocks', '8 blocks', '1 block'),
     Claim('a pretrained AST is the best audio encoder', 'Fig. 4b', 'encoders', 'AST, pretrained'),
     Claim('a larger audio encoder does not help CLAP', 'Fig. 2b', 'sizes', _LARGEST, 'CLAP, size 1', expects='no more'),
-    Claim('and does not close the gap to CoLLAT', 'Fig. 2b', 'sizes', 'CoLLAT, size 1', _LARGEST),
-    Claim('an optimal order is hardly better', '§3.2', 'matchers', 'hungarian', 'greedy', expects='no more'),
+    Claim('a larger CLAP stays behind CoLLAT', 'Fig. 2b', 'sizes', 'CoLLAT, size 1', _LARGEST),
+    Claim(
+        'optimal matching of tokens is no better than greedy',
+        '§3.2',
+        'matchers',
+        'hungarian',
+        'greedy',
+        expects='no more',
+    ),
 ]
 
 # %% ../nbs/31_architecture.ipynb #74d43c83

@@ -73,31 +73,39 @@ def every_finding(
     return out
 
 
-def in_words(d: dict) -> str:
+def in_words(d: dict, seeds: bool = True) -> str:
     "A finding as a cell of a table: the word, the difference, its interval over clips, and its seeds."
     if 'difference' not in d:
         return d['verdict']
     gap = f'{d["difference"]:+.3f} [{d["lo"]:+.3f}, {d["hi"]:+.3f}]'
-    if d['seeds'] > 1:
+    if seeds and d['seeds'] > 1:
         gap += f'; seeds {d["lowest"]:+.3f} to {d["highest"]:+.3f}'
     return f'**{d["verdict"]}** {gap}'
 
 
-def verdict_table(found: list) -> str:  # Markdown
+def verdict_table(
+    found: list,  # as `every_finding`
+    first_page: bool = False,  # without seeds; what is not trained is named below, not in rows
+) -> str:  # Markdown
     "One row for each finding and each training length, its measures side by side."
     measures = dict(map='scenes, mAP', top1='one event, top-1', map_unseen='scenes of new classes, mAP')
     chance = {d['measure']: f' (chance {d["chance"]:.2f})' for d in found if 'chance' in d}
     heads = [f'{title}{chance.get(k, "")}' for k, title in measures.items()]
-    lines = [f'| the paper | where | {" | ".join(heads)} | trainings |', '|---' * 6 + '|']
+    lines = [f'| the paper says | where | {" | ".join(heads)} | trainings |', '|---' * 6 + '|']
     rows = {}
+    missing = []
     for d in found:
         rows.setdefault((d['claim'], d['where'], d['group'], d.get('steps')), {})[d['measure'].split('_noise')[0]] = d
     for (claim, where, group, steps), cells in rows.items():
-        seeds = max(d.get('seeds', 0) for d in cells.values())
-        of = f'{seeds} × {steps:,} steps' if steps else ''
-        ears = ' (tuned ears)' if group in ('tuned', 'uni') else ''
-        words = ' | '.join(in_words(cells[k]) if k in cells else '' for k in measures)
-        lines.append(f'| {claim}{ears} | {where} | {words} | {of} |')
+        name = claim + (' (tuned ears)' if group in ('tuned', 'uni') else '')
+        if first_page and not steps:
+            missing.append(name)
+            continue
+        of = f'{max(d.get("seeds", 0) for d in cells.values())} × {steps:,} steps' if steps else ''
+        words = ' | '.join(in_words(cells[k], not first_page) if k in cells else '' for k in measures)
+        lines.append(f'| {name} | {where} | {words} | {of} |')
+    if missing:
+        lines += ['', 'Not trained yet:', '', *(f'- {name}' for name in missing)]
     return '\n'.join(lines)
 
 # %% ../nbs/44_what_holds.ipynb #a0e3e647
@@ -253,5 +261,5 @@ def main(
     table = verdict_table(found)
     print(table)
     if readme:
-        fill_markers(Path(readme), table, 'findings')
+        fill_markers(Path(readme), verdict_table(found, first_page=True), 'findings')
         fill_markers(Path(readme), headline(KEPT.parents[1]), 'results')

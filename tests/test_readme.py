@@ -51,7 +51,7 @@ def test_the_first_table_is_that_of_the_results():
 
 def test_the_verdicts_are_those_of_the_long_study():
     assert between('findings') == verdict_table(
-        read_results(ROOT / 'figures/mini_long/findings.json')['results']['findings']
+        read_results(ROOT / 'figures/mini_long/findings.json')['results']['findings'], first_page=True
     )
 
 
