@@ -85,7 +85,7 @@ def in_words(d: dict, seeds: bool = True) -> str:
 
 def verdict_table(
     found: list,  # as `every_finding`
-    first_page: bool = False,  # without seeds; what is not trained is named below, not in rows
+    first_page: bool = False,  # without seeds; what is not trained is counted below, not named
 ) -> str:  # Markdown
     "One row for each finding and each training length, its measures side by side."
     measures = dict(map='scenes, mAP', top1='one event, top-1', map_unseen='scenes of new classes, mAP')
@@ -93,19 +93,19 @@ def verdict_table(
     heads = [f'{title}{chance.get(k, "")}' for k, title in measures.items()]
     lines = [f'| the paper says | where | {" | ".join(heads)} | trainings |', '|---' * 6 + '|']
     rows = {}
-    missing = []
+    missing = 0
     for d in found:
         rows.setdefault((d['claim'], d['where'], d['group'], d.get('steps')), {})[d['measure'].split('_noise')[0]] = d
     for (claim, where, group, steps), cells in rows.items():
         name = claim + (' (tuned ears)' if group in ('tuned', 'uni') else '')
         if first_page and not steps:
-            missing.append(name)
+            missing += 1
             continue
         of = f'{max(d.get("seeds", 0) for d in cells.values())} × {steps:,} steps' if steps else ''
         words = ' | '.join(in_words(cells[k], not first_page) if k in cells else '' for k in measures)
         lines.append(f'| {name} | {where} | {words} | {of} |')
     if missing:
-        lines += ['', 'Not trained yet:', '', *(f'- {name}' for name in missing)]
+        lines += ['', f'Not trained yet, and named in [44](nbs/44_what_holds.ipynb): {missing} more of its findings.']
     return '\n'.join(lines)
 
 # %% ../nbs/44_what_holds.ipynb #a0e3e647
