@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHIPPED', 'GROUP_SECONDS', 'STEP', 'MAPPED', 'QUESTIONS', 'SILENT', 'MP3_RATES', 'model_folder', 'open_model',
-           'known_labels', 'readable', 'is_name', 'counted', 'check_k', 'check_method', 'in_groups', 'top',
-           'classifier', 'reader', 'trained_captioner', 'captioner', 'label_curves', 'stretch', 'grounder', 'answers',
-           'heard_by', 'Index', 'embedded', 'search', 'player', 'bars', 'show']
+           'known_labels', 'readable', 'is_name', 'counted', 'check_k', 'check_method', 'in_groups', 'classifier',
+           'reader', 'trained_captioner', 'captioner', 'label_curves', 'stretch', 'grounder', 'answers', 'heard_by',
+           'Index', 'embedded', 'search', 'player', 'bars', 'show']
 
 # %% ../nbs/29_listen.ipynb #69c786f0
 import base64
@@ -29,7 +29,7 @@ from .audio import AudioError, at_least, load_sounds, several
 from .config import SCENE_WORLDS, atomic_path, check_place, nearest_name
 from .files import sound_files
 from .maps import METHODS, concept_maps, draw_grounding, map_frames, unit_range, usual_method
-from .model import CoLLAT, prompts_of, softmax_scores
+from .model import CoLLAT, best_labels, prompts_of, softmax_scores
 from .nothing import judged
 from .prompts import as_list, class_prompts
 from .reading import compose, read_words
@@ -129,12 +129,6 @@ def in_groups(sounds: Iterable, sample_rate: int, seconds: float = GROUP_SECONDS
     if held:
         yield held
 
-
-def top(scores: Tensor, names: list, k: int) -> list:  # (n,) -> [{'label', 'score'}]
-    "The k best."
-    best = scores.topk(min(k, len(names)))
-    return [dict(label=names[i], score=round(float(v), 4)) for v, i in zip(best.values, best.indices)]
-
 # %% ../nbs/29_listen.ipynb #c6655753
 def classifier(model: CoLLAT, labels=None, k: int = 3):
     "Zero-shot labels of each sound; of a calibrated model (notebook 14a) also whether it is `known`."
@@ -143,7 +137,7 @@ def classifier(model: CoLLAT, labels=None, k: int = 3):
 
     def answer(cosines):
         scores, known = judged(model.profile, cosines)
-        return dict(labels=top(scores, names, k)) | ({} if known is None else dict(known=bool(known)))
+        return dict(labels=best_labels(scores, names, k)) | ({} if known is None else dict(known=bool(known)))
 
     return lambda wavs: [answer(c) for c in (model.encode_audio(wavs) @ z_t.T).cpu()]
 
@@ -180,7 +174,7 @@ def captioner(model: CoLLAT, labels=None, k: int = 3, trained: Path | None = Non
 
     def sentence(s):
         p = (scale * s).softmax(-1)
-        best = top(p, names, k)
+        best = best_labels(p, names, k)
         heard = [b['label'] for i, b in enumerate(best) if not i or b['score'] > 0.5 * best[0]['score']]
         return dict(caption=f'The sound of {in_a_row([noun_phrase(h) for h in heard])}.', labels=best)
 
@@ -255,7 +249,7 @@ def grounder(model: CoLLAT, labels=None, k: int = 3, method: str | None = None):
     rate = model.profile.sample_rate
 
     def spans(wav):
-        best = top((model.encode_audio(wav) @ z_t.T)[0].cpu(), names, k)
+        best = best_labels((model.encode_audio(wav) @ z_t.T)[0].cpu(), names, k)
         i = torch.tensor([names.index(b['label']) for b in best])
         times, curves = label_curves(model, wav, z_t, i, method)
         end = int(1000 * len(wav) / rate) / 1000  # in whole milliseconds, inside the sound

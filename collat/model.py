@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLIPS_AT_ONCE', 'TEXTS_KEPT', 'SCENES_HEARD', 'AudioTextModel', 'CoLLAT', 'text_id', 'encode_each', 'drop_tokens',
-           'window_batches', 'joined', 'evaluating', 'checked_answer', 'prompts_of', 'softmax_scores', 'model_card',
-           'best_device']
+           'window_batches', 'joined', 'evaluating', 'checked_answer', 'prompts_of', 'softmax_scores', 'best_labels',
+           'model_card', 'best_device']
 
 # %% ../nbs/11_model.ipynb #f6c5126a
 import dataclasses
@@ -554,6 +554,14 @@ def softmax_scores(model: CoLLAT, cosines: np.ndarray, axis: int = 1) -> np.ndar
     return x.softmax(axis).numpy()
 
 
+def best_labels(scores: Tensor, names: list, k: int) -> list:  # (n,) -> [{'label', 'score'}], the best first
+    "The k best, or all where there are fewer; scores to four decimals. Raises ValueError on a `k` below 1."
+    if not isinstance(k, Integral) or isinstance(k, bool) or k < 1:
+        raise ValueError(f'top={k!r}; accepted: a whole number, 1 or more')
+    best = scores.topk(min(k, len(names)))
+    return [dict(label=names[i], score=round(float(v), 4)) for v, i in zip(best.values, best.indices)]
+
+
 @patch
 def classify(
     self: AudioTextModel,
@@ -562,10 +570,13 @@ def classify(
     template='',  # prompt form, as `prompts_of`
     sampling_rate: float | None = None,  # of `load_sounds`
     levelled: bool = True,  # of `load_sounds`; silence is answered with zeros and a warning
-) -> Tensor:  # (b k) cosine similarities
-    "Zero-shot classification (§5.1): cosine between each sound and one prompt per class. Errors as `prompts_of`."
+    top: int | None = None,  # so many names instead, the best first
+) -> Tensor | list:  # (b k) cosine similarities; with `top`, for each sound what `best_labels` says, of silence []
+    """Zero-shot classification (§5.1): cosine between each sound and one prompt per class.
+    Errors as `prompts_of` and `best_labels`."""
     if self.encode_text is None:
         raise ValueError(f'{self.profile.name} has no text side: probe only')
+    labels = as_list(labels)
     z_t = prompts_of(self, labels, template)
     wavs = load_sounds(wavs, self.profile.sample_rate, sampling_rate, levelled)
     scores = self.encode_audio(wavs) @ z_t.T
@@ -574,7 +585,9 @@ def classify(
             f'silence in {len(silent)} of {len(wavs)} sounds, the first is {silent[0]}: scores of 0', stacklevel=2
         )
         scores[silent] = 0
-    return scores
+    if top is None:
+        return scores
+    return [best_labels(s, labels, top) if s.any() else [] for s in scores.cpu()]
 
 # %% ../nbs/11_model.ipynb #f87d8996
 SCENES_HEARD = (
@@ -674,5 +687,7 @@ def _from_pretrained(cls: CoLLAT, *, model_id, **kwargs):
         model = cls(p)
     except ValueError as e:
         raise ValueError(f'{folder / "config.json"}: {e}') from e
-    fill(model, read_tensors(folder / 'model.safetensors'), folder / 'model.safetensors')
+    weights = read_tensors(folder / 'model.safetensors')
+    weights = {k.removeprefix('collat.'): v for k, v in weights.items()}  # so transformers names them (notebook 53)
+    fill(model, weights, folder / 'model.safetensors')
     return model.eval().to(best_device())

@@ -111,7 +111,10 @@ def saved_config(folder: str | Path, maker: str = 'save_pretrained') -> dict:
 
 
 def saved_profile(folder: str | Path, values: dict) -> Profile:
-    "The profile in a saved model's configuration. Raises ValueError that names the file."
+    """The profile in a saved model's configuration, also in one that transformers wrote (notebook 53).
+    Raises ValueError that names the file."""
+    if isinstance(values.get('profile'), dict):
+        values = values['profile']
     try:
         return load_profile('mini', values)
     except ValueError as e:
