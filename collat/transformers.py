@@ -7,6 +7,7 @@ __all__ = ['CODE', 'LINE', 'AUTO_MAP', 'Described', 'CoLLATConfig', 'CoLLATFeatu
            'CoLLATModel', 'to_transformers']
 
 # %% ../nbs/53_transformers.ipynb #b69df661
+import copy
 import dataclasses
 import shutil
 from pathlib import Path
@@ -35,6 +36,7 @@ from .config import atomic_path, check_place, load_profile
 from .listen import model_folder
 from .model import CoLLAT
 from .text_encoder import LockedTextEncoder
+from .weights import quiet
 
 # %% ../nbs/53_transformers.ipynb #72cde1ab
 CODE = 'modeling_collat.py'  # what `trust_remote_code` runs
@@ -53,7 +55,7 @@ class Described:
         return super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
-    def register_for_auto_class(cls, *args):
+    def register_for_auto_class(cls, *args, **kwargs):
         "Nothing: no folder gets a copy of our modules."
 
 # %% ../nbs/53_transformers.ipynb #067f75e7
@@ -102,6 +104,8 @@ def tokenizer_of(text: LockedTextEncoder) -> PreTrainedTokenizerBase:
     "The tokenizer of a text encoder as transformers saves it."
     own = text.tokenizer
     if isinstance(own, PreTrainedTokenizerBase):
+        own = copy.deepcopy(own)
+        own.init_kwargs.pop('max_length', None)  # a processor would warn of it at every call
         return own
     start, end = (own.decoder[i] for i in own.all_special_ids[:2])
     special = dict(bos_token=start, eos_token=end, unk_token=end, pad_token=end)
@@ -120,7 +124,7 @@ class CoLLATProcessor(Described, ProcessorMixin):
         return images, text, videos, audio
 
 # %% ../nbs/53_transformers.ipynb #da680eeb
-class CoLLATModel(PreTrainedModel):
+class CoLLATModel(Described, PreTrainedModel):
     "CoLLAT with the methods of transformers' `ClapModel`, for inference."
 
     config_class = CoLLATConfig
@@ -206,7 +210,8 @@ def to_transformers(
     own = model_folder(model)
     inner = CoLLAT.from_pretrained(own).cpu()
     config = CoLLATConfig(profile=dataclasses.asdict(inner.profile))
-    CoLLATModel(config, inner).save_pretrained(folder)
+    with quiet():
+        CoLLATModel(config, inner).save_pretrained(folder)
     listener = CoLLATFeatureExtractor(sampling_rate=inner.profile.sample_rate)
     CoLLATProcessor(listener, tokenizer_of(inner.text)).save_pretrained(folder)
     for card in own.glob('*.md'):
