@@ -12,6 +12,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from pretend_gpu import pretended_gpu
 from transformers import AutoModel, AutoProcessor, pipeline
 
 import collat
@@ -85,6 +86,15 @@ def test_features_and_logits_are_ours_in_any_company(folder, ours, sounds):
         assert torch.allclose(alone, ours.encode_audio(sounds[i], levelled=True), atol=1e-5)
     fast = processor(audio=sounds[0].repeat_interleave(2), sampling_rate=32_000, return_tensors='pt')
     assert abs(fast['feature_lengths'] - len(sounds[0])) <= 1
+    with pretended_gpu():
+        there = model.to('cuda')(**{k: v.to('cuda') for k, v in inputs.items()}).logits_per_audio.cpu()
+    assert torch.allclose(there, out.logits_per_audio, atol=1e-4)
+
+
+def test_what_does_not_fit_is_refused(folder):
+    model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    with pytest.raises(ValueError, match='sound 0: 0.0006 s of sound'):
+        processor(audio=np.zeros(10), return_tensors='pt')
     with pytest.raises(ValueError, match='at most 512 tokens'):
         model.get_text_features(torch.ones(1, 600, dtype=torch.long))
 
@@ -151,6 +161,7 @@ SAID = {  # value of a line -> what it has to be, of a dog and a rooster
     'audio_embed.cpu().numpy()': lambda v: isinstance(v, np.ndarray) and v.shape == (2, 384),
     'model.classify(files, names, top=3)': lambda v: [best[0]['label'] for best in v] == ['dog', 'rooster'],
     "[a['caption'] for a in answers(model, 'caption', files, [])]": lambda v: 'dog' in v[0] and 'rooster' in v[1],
+    'audio @ text.T': lambda v: v.argmax(1).tolist() == [0, 1],
     'model(**inputs).logits_per_audio': lambda v: v.argmax(1).tolist() == [0, 1],
     "classify(array, candidate_labels=names, hypothesis_template='This is a sound of {}')": (
         lambda v: v[0]['label'] == 'dog'
