@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from fastcore.script import call_parse
-from joblib import Parallel, delayed
+from joblib import delayed
 from safetensors.torch import load_file, save_file
 
 from .baselines import load_baseline, on_shards
@@ -32,6 +32,7 @@ from .learning_curves import POINTS, CurveScorer, constants, measured, numbers
 from .losses import LOSS_TERMS
 from .model import CoLLAT
 from .optimizer import best_precision
+from .processes import side_by_side
 from .scenes import Scenes
 from .text_families import load_text_encoder
 from .training import load_audio_encoder, pretrain, train
@@ -227,7 +228,7 @@ def ablate(
     curve = CurveScorer(run / 'data', views_of(profile))
     work = (delayed(_one)(job, home, run, pretrained, curve, jobs > 1) for job, home in zip(asked, homes))
     rows = []
-    for i, (job, found) in enumerate(zip(asked, Parallel(jobs, return_as='generator')(work))):
+    for i, (job, found) in enumerate(zip(asked, side_by_side(work, jobs))):
         print(f'{time.strftime("%H:%M")} {i + 1} of {len(asked)}: {job[1][0][1]}, seed {job[0].seed}', flush=True)
         rows += rows_of(job, found)
     return rows

@@ -23,7 +23,7 @@ import numpy as np
 import seaborn as sns
 import torch
 import torch.nn.functional as F
-from joblib import Parallel, delayed
+from joblib import delayed
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -35,6 +35,7 @@ from .ears import load_published
 from .metrics import accuracy, average_precision_at_k, bootstrap_ci, hits, recall_at_k
 from .model import CoLLAT, best_device, evaluating
 from .probes import probe
+from .processes import side_by_side
 from .prompts import class_prompts
 from .recordings import DESCRIBED, ESC10, ESC50, WholeClips, class_split, esc50_clips
 from .training import load_audio_encoder, pretrain, run_steps
@@ -389,7 +390,7 @@ def run_trials(profile: Profile, tokens: CachedTokens, clips, trials, run_dir: s
     "All trials; on a CPU as many at a time as it has cores, one thread each, their own words in `logs`."
     jobs = 1 if torch.cuda.is_available() else os.cpu_count()
     work = (delayed(_quiet_trial)(profile, tokens, clips, t, run_dir, jobs) for t in trials)
-    done = Parallel(jobs, return_as='generator')(work)
+    done = side_by_side(work, jobs)
     return [r for rows in tqdm(done, total=len(trials), desc='trials', unit='trial') for r in rows]
 
 

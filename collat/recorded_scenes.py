@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from joblib import Parallel, delayed
+from joblib import delayed
 from tqdm import tqdm
 
 from .ablations import lambdas
@@ -32,6 +32,7 @@ from .learning_curves import HeardSplit, embed_heard, hear_split
 from .model import CoLLAT, best_device
 from .optimizer import best_precision
 from .probes import probe
+from .processes import side_by_side
 from .scenes import Scenes
 from .training import train
 from .validation import multi_hot
@@ -105,7 +106,7 @@ def run_methods(methods: list, profile: Profile, run: Path, heard: list) -> list
     "All methods; on a CPU as many side by side as it has cores."
     jobs = 1 if torch.cuda.is_available() else os.cpu_count()
     work = (delayed(run_method)(m, profile, run, heard, 1 if jobs > 1 else 0) for m in methods)
-    done = tqdm(Parallel(jobs, return_as='generator')(work), total=len(methods), desc='methods', unit='method')
+    done = tqdm(side_by_side(work, jobs), total=len(methods), desc='methods', unit='method')
     return [r for rows in done for r in rows]
 
 

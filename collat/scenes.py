@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from .audio import load_audio, load_sounds, sample_seed, sounding
 from .config import SCENE_WORLDS, Profile, atomic_path, made_with, nearest_name, write_results
+from .processes import side_by_side
 from .recordings import ESC50, class_split, recordings
 from .rooms import another_recording
 
@@ -385,15 +386,10 @@ def _render_class(name, split, n, profile, font):
 
 
 def _by_class(jobs, settings, desc):  # phrases, lengths
-    from joblib import Parallel
-    from joblib.externals.loky import get_reusable_executor
-
     names = settings['classes']
     few = len(names) * settings['n'] < 500  # made before another process has started
-    done = Parallel(1 if few else -1, return_as='generator')(jobs)
-    made = zip(*tqdm(done, total=len(names), desc=desc, unit='class'))
-    get_reusable_executor().shutdown()  # idle workers would keep this process from ending
-    return made
+    done = side_by_side(jobs, 1 if few else -1)
+    return zip(*tqdm(done, total=len(names), desc=desc, unit='class'))
 
 
 def render_split(

@@ -32,8 +32,7 @@ import psutil
 import soundfile as sf
 import torch
 from fastcore.basics import patch, store_attr
-from joblib import Parallel, delayed
-from joblib.externals.loky import get_reusable_executor
+from joblib import delayed
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tqdm import tqdm
@@ -42,6 +41,7 @@ from .audio import sample_seed
 from .clips import Clip, Manifest, read_clips
 from .config import SCENE_WORLDS, Profile, as_described, atomic_path, read_json
 from .datasets import LEAKS, clips_without_leaks, load_dataset
+from .processes import side_by_side
 from .sources import source_of
 
 # %% ../nbs/06_streaming.ipynb #5c40433b
@@ -401,12 +401,8 @@ def shard(
         return delayed(make_shard)(out, k, numbered, plan)
 
     bar = dict(total=len(mine), initial=len(mine) - len(todo), desc=f'shards of {name}, part {i}/{n}', unit='shard')
-    try:
-        for _ in tqdm(Parallel(workers, return_as='generator_unordered')(map(job, todo)), **bar):
-            pass
-    finally:
-        if workers != 1:
-            get_reusable_executor().shutdown(kill_workers=True)  # idle workers would keep this process from ending
+    for _ in tqdm(side_by_side(map(job, todo), workers, as_done=True), **bar):
+        pass
     return index_shards(out)
 
 # %% ../nbs/06_streaming.ipynb #66211ec3
