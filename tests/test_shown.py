@@ -9,7 +9,7 @@ import pytest
 from collat.shown import short_digest, showing
 
 ROOT = Path(__file__).parent.parent
-SHOWN = re.compile(r'figures/(\w+): (\w+\.json) ([0-9a-f]{8}),')
+SHOWN = re.compile(r'figures/(\w+): ([\w-]+\.json) ([0-9a-f]{8}),')
 
 
 def printed(path) -> str:
