@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ENCODERS', 'FACTORS', 'ARCHITECTURE', 'against', 'compared', 'sweep_rows', 'model_row', 'not_asked', 'scaled',
-           'home_of', 'encoder_rows', 'size_rows', 'greedy_optimality', 'label_similarity', 'long_run', 'fill_in']
+           'home_of', 'encoder_rows', 'size_rows', 'greedy_optimality', 'label_similarity', 'long_run', 'fill_in',
+           'with_long_run', 'renew']
 
 # %% ../nbs/31_architecture.ipynb #121d7463
 import dataclasses
@@ -14,11 +15,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from .ablations import Claim, ablate, valid_scores, views_of
+from .ablations import Claim, ablate, findings, kept_rows, valid_scores, views_of
 from .baselines import load_baseline, train_baseline, train_equal
 from .batches import prompt_maker
 from .checkpoints import read_log
-from .config import Profile, load_profile, read_results
+from .config import Profile, load_profile, read_results, store_results
 from .learning_curves import MEASURES, measured, numbers
 from .losses import greedy_match, hungarian_match, match_cost, pairwise_distance
 from .metrics import paired_bootstrap
@@ -201,3 +202,31 @@ def fill_in(
         have = {r['group'] for r in rows}
         rows = rows + [r | dict(run='mini_long') for r in more if r['group'] not in have]
     return rows
+
+
+def with_long_run(
+    p: Profile,
+    rows: list,  # of this run, with their scores
+) -> tuple:  # rows, findings
+    "The same rows, filled in from the committed long study, and the findings of both."
+    found = findings(rows, ARCHITECTURE, p.n_boot)
+    long = load_profile('mini_long')
+    swept = compared([r for r in kept_rows(long) if r['group'] in long.sweeps.split(',')], p.n_boot)
+    rows = fill_in(rows, swept, long_run())
+    of_long = findings([r for r in rows if 'run' in r and 'scores' in r], ARCHITECTURE, p.n_boot)
+    rows = [{k: v for k, v in r.items() if k != 'scores'} for r in rows]
+    return rows, found + [d | dict(run='mini_long') for d in of_long]
+
+
+def renew(path: str | Path):  # of results of this notebook
+    """Writes what the long study knows by now into the results of a run that trained no variants of its own.
+
+    Raises ValueError where the run has trained some.
+    """
+    body = read_results(path)
+    own = {r['group'] for r in body['results']['rows'] if 'run' not in r}
+    if own:
+        raise ValueError(f'{path}: the run has trained variants itself ({", ".join(sorted(own))}); they stay')
+    rows, found = with_long_run(load_profile(body['profile']['name']), [])
+    body['results'] |= dict(rows=rows, findings=found)
+    store_results(path, body)

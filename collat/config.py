@@ -10,7 +10,7 @@ __all__ = ['SCENE_WORLDS', 'changes_numbers', 'changes_nothing', 'PROFILES', 'RE
            'PictureFields', 'EvaluationFields', 'Profile', 'profile_groups', 'nearest_name', 'cast_field', 'migrated',
            'as_values', 'load_profile', 'check_field', 'read_json', 'made_with', 'as_described', 'data_folders',
            'find_data', 'Preempted', 'asked_to_stop', 'atomic_path', 'check_place', 'package_version', 'device_name',
-           'run_info', 'write_results', 'short_lists', 'read_results']
+           'run_info', 'write_results', 'store_results', 'short_lists', 'read_results']
 
 # %% ../nbs/00_config.ipynb #e52b1469
 import dataclasses
@@ -929,7 +929,12 @@ def write_results(
 ) -> Path:
     """Results with their profile and run info, written atomically. NaN is refused: what is not a number must be None.
     What cannot be written is printed, before OSError is raised."""
-    body = dict(profile=dataclasses.asdict(profile), run=run_info(profile, started), results=results)
+    run = run_info(profile, started)
+    return store_results(path, dict(profile=dataclasses.asdict(profile), run=run, results=results))
+
+
+def store_results(path: str | Path, body: dict) -> Path:  # `body`: as `read_results`
+    "Writes results that already name their profile and run. Raises OSError and ValueError as `write_results`."
     text = short_lists(json.dumps(body, indent=1, allow_nan=False, ensure_ascii=False))
     try:
         with atomic_path(path) as tmp:
