@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'LOUDEST', 'RATES', 'LONGEST', 'UNKNOWN', 'FILES', 'FOREIGN', 'CANCELLED', 'SILENCE', 'LEVEL', 'SCALES',
-           'CHANNELS', 'ARRAYS', 'ALONE', 'WINDOWS', 'FLOOR', 'AUDIOSET_MEAN', 'AUDIOSET_STD', 'AudioError', 'RawSound',
-           'load_audio', 'sounding', 'normalise_level', 'several', 'load_sounds', 'fbank', 'pad_frames', 'normalise',
-           'denormalise', 'dataset_stats', 'sample_seed', 'spec_augment', 'add_noise', 'snr_db', 'window_views',
-           'windows', 'join_windows', 'at_least']
+           'CHANNELS', 'ARRAYS', 'ALONE', 'MP3_RATES', 'WINDOWS', 'FLOOR', 'AUDIOSET_MEAN', 'AUDIOSET_STD',
+           'AudioError', 'RawSound', 'load_audio', 'sounding', 'normalise_level', 'several', 'load_sounds', 'player',
+           'fbank', 'pad_frames', 'normalise', 'denormalise', 'dataset_stats', 'sample_seed', 'spec_augment',
+           'add_noise', 'snr_db', 'window_views', 'windows', 'join_windows', 'at_least']
 
 # %% ../nbs/01_audio.ipynb #135e8d9b
+import base64
 import hashlib
 import io
 import math
@@ -307,6 +308,18 @@ def load_sounds(
         with ThreadPoolExecutor(min(len(sounds), os.cpu_count() or 1)) as pool:
             wavs = list(pool.map(one, sounds, range(len(sounds))))
     return [normalise_level(w) for w in wavs] if levelled else wavs
+
+# %% ../nbs/01_audio.ipynb #9b67840c
+MP3_RATES = 8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000  # Hz
+
+
+def player(wav: Tensor, sample_rate: int) -> str:  # HTML
+    "An audio element that holds its sound, (s,): MP3, or WAV at a rate that MP3 does not have."
+    kind = 'mp3' if sample_rate in MP3_RATES else 'wav'
+    f = io.BytesIO()
+    small = dict(compression_level=0.5) if kind == 'mp3' else {}
+    sf.write(f, wav.numpy(), sample_rate, format=kind.upper(), **small)
+    return f'<audio controls src="data:audio/{kind};base64,{base64.b64encode(f.getvalue()).decode()}"></audio>'
 
 # %% ../nbs/01_audio.ipynb #3a99e86a
 WINDOWS = dict(hanning=torch.hann_window, hamming=torch.hamming_window)
