@@ -330,6 +330,13 @@ CLAIMS = [
         'λ = (1, 0.1, 0.01)',
         'λ = (6, 1, 0.01)',
     ),
+    Claim(
+        'counting the padding in Eq. 1, as printed, helps where Eq. 2 is off',
+        'Eq. 1',
+        'padding_alone',
+        'padding counts, without Eq. 2',
+        'padding left out, without Eq. 2',
+    ),
     Claim('the cross-token loss helps', 'Table 3a', 'tuned', 'all losses, tuned ears', '− cross-token, tuned ears'),
     Claim('the contrastive loss helps', 'Table 3a', 'tuned', 'all losses, tuned ears', '− cross-global, tuned ears'),
     Claim(

@@ -214,8 +214,11 @@ def with_long_run(
     swept = compared([r for r in kept_rows(long) if r['group'] in long.sweeps.split(',')], p.n_boot)
     rows = fill_in(rows, swept, long_run())
     of_long = findings([r for r in rows if 'run' in r and 'scores' in r], ARCHITECTURE, p.n_boot)
-    rows = [{k: v for k, v in r.items() if k != 'scores'} for r in rows]
-    return rows, found + [d | dict(run='mini_long') for d in of_long]
+    return [_plain(r) for r in rows], found + [d | dict(run='mini_long') for d in of_long]
+
+
+def _plain(row: dict) -> dict:
+    return {k: v for k, v in row.items() if k != 'scores'}
 
 
 def renew(path: str | Path):  # of results of this notebook

@@ -41,8 +41,8 @@ WITHOUT = {f'− {t.name or k}': t.title or k for k, t in LOSS_TERMS.items()}
 
 def common_length(ours: list, theirs: list) -> int:  # steps; 0: the two share no training
     "Of the training lengths that two variants share, the one with the most seeds; of several, the longest."
-    seeds = [{(r['steps'], r['seed']) for r in rows} for rows in (ours, theirs)]
-    shared = Counter(steps for steps, _ in seeds[0] & seeds[1])
+    seeds = lambda rows: {(r['steps'], r['seed']) for r in rows}
+    shared = Counter(steps for steps, _ in seeds(ours) & seeds(theirs))
     return max(shared, key=lambda steps: (shared[steps], steps), default=0)
 
 
@@ -60,7 +60,8 @@ def in_every_respect(
             theirs = [r for r in mine if r['variant'] == name + tail]
             if not (steps := common_length(whole, theirs)):
                 continue
-            ours, theirs = ([r for r in rs if r['steps'] == steps] for rs in (whole, theirs))
+            ours = [r for r in whole if r['steps'] == steps]
+            theirs = [r for r in theirs if r['steps'] == steps]
             claim = Claim(f'{loss} helps', 'Table 3a', group, ours[0]['variant'], theirs[0]['variant'])
             for key, respect in RESPECTS.items():
                 if key in ours[0] and key in theirs[0]:
@@ -106,7 +107,8 @@ def verdict_table(
     missing = 0
     for d in found:
         rows.setdefault((d['claim'], d['where'], d['group'], d.get('steps')), {})[d['measure'].split('_noise')[0]] = d
-    trained = {k: (max(d.get('seeds', 0) for d in cells.values()), k[-1]) for k, cells in rows.items()}
+    most = lambda cells: max(d.get('seeds', 0) for d in cells.values())
+    trained = {k: (most(cells), k[-1]) for k, cells in rows.items()}
     for (claim, where, group, steps), cells in rows.items():
         seeds = trained[claim, where, group, steps][0]
         if first_page and (seeds, steps) != max(t for k, t in trained.items() if k[:3] == (claim, where, group)):
